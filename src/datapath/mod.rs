@@ -1,0 +1,20 @@
+//! The forwarding decision and the worker's loop.
+//!
+//! This room decides what becomes of a packet and moves bursts between ports. It knows [`Port`] as a trait only:
+//! AF_XDP and the tests implement it. Per packet there is no allocation, no lock, no log and no system call,
+//! and every packet ends in exactly one counted [`Verdict`].
+
+mod forward;
+pub mod memory;
+mod port;
+mod punt;
+mod stats;
+mod verdict;
+mod worker;
+
+pub use forward::{ForwardState, forward, forward_handover};
+pub use port::Port;
+pub use punt::{Handover, PuntBuf, PuntQueue, PuntSource, Punted, Wake, punt_queue};
+pub use stats::WorkerStats;
+pub use verdict::{DropReason, PuntReason, PuntTo, Verdict};
+pub use worker::{Snapshot, Worker};

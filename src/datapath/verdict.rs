@@ -1,0 +1,162 @@
+//! What becomes of a packet, and why.
+
+use crate::{
+    fib::PortId,
+    packet::ParseError,
+    tunnel::{Refusal, TunnelId},
+};
+
+/// What becomes of a packet: exactly one of these, always counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// A finished Ethernet frame for this port.
+    Transmit(PortId),
+    /// For the kernel, or for the thread that owns the tunnel's sequence numbers.
+    Punt(PuntReason, PuntTo),
+    Drop(DropReason),
+}
+
+/// Where a punted packet goes. In every case the buffer then begins with the IP header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PuntTo {
+    /// A decapsulated packet, into its own tunnel's TUN device.
+    Tunnel(TunnelId),
+    /// A packet as it was received (less its Ethernet header), into the service TUN device.
+    Service,
+    /// A finished outer packet, out of the raw socket.
+    Underlay(TunnelId),
+    /// A packet as it was received, for the thread that owns the tunnel's sequence numbers.
+    Owner(TunnelId),
+}
+
+macro_rules! reasons {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$doc])* $variant,)* }
+
+        impl $name {
+            /// Every reason, in the order of its index.
+            pub const ALL: &[$name] = &[$($name::$variant,)*];
+            /// How many there are.
+            pub const COUNT: usize = $name::ALL.len();
+
+            /// The counter's name, as it stands in JSON and in the documents.
+            pub fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $word,)* }
+            }
+
+            /// The counter's place in a table of all of them.
+            #[inline]
+            pub fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why a packet left the fast path for the kernel.
+    PuntReason {
+        /// The frame is not one that the fast path carries (not IP, options, fragment, tag, other MAC …).
+        NotPlain = "not_plain",
+        /// No tunnel has these outer addresses and this key.
+        UnknownTunnel = "unknown_tunnel",
+        /// The mirror has no route, or one that only the kernel can follow.
+        NoRoute = "no_route",
+        /// The destination is the router itself.
+        LocalDelivery = "local_delivery",
+        /// The next hop's link address is not known yet.
+        Unresolved = "unresolved",
+        /// The TTL or hop limit would reach zero: the kernel answers.
+        TtlExpiring = "ttl_expiring",
+        /// Larger than the tunnel's or the egress device's MTU: the kernel answers or fragments.
+        TooBig = "too_big",
+        /// The packet routes into a tunnel after it came out of one.
+        TunnelToTunnel = "tunnel_to_tunnel",
+        /// Forwarding is switched off on the device it came in by.
+        ForwardingOff = "forwarding_off",
+        /// Another thread owns the tunnel's sequence numbers.
+        SequenceOwner = "sequence_owner",
+        /// The outer next hop is not usable at this moment.
+        TunnelNotReady = "tunnel_not_ready",
+    }
+}
+
+reasons! {
+    /// Why a packet was discarded. The names are the counters' names.
+    DropReason {
+        OuterTruncated = "outer_truncated",
+        OuterVersion = "outer_version",
+        OuterHeaderLength = "outer_header_length",
+        OuterTotalLength = "outer_total_length",
+        OuterChecksum = "outer_checksum",
+        GreTruncated = "gre_truncated",
+        GreVersion = "gre_version",
+        GreFlags = "gre_flags",
+        InnerTruncated = "inner_truncated",
+        InnerVersion = "inner_version",
+        InnerHeaderLength = "inner_header_length",
+        InnerTotalLength = "inner_total_length",
+        InnerChecksum = "inner_checksum",
+        UnknownTunnel = "unknown_tunnel",
+        UnknownProtocol = "unknown_protocol",
+        GreChecksum = "gre_checksum",
+        GreChecksumPresence = "gre_checksum_presence",
+        SequenceMissing = "sequence_missing",
+        SequenceOld = "sequence_old",
+        EcnCongestion = "ecn_congestion",
+        Recursion = "recursion",
+        NoHeadroom = "no_headroom",
+        NoRemote = "no_remote",
+        /// The transmit ring of the egress port stayed full.
+        TxRingFull = "tx_ring_full",
+        /// The queue to the slow path was full.
+        PuntQueueFull = "punt_queue_full",
+        /// The slow path's write or send was refused by the kernel.
+        SlowPathRefused = "slow_path_refused",
+        /// Larger than the underlay's MTU with DF set, on the slow path.
+        OuterTooBig = "outer_too_big",
+        /// The tunnel device is down.
+        TunnelDown = "tunnel_down",
+        /// A handed-over packet found no free frame.
+        NoFrame = "no_frame",
+    }
+}
+
+impl From<Refusal> for DropReason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Outer(e) => match e {
+                ParseError::Truncated => DropReason::OuterTruncated,
+                ParseError::Version => DropReason::OuterVersion,
+                ParseError::HeaderLength => DropReason::OuterHeaderLength,
+                ParseError::TotalLength => DropReason::OuterTotalLength,
+                ParseError::HeaderChecksum => DropReason::OuterChecksum,
+                ParseError::GreFlags => DropReason::GreFlags,
+            },
+            Refusal::Gre(e) => match e {
+                ParseError::Version => DropReason::GreVersion,
+                ParseError::GreFlags => DropReason::GreFlags,
+                _ => DropReason::GreTruncated,
+            },
+            Refusal::Inner(e) => match e {
+                ParseError::Truncated | ParseError::GreFlags => DropReason::InnerTruncated,
+                ParseError::Version => DropReason::InnerVersion,
+                ParseError::HeaderLength => DropReason::InnerHeaderLength,
+                ParseError::TotalLength => DropReason::InnerTotalLength,
+                ParseError::HeaderChecksum => DropReason::InnerChecksum,
+            },
+            Refusal::UnknownTunnel => DropReason::UnknownTunnel,
+            Refusal::UnknownProtocol => DropReason::UnknownProtocol,
+            Refusal::Checksum => DropReason::GreChecksum,
+            Refusal::ChecksumPresence => DropReason::GreChecksumPresence,
+            Refusal::SequenceMissing => DropReason::SequenceMissing,
+            Refusal::SequenceOld => DropReason::SequenceOld,
+            Refusal::EcnCongestion => DropReason::EcnCongestion,
+            Refusal::Recursion => DropReason::Recursion,
+            Refusal::NoRoom => DropReason::NoHeadroom,
+            Refusal::NoRemote => DropReason::NoRemote,
+        }
+    }
+}
