@@ -123,13 +123,10 @@ mod tests {
 
     #[test]
     fn sequence_numbers_start_at_zero_and_wrap() {
-        let state = TunnelState::new(0, 1);
-        assert_eq!((state.next_sequence(), state.next_sequence()), (0, 1));
-        state.adopt_sequences((u32::MAX, 0));
-        assert_eq!(
-            (state.next_sequence(), state.next_sequence()),
-            (u32::MAX, 0)
-        );
+        let first = Sequences::default();
+        assert_eq!((first.next(), first.next()), (0, 1));
+        let last = Sequences::starting_at(u32::MAX, 0);
+        assert_eq!((last.next(), last.next()), (u32::MAX, 0));
     }
 
     #[test]
