@@ -10,7 +10,12 @@ use crate::control::config::{DEFAULT_CONFIG, DEFAULT_CONTROL};
 
 /// A kernel-bypass tunnel router for Linux: GRE over AF_XDP
 #[derive(Debug, Parser)]
-#[command(name = "greyhound", version, infer_subcommands = true, arg_required_else_help = true)]
+#[command(
+    name = "greyhound",
+    version,
+    infer_subcommands = true,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub verb: Verb,
@@ -26,7 +31,12 @@ pub enum Verb {
         #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
         log_format: LogFormat,
         /// error, warn, info, debug or trace, or tracing's filter syntax
-        #[arg(long, value_name = "LEVEL", env = "GREYHOUND_LOG", default_value = "info")]
+        #[arg(
+            long,
+            value_name = "LEVEL",
+            env = "GREYHOUND_LOG",
+            default_value = "info"
+        )]
         log_level: String,
     },
     /// Validate the configuration and this host; exit 0 fit, 1 not
@@ -146,7 +156,10 @@ mod tests {
     fn options_move_behind_the_verb_with_their_values() {
         for (typed, read) in [
             ("g --json tunnel show gre1", "g tunnel show gre1 --json"),
-            ("g --socket /s --json stats gre1", "g stats gre1 --socket /s --json"),
+            (
+                "g --socket /s --json stats gre1",
+                "g stats gre1 --socket /s --json",
+            ),
             ("g --socket=/s stats", "g stats --socket=/s"),
             ("g tunnel --json show", "g tunnel show --json"),
             ("g stats --json -- --watch", "g stats --json -- --watch"),

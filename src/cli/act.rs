@@ -78,7 +78,11 @@ fn check(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
         true => print_json(&report)?,
         false => print(&report.to_string())?,
     }
-    Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if fit {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn tunnel_show(name: Option<String>, ask: &Ask) -> anyhow::Result<()> {

@@ -198,7 +198,9 @@ pub async fn serve(socket: &ControlSocket, handler: impl Fn(Request) -> Response
 
 /// Tells a client in a few bytes, which fit its empty buffer, that there are too many.
 fn refuse(stream: UnixStream) {
-    let busy = Response::Error(format!("busy: {CONNECTION_LIMIT} clients are connected already"));
+    let busy = Response::Error(format!(
+        "busy: {CONNECTION_LIMIT} clients are connected already"
+    ));
     if let (Ok(line), Ok(mut stream)) = (to_line(&busy), stream.into_std()) {
         let _ = stream.write(&line);
     }
@@ -234,7 +236,10 @@ async fn within_limit<T>(work: impl Future<Output = Option<T>>) -> Option<T> {
 /// The next line, which may lack its newline at the end of the stream and at the limit; none after the end or an error.
 async fn read_request(reader: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> Option<Vec<u8>> {
     let mut line = Vec::new();
-    let read = reader.take(REQUEST_LIMIT).read_until(b'\n', &mut line).await;
+    let read = reader
+        .take(REQUEST_LIMIT)
+        .read_until(b'\n', &mut line)
+        .await;
     (read.ok()? > 0).then_some(line)
 }
 
@@ -311,7 +316,9 @@ impl Client {
         // The router may have refused the connection and closed it: its word on that can still be read.
         let sent = self.stream.get_mut().write_all(&to_line(request)?);
         let mut line = Vec::new();
-        (&mut self.stream).take(ANSWER_LIMIT).read_until(b'\n', &mut line)?;
+        (&mut self.stream)
+            .take(ANSWER_LIMIT)
+            .read_until(b'\n', &mut line)?;
         if line.ends_with(b"\n") {
             return Ok(line);
         }
@@ -321,7 +328,9 @@ impl Client {
 
     fn failed(&self, source: io::Error) -> ClientError {
         let source = match source.kind() {
-            io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no answer in 5 s"),
+            io::ErrorKind::WouldBlock => {
+                io::Error::new(io::ErrorKind::TimedOut, "no answer in 5 s")
+            }
             _ => source,
         };
         ClientError::Io {

@@ -83,14 +83,20 @@ impl Report {
     }
 
     fn count(&self, severity: Severity) -> usize {
-        self.findings.iter().filter(|f| f.severity == severity).count()
+        self.findings
+            .iter()
+            .filter(|f| f.severity == severity)
+            .count()
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = |of: fn(&Finding) -> &str| {
-            let widths = self.findings.iter().map(|finding| of(finding).chars().count());
+            let widths = self
+                .findings
+                .iter()
+                .map(|finding| of(finding).chars().count());
             widths.max().unwrap_or(0)
         };
         let subject = width(|finding| &finding.subject);
@@ -99,7 +105,10 @@ impl fmt::Display for Report {
             let Finding { found, mend, .. } = finding;
             let severity = finding.severity.as_str();
             let (name, kind) = (&finding.subject, finding.check);
-            writeln!(f, "{severity:<4}  {name:<subject$}  {kind:<check$}  {found}")?;
+            writeln!(
+                f,
+                "{severity:<4}  {name:<subject$}  {kind:<check$}  {found}"
+            )?;
             if let Some(mend) = mend {
                 writeln!(f, "      {mend}")?;
             }
@@ -107,7 +116,10 @@ impl fmt::Display for Report {
         let (warn, fail) = (self.count(Severity::Warn), self.count(Severity::Fail));
         let verdict = if self.fit { "fit" } else { "not fit" };
         let ok = self.count(Severity::Ok);
-        writeln!(f, "{verdict}: {fail} failed, {warn} to look at, {ok} in order")
+        writeln!(
+            f,
+            "{verdict}: {fail} failed, {warn} to look at, {ok} in order"
+        )
     }
 }
 

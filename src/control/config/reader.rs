@@ -91,11 +91,11 @@ impl<'t> Section<'t> {
         let what = if later.contains(&key) {
             format!("{key} is not available in this version")
         } else if let Some(near) = nearest(key, accepted) {
-            format!("unknown key {key:?}: did you mean {near}?")
+            format!("unknown key {key:?} (did you mean {near}?)")
         } else {
             format!("unknown key {key:?}")
         };
-        let message = self.titled(&format!("{what}; accepted: {list}"));
+        let message = titled(&self.title, &format!("{what}; accepted: {list}"));
         Err(self.source.error(stranger.span().start, message))
     }
 
@@ -127,7 +127,7 @@ impl<'t> Section<'t> {
 
     /// A complaint about the section as a whole.
     pub fn error(&self, message: &str) -> ConfigError {
-        self.source.error(self.at, self.titled(message))
+        self.source.error(self.at, titled(&self.title, message))
     }
 
     /// The table under `key`, which must be there.
@@ -157,7 +157,7 @@ impl<'t> Section<'t> {
         let wrong = || -> ConfigError {
             let at = value.span().start;
             let message = format!("expected [[{key}]] in double brackets, once per {key}");
-            self.source.error(at, self.titled(&message))
+            self.source.error(at, titled(&self.title, &message))
         };
         let array = value.get_ref().as_array().ok_or_else(wrong)?;
         let mut sections = Vec::new();
@@ -176,13 +176,12 @@ impl<'t> Section<'t> {
         }
         Ok(sections)
     }
+}
 
-    fn titled(&self, message: &str) -> String {
-        if self.title.is_empty() {
-            message.to_owned()
-        } else {
-            format!("{}: {message}", self.title)
-        }
+fn titled(title: &str, message: &str) -> String {
+    match title {
+        "" => message.to_owned(),
+        _ => format!("{title}: {message}"),
     }
 }
 
@@ -202,8 +201,9 @@ impl<'t> Value<'t> {
     /// Any other complaint about the value.
     pub fn complain(&self, message: &str) -> ConfigError {
         let found = self.source.quote(self.value);
-        let message = format!("{}: {} = {found}: {message}", self.title, self.key);
-        self.source.error(self.value.span().start, message)
+        let message = format!("{} = {found}: {message}", self.key);
+        self.source
+            .error(self.value.span().start, titled(self.title, &message))
     }
 
     pub fn boolean(&self) -> Result<bool, ConfigError> {
@@ -227,12 +227,7 @@ impl<'t> Value<'t> {
     /// The items of a list, each under the list's key; none for anything else.
     pub fn items(&self) -> Option<Vec<Value<'t>>> {
         let array = self.value.get_ref().as_array()?;
-        Some(
-            array
-                .iter()
-                .map(|value| Value { value, ..*self })
-                .collect(),
-        )
+        Some(array.iter().map(|value| Value { value, ..*self }).collect())
     }
 }
 

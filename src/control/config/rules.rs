@@ -7,13 +7,16 @@ use ipnet::IpNet;
 use super::{ConfigError, RouterConfig, TunnelConfig, reader::Section};
 
 /// The kernel's rules for one tunnel by itself.
-pub(super) fn tunnel_alone(section: &Section<'_>, tunnel: &TunnelConfig) -> Result<(), ConfigError> {
+pub(super) fn tunnel_alone(
+    section: &Section<'_>,
+    tunnel: &TunnelConfig,
+) -> Result<(), ConfigError> {
     if tunnel.remote == tunnel.local {
-        let expected = "is the local address too: expected the other end's address";
+        let expected = "same as local: expected the other end's address";
         return Err(complain(section, "remote", expected));
     }
     if tunnel.ignore_df && tunnel.pmtudisc {
-        let expected = "needs pmtudisc = false: expected both, or neither";
+        let expected = "not with pmtudisc = true: expected pmtudisc = false beside it";
         return Err(complain(section, "ignore_df", expected));
     }
     Ok(())
@@ -26,11 +29,11 @@ pub(super) fn tunnel_on_router(
     router: &RouterConfig,
 ) -> Result<(), ConfigError> {
     if router.devices().contains(&tunnel.name.as_str()) {
-        let expected = "is an underlay or overlay device: expected a name of its own";
+        let expected = "an underlay or overlay device already: expected a name of its own";
         return Err(complain(section, "name", expected));
     }
     if tunnel.dev.as_ref() == Some(&tunnel.name) {
-        let expected = "is the tunnel itself: expected an underlay device";
+        let expected = "the tunnel itself: expected an underlay device";
         return Err(complain(section, "dev", expected));
     }
     Ok(())
@@ -43,12 +46,18 @@ pub(super) fn tunnel_beside(
     other: &TunnelConfig,
 ) -> Result<(), ConfigError> {
     if tunnel.name == other.name {
-        return Err(complain(section, "name", "is taken: expected each tunnel's name once"));
+        return Err(complain(
+            section,
+            "name",
+            "another tunnel's already: expected each name once",
+        ));
     }
     // As ip_tunnel_find(): the device that a tunnel is bound to tells it from another as well.
     let identity = |t: &TunnelConfig| (t.local, t.remote, t.ikey, t.dev.clone());
     if identity(tunnel) == identity(other) {
-        let key = tunnel.ikey.map_or("no key".to_owned(), |key| format!("key {key}"));
+        let key = tunnel
+            .ikey
+            .map_or("no key".to_owned(), |key| format!("key {key}"));
         return Err(section.error(&format!(
             "local {}, remote {} and {key} are those of tunnel {:?}: expected another ikey",
             tunnel.local, tunnel.remote, other.name
@@ -60,7 +69,11 @@ pub(super) fn tunnel_beside(
     if let Some(address) = address {
         return Err(complain_about(section, "address", address, &other.name));
     }
-    match tunnel.routes.iter().find(|route| other.routes.contains(route)) {
+    match tunnel
+        .routes
+        .iter()
+        .find(|route| other.routes.contains(route))
+    {
         Some(route) => Err(complain_about(section, "routes", route, &other.name)),
         None => Ok(()),
     }
@@ -84,8 +97,11 @@ fn complain(section: &Section<'_>, key: &str, message: &str) -> ConfigError {
 
 /// Complains about the one item of a list that another tunnel has already.
 fn complain_about(section: &Section<'_>, key: &str, item: &IpNet, other: &str) -> ConfigError {
-    let message = format!("is tunnel {other:?}'s already: expected each once");
-    let items = section.get(key).and_then(|list| list.items()).unwrap_or_default();
+    let message = format!("tunnel {other:?} has it already: expected each once");
+    let items = section
+        .get(key)
+        .and_then(|list| list.items())
+        .unwrap_or_default();
     let parses = |text: Option<&str>| text.and_then(|t| t.parse().ok()) == Some(*item);
     match items.iter().find(|value| parses(value.text())) {
         Some(value) => value.complain(&message),

@@ -1,6 +1,6 @@
 //! One `[[tunnel]]`: each key by itself. What keys mean to each other is in [`rules`](super::rules).
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -12,15 +12,49 @@ use super::{
 use crate::tunnel::{Mode, Tos, Ttl};
 
 const ACCEPTED: &[&str] = &[
-    "name", "mode", "local", "remote", "key", "ikey", "okey", "csum", "icsum", "ocsum", "seq", "iseq",
-    "oseq", "ttl", "tos", "pmtudisc", "ignore_df", "mtu", "dev", "address", "routes",
+    "name",
+    "mode",
+    "local",
+    "remote",
+    "key",
+    "ikey",
+    "okey",
+    "csum",
+    "icsum",
+    "ocsum",
+    "seq",
+    "iseq",
+    "oseq",
+    "ttl",
+    "tos",
+    "pmtudisc",
+    "ignore_df",
+    "mtu",
+    "dev",
+    "address",
+    "routes",
 ];
 const LATER: &[&str] = &[
-    "hoplimit", "tclass", "flowlabel", "encaplimit", "encap", "encap_sport", "bridge", "clamp_mss",
-    "keepalive", "nvgre", "peer",
+    "hoplimit",
+    "tclass",
+    "flowlabel",
+    "encaplimit",
+    "encap",
+    "encap_sport",
+    "bridge",
+    "clamp_mss",
+    "keepalive",
+    "nvgre",
+    "peer",
 ];
 const LATER_MODES: &[&str] = &[
-    "gretap", "ip6gre", "ip6gretap", "ipip", "sit", "ip6ip6", "ipip6",
+    "gretap",
+    "ip6gre",
+    "ip6gretap",
+    "ipip",
+    "sit",
+    "ip6ip6",
+    "ipip6",
 ];
 
 /// The smallest MTU that an IPv4 link may have (RFC 791).
@@ -33,12 +67,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
     let name = device(&section.need("name", DEVICE_NAME)?)?;
     let mode = mode(&section.need("mode", "gre")?)?;
     let local = endpoint(&section.need("local", UNICAST)?)?;
-    let remote = section.get("remote").ok_or_else(|| {
-        section.error(&format!(
-            "a tunnel without remote is not available in this version; accepted: remote = {UNICAST}"
-        ))
-    })?;
-    let remote = endpoint(&remote)?;
+    let remote = remote(section)?;
     let (ikey, okey) = both(section, "key", "ikey", "okey", |v| key(v).map(Some))?;
     let (icsum, ocsum) = both(section, "csum", "icsum", "ocsum", |v| v.boolean())?;
     let (iseq, oseq) = both(section, "seq", "iseq", "oseq", |v| v.boolean())?;
@@ -78,7 +107,8 @@ fn both<T: Copy + Default>(
     if let Some(value) = section.get(key) {
         for single in [key_in, key_out] {
             if section.get(single).is_some() {
-                let message = format!("{single} is set too: expected {key}, or {key_in} and {key_out}");
+                let message =
+                    format!("{single} is set too: expected {key} alone, or {key_in} and {key_out}");
                 return Err(value.complain(&message));
             }
         }
@@ -99,7 +129,7 @@ fn device(value: &Value<'_>) -> Result<String, ConfigError> {
 fn mode(value: &Value<'_>) -> Result<Mode, ConfigError> {
     match value.text() {
         Some("gre") => Ok(Mode::Gre),
-        Some(word) if LATER_MODES.contains(&word) => Err(value.later("is", "gre")),
+        Some(word) if LATER_MODES.contains(&word) => Err(value.later(&format!("{word} is"), "gre")),
         _ => Err(value.refuse("gre")),
     }
 }
@@ -110,14 +140,25 @@ fn endpoint(value: &Value<'_>) -> Result<Ipv4Addr, ConfigError> {
         return Err(value.later("IPv6 endpoints are", UNICAST));
     }
     let address: Ipv4Addr = text.parse().map_err(|_| value.refuse(UNICAST))?;
-    if address.is_multicast() {
-        return Err(value.later("multicast groups are", UNICAST));
-    }
-    let unusable = address.is_unspecified() || address.is_loopback() || address.is_broadcast();
-    if unusable {
-        return Err(value.refuse(&format!("{UNICAST} of another host or of this one's underlay")));
+    let unicast = !(address.is_multicast() || address.is_broadcast());
+    if !unicast || address.is_loopback() || address.is_unspecified() {
+        let expected = format!("{UNICAST}, not multicast, loopback, broadcast or zero");
+        return Err(value.refuse(&expected));
     }
     Ok(address)
+}
+
+fn remote(section: &Section<'_>) -> Result<Ipv4Addr, ConfigError> {
+    let value = section.get("remote").ok_or_else(|| {
+        section.error(&format!(
+            "a tunnel without remote is not available in this version; accepted: remote = {UNICAST}"
+        ))
+    })?;
+    let address = value.text().and_then(|text| text.parse::<IpAddr>().ok());
+    if address.is_some_and(|address| address.is_multicast()) {
+        return Err(value.later("multicast groups are", UNICAST));
+    }
+    endpoint(&value)
 }
 
 /// A number or, as iproute2 has it, a dotted quad.
@@ -170,7 +211,7 @@ fn routes(value: &Value<'_>) -> Result<Vec<IpNet>, ConfigError> {
     let routes = prefixes(value, r#""10.0.2.0/24""#)?;
     for (item, route) in &routes {
         if route.addr() != route.network() {
-            return Err(item.complain(&format!("has host bits set: expected {}", route.trunc())));
+            return Err(item.complain(&format!("host bits are set: expected {}", route.trunc())));
         }
         if route.addr().is_multicast() {
             return Err(item.refuse("a unicast prefix"));
@@ -179,10 +220,7 @@ fn routes(value: &Value<'_>) -> Result<Vec<IpNet>, ConfigError> {
     Ok(routes.into_iter().map(|(_, route)| route).collect())
 }
 
-fn prefixes<'a>(
-    value: &Value<'a>,
-    example: &str,
-) -> Result<Vec<(Value<'a>, IpNet)>, ConfigError> {
+fn prefixes<'a>(value: &Value<'a>, example: &str) -> Result<Vec<(Value<'a>, IpNet)>, ConfigError> {
     let list = format!("a list such as [{example}]");
     let items = value.items().ok_or_else(|| value.refuse(&list))?;
     let mut prefixes: Vec<(Value<'a>, IpNet)> = Vec::new();

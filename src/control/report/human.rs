@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::{
-    ByteOrInherit, NextHopReport, PathShare, PortReport, Reasons, Statistics, TunnelReport, WorkerReport,
+    ByteOrInherit, NextHopReport, PathShare, PortReport, Reasons, Statistics, TunnelReport,
+    WorkerReport,
 };
 
 /// `greyhound tunnel show`.
@@ -100,7 +101,11 @@ fn options(t: &TunnelReport) -> Vec<String> {
         (t.iseq && !t.oseq, "iseq"),
         (t.oseq && !t.iseq, "oseq"),
     ];
-    let flags: Vec<&str> = flags.iter().filter(|(on, _)| *on).map(|(_, word)| *word).collect();
+    let flags: Vec<&str> = flags
+        .iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, word)| *word)
+        .collect();
     if !flags.is_empty() {
         words.push(flags.join(" "));
     }
@@ -117,7 +122,12 @@ fn options(t: &TunnelReport) -> Vec<String> {
 }
 
 fn state(t: &TunnelReport) -> String {
-    let Some(NextHopReport { device, via, lladdr }) = &t.next_hop else {
+    let Some(NextHopReport {
+        device,
+        via,
+        lladdr,
+    }) = &t.next_hop
+    else {
         return format!("state {}", t.state);
     };
     let mut text = format!("state {}  via {via} dev {device}", t.state);
@@ -129,10 +139,20 @@ fn state(t: &TunnelReport) -> String {
 
 fn tunnel_table(tunnels: &[TunnelReport]) -> String {
     let head = [
-        "tunnel", "state", "rx packets", "rx bytes", "tx packets", "tx bytes", "fast", "drops",
+        "tunnel",
+        "state",
+        "rx packets",
+        "rx bytes",
+        "tx packets",
+        "tx bytes",
+        "fast",
+        "drops",
     ];
     let rows = tunnels.iter().map(|t| {
-        let PathShare { rx_packets, tx_packets } = t.fast;
+        let PathShare {
+            rx_packets,
+            tx_packets,
+        } = t.fast;
         let slow = t.slow.rx_packets.saturating_add(t.slow.tx_packets);
         vec![
             t.name.clone(),
@@ -149,7 +169,15 @@ fn tunnel_table(tunnels: &[TunnelReport]) -> String {
 }
 
 fn worker_table(workers: &[WorkerReport]) -> String {
-    let head = ["worker", "cpu", "rx packets", "tx packets", "punted", "drops", "checksums"];
+    let head = [
+        "worker",
+        "cpu",
+        "rx packets",
+        "tx packets",
+        "punted",
+        "drops",
+        "checksums",
+    ];
     let rows = workers.iter().map(|w| {
         vec![
             w.id.to_string(),
@@ -166,7 +194,14 @@ fn worker_table(workers: &[WorkerReport]) -> String {
 
 fn port_table(workers: &[WorkerReport]) -> String {
     let head = [
-        "device", "mode", "queue", "worker", "rx dropped", "rx ring full", "fill ring empty", "invalid",
+        "device",
+        "mode",
+        "queue",
+        "worker",
+        "rx dropped",
+        "rx ring full",
+        "fill ring empty",
+        "invalid",
     ];
     let row = |w: &WorkerReport, p: &PortReport| {
         vec![
@@ -180,7 +215,9 @@ fn port_table(workers: &[WorkerReport]) -> String {
             p.rx_invalid.saturating_add(p.tx_invalid).to_string(),
         ]
     };
-    let rows = workers.iter().flat_map(|w| w.ports.iter().map(move |p| row(w, p)));
+    let rows = workers
+        .iter()
+        .flat_map(|w| w.ports.iter().map(move |p| row(w, p)));
     table(&head, 2, rows.collect())
 }
 
@@ -188,16 +225,22 @@ fn port_table(workers: &[WorkerReport]) -> String {
 fn table(head: &[&str], words: usize, mut rows: Vec<Vec<String>>) -> String {
     rows.insert(0, head.iter().map(|title| (*title).to_owned()).collect());
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..head.len()).map(|column| width(column).unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..head.len())
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
     let mut text = String::new();
     for row in &rows {
-        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
-            if column < words {
-                format!("{cell:<width$}")
-            } else {
-                format!("{cell:>width$}")
-            }
-        });
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, &width))| {
+                if column < words {
+                    format!("{cell:<width$}")
+                } else {
+                    format!("{cell:>width$}")
+                }
+            });
         let line = cells.collect::<Vec<_>>().join("  ");
         text += line.trim_end();
         text.push('\n');
@@ -209,12 +252,16 @@ fn table(head: &[&str], words: usize, mut rows: Vec<Vec<String>>) -> String {
 fn nonzero(reasons: &Reasons) -> Option<String> {
     let mut counted: Vec<_> = reasons.iter().filter(|(_, count)| **count > 0).collect();
     counted.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-    let words = counted.iter().map(|(reason, count)| format!("{reason} {count}"));
+    let words = counted
+        .iter()
+        .map(|(reason, count)| format!("{reason} {count}"));
     (!counted.is_empty()).then(|| words.collect::<Vec<_>>().join("  "))
 }
 
 fn total(reasons: &Reasons) -> u64 {
-    reasons.values().fold(0, |sum, count| sum.saturating_add(*count))
+    reasons
+        .values()
+        .fold(0, |sum, count| sum.saturating_add(*count))
 }
 
 /// The fast path's share. Rounded down, so that 100 % means every packet.
