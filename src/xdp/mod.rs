@@ -17,6 +17,7 @@ mod offload;
 mod open;
 mod plan;
 mod port;
+mod statistics;
 mod steer;
 mod umem;
 
