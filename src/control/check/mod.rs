@@ -3,6 +3,17 @@
 //! [`examine`] first observes the host (netlink, /proc, /sys; nothing is changed), then judges what it saw: judging is a
 //! plain function of the configuration and the observation, one file per group of findings.
 
+mod bypass;
+mod devices;
+mod endpoints;
+mod forwarding;
+mod host;
+mod netlink;
+mod observe;
+mod programs;
+mod queues;
+mod system;
+
 use std::fmt;
 
 use serde::Serialize;
@@ -26,7 +37,7 @@ pub struct Finding {
     pub severity: Severity,
     /// What kind of thing, a stable word: `capabilities`, `queues`, `forwarding` …
     pub check: &'static str,
-    /// The device or tunnel; `host` and `configuration` otherwise.
+    /// The device or the tunnel; `host` otherwise.
     pub subject: String,
     /// What was found: the evidence.
     pub found: String,
@@ -136,10 +147,26 @@ impl Severity {
 
 /// The one finding about a configuration that was refused.
 pub fn refused(error: &ConfigError) -> Finding {
-    Finding::fail("configuration", "configuration", error.to_string())
+    Finding::fail("configuration", "host", error.to_string())
 }
 
 /// Looks at everything that matters to this configuration.
-pub async fn examine(_config: &Config) -> Vec<Finding> {
-    vec![Finding::ok("configuration", "configuration", "valid")]
+pub async fn examine(config: &Config) -> Vec<Finding> {
+    judge(config, &observe::host(config).await)
+}
+
+fn judge(config: &Config, host: &host::Host) -> Vec<Finding> {
+    let tunnels = config.tunnels.len();
+    let valid = format!(
+        "valid, {tunnels} {}",
+        if tunnels == 1 { "tunnel" } else { "tunnels" }
+    );
+    let mut findings = vec![Finding::ok("configuration", "host", valid)];
+    findings.extend(system::judge(config, host));
+    findings.extend(devices::judge(config, host));
+    findings.extend(queues::judge(config, host));
+    findings.extend(endpoints::judge(config, host));
+    findings.extend(forwarding::judge(config, host));
+    findings.extend(bypass::judge(config, host));
+    findings
 }
