@@ -22,6 +22,8 @@ use crate::{
 
 /// Packets taken from one source before the next has its turn.
 const BURST: usize = 64;
+/// Bursts taken from a punt queue that is about to go, however fast a worker still fills it.
+const LAST_TURNS: usize = 64;
 const HEADROOM: usize = ipv4::HEADER_LEN + gre::MAX_HEADER_LEN;
 /// The largest IP packet.
 const MAX_PACKET: usize = 65_535;
@@ -79,18 +81,22 @@ impl Engine {
             let at_once = busy.then(Timespec::default);
             match epoll::wait(&self.epoll, spare_capacity(&mut events), at_once.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
-                Err(e) => tracing::error!("the slow path cannot wait for packets: {e}"),
+                Err(e) => return tracing::error!("the slow path ends: it cannot wait: {e}"),
+            }
+            // Commands first: what was said before a packet came holds for that packet.
+            if events.iter().any(|event| event.data.u64() == WAKER) {
+                self.waker.clear();
+                while let Ok(command) = inbox.try_recv() {
+                    if self.obey(command, &mut buf).is_break() {
+                        return;
+                    }
+                }
             }
             for event in events.drain(..) {
                 match event.data.u64() {
-                    WAKER => self.waker.clear(),
+                    WAKER => {}
                     RECEIVER => self.receive(&mut buf),
                     slot => self.read_tun(TunnelId(slot as u32), &mut buf),
-                }
-            }
-            while let Ok(command) = inbox.try_recv() {
-                if self.obey(command, &mut buf).is_break() {
-                    return;
                 }
             }
             busy = self.drain_punts(&mut buf);
@@ -112,7 +118,11 @@ impl Engine {
             }
             Command::RemovePunts(worker) => self.remove_punts(worker, buf),
             Command::Stop => {
-                while self.drain_punts(buf) {}
+                for _ in 0..LAST_TURNS {
+                    if !self.drain_punts(buf) {
+                        break;
+                    }
+                }
                 self.wake_owner();
                 return ControlFlow::Break(());
             }
@@ -251,7 +261,11 @@ impl Engine {
             return;
         };
         let (_, source) = self.punts.swap_remove(at);
-        while source.drain(BURST, |punt| self.take_punt(punt, buf)) == BURST {}
+        for _ in 0..LAST_TURNS {
+            if source.drain(BURST, |punt| self.take_punt(punt, buf)) < BURST {
+                break;
+            }
+        }
     }
 
     fn take_punt(&mut self, punt: &PuntBuf, buf: &mut VecBuf) {

@@ -9,6 +9,7 @@
 
 use std::{
     fs, io,
+    net::Ipv4Addr,
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -77,7 +78,17 @@ impl Tun {
     /// new device vanishes when the [`Tun`] is dropped (an adopted one stays as it was).
     pub fn open(name: &str, persist: bool) -> Result<Self, TunError> {
         let existed = exists(name)?;
-        let device = DeviceBuilder::new()
+        let tun = Self::attach(name, DeviceBuilder::new(), existed)?;
+        if persist {
+            tun.device
+                .persist()
+                .map_err(|e| TunError::io(name, "make the TUN device persistent", e))?;
+        }
+        Ok(tun)
+    }
+
+    fn attach(name: &str, builder: DeviceBuilder, existed: bool) -> Result<Self, TunError> {
+        let device = builder
             .name(name)
             .inherit_enable_state()
             .packet_information(false)
@@ -87,11 +98,6 @@ impl Tun {
         device
             .set_nonblocking(true)
             .map_err(|e| TunError::io(name, "make the TUN device non-blocking", e))?;
-        if persist {
-            device
-                .persist()
-                .map_err(|e| TunError::io(name, "make the TUN device persistent", e))?;
-        }
         Ok(Self {
             name: name.into(),
             device,
@@ -145,21 +151,34 @@ impl AsFd for Tun {
 /// The kernel routes, answers, fragments or delivers them as those of any device, with these limits: what names the
 /// real input device does not match (`iif` rules, `iifname` in nft, VRFs, sockets bound to it), link-local addresses
 /// have another scope, no redirects are sent, and forwarding is on for the device whatever the real one says.
-/// The device has no addresses, answers no router advertisements and is gone when this is dropped.
+/// The device has no addresses that anybody could use, answers no router advertisements and is gone when this is dropped.
 pub struct ServiceTun(Tun);
+
+/// Host scope, as everything in 127.0.0.0/8: never the source of a packet.
+const UNUSED_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 8);
 
 impl ServiceTun {
     /// Creates the device `name`, up and ready. The name must be free: another router in the namespace has its own.
     pub fn open(name: &str) -> Result<Self, TunError> {
-        let tun = Tun::open(name, false)?;
-        if tun.adopted() {
+        if exists(name)? {
             return Err(TunError::Taken(name.into()));
         }
-        for family in ["ipv4", "ipv6"] {
-            let absent = family == "ipv6" && !fs::exists("/proc/sys/net/ipv6").unwrap_or(false);
-            if !absent {
-                configure(name, family)?;
-            }
+        // Packets come in here whose sources are reached through other devices. The higher of `all` and the device's own
+        // rp_filter counts, and 2 (loose) is above 1 (strict). But any filter drops everything on a device that has no
+        // address at all (net/ipv4/fib_frontend.c, `__fib_validate_source`).
+        let all = fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").unwrap_or_default();
+        let (rp_filter, builder) = match all.trim() {
+            "0" => ("0", DeviceBuilder::new()),
+            _ => ("2", DeviceBuilder::new().ipv4(UNUSED_ADDRESS, 32, None)),
+        };
+        let tun = Tun::attach(name, builder, false)?;
+        configure(
+            name,
+            "ipv4",
+            &[("rp_filter", rp_filter), ("forwarding", "1")],
+        )?;
+        if fs::exists("/proc/sys/net/ipv6").unwrap_or(false) {
+            configure(name, "ipv6", IPV6_SETTINGS)?;
         }
         tun.set_up()?;
         Ok(Self(tun))
@@ -180,24 +199,21 @@ impl ServiceTun {
     }
 }
 
-fn configure(name: &str, family: &str) -> Result<(), TunError> {
-    let set = |key: &str, value: &str| {
+/// No link-local address (1 is "none"), no solicitations, no autoconfiguration.
+const IPV6_SETTINGS: &[(&str, &str)] = &[
+    ("addr_gen_mode", "1"),
+    ("accept_ra", "0"),
+    ("router_solicitations", "0"),
+    ("disable_ipv6", "0"),
+    ("forwarding", "1"),
+];
+
+fn configure(name: &str, family: &str, settings: &[(&str, &str)]) -> Result<(), TunError> {
+    for (key, value) in settings {
         fs::write(format!("/proc/sys/net/{family}/conf/{name}/{key}"), value)
-            .map_err(|e| TunError::io(name, "set the service device's sysctls", e))
-    };
-    if family == "ipv4" {
-        // Packets come in here whose sources are reached through other devices. The stricter of `all` and the device
-        // counts, by number, and 2 (loose) is above 1 (strict): so 0 where `all` is 0, and 2 beats a strict `all`.
-        let all = fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").unwrap_or_default();
-        set("rp_filter", if all.trim() == "0" { "0" } else { "2" })?;
-    } else {
-        // No link-local address (1 is "none"), no solicitations, no autoconfiguration.
-        set("addr_gen_mode", "1")?;
-        set("accept_ra", "0")?;
-        set("router_solicitations", "0")?;
-        set("disable_ipv6", "0")?;
+            .map_err(|e| TunError::io(name, "set the service device's sysctls", e))?;
     }
-    set("forwarding", "1")
+    Ok(())
 }
 
 fn exists(name: &str) -> Result<bool, TunError> {
