@@ -27,7 +27,7 @@ use greyhound::{
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{Domain, Protocol, Socket, Type};
-use support::RedirectAll;
+use support::{RedirectAll, index_of};
 
 /// An ethertype of no protocol (IEEE 802, local experimental use): only the test sends it.
 const ETHERTYPE: u16 = 0x88b5;
@@ -52,19 +52,6 @@ fn in_namespace(test: fn()) {
 fn ip(args: &str) {
     let status = Command::new("ip").args(args.split(' ')).status();
     assert!(status.is_ok_and(|s| s.success()), "ip {args}");
-}
-
-fn index(device: &str) -> u32 {
-    rustix::net::netdevice::name_to_index(
-        rustix::net::socket(
-            rustix::net::AddressFamily::INET,
-            rustix::net::SocketType::DGRAM,
-            None,
-        )
-        .unwrap(),
-        device,
-    )
-    .unwrap()
 }
 
 /// A veth pair: `NAMEp` is the port's device, `NAMEw` the other end of its wire.
@@ -103,7 +90,12 @@ impl Wire {
     fn steer(&mut self, port: &XskPort) {
         let steer = RedirectAll::load(1).unwrap();
         steer.steer(0, port.fd().as_raw_fd()).unwrap();
-        self._link = Some(steer.program.attach(index(&self.port), true).unwrap());
+        self._link = Some(
+            steer
+                .program
+                .attach(index_of(&self.port).unwrap(), true)
+                .unwrap(),
+        );
         self._steer = Some(steer);
     }
 
@@ -131,7 +123,7 @@ fn packet_socket(device: &str) -> Socket {
             let link = storage.cast::<libc::sockaddr_ll>();
             (*link).sll_family = libc::AF_PACKET as u16;
             (*link).sll_protocol = ETHERTYPE.to_be();
-            (*link).sll_ifindex = index(device) as i32;
+            (*link).sll_ifindex = index_of(device).unwrap() as i32;
             *len = size_of::<libc::sockaddr_ll>() as u32;
             Ok(())
         })
@@ -549,7 +541,12 @@ fn a_jumbo_port_makes_all_frames_larger() {
         assert_eq!(memory.frame_size(), 4096);
         let steer = RedirectAll::load(1).unwrap();
         steer.steer(0, ports[0].fd().as_raw_fd()).unwrap();
-        wires[0]._link = Some(steer.program.attach(index("ap"), false).unwrap());
+        wires[0]._link = Some(
+            steer
+                .program
+                .attach(index_of("ap").unwrap(), false)
+                .unwrap(),
+        );
         let sent = frame(1, mtu as usize + 14);
         wires[0].send(&sent);
         let mut burst = receive(&mut ports[0], 1);

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::{
-    ffi::c_void,
+    ffi::{CString, c_void},
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
@@ -202,25 +202,18 @@ impl Program {
         })
     }
 
-    /// Runs the program `repeat` times on a frame of its own making, and lets the kernel carry out what it
-    /// returns, as if device `ifindex` had received the frame. Blocks until all are done.
-    pub fn run_live(&self, frame: &[u8], ifindex: u32, repeat: i32) -> io::Result<()> {
-        let context = bpf::xdp_md {
-            data_end: frame.len() as u32,
-            ingress_ifindex: ifindex,
-            ..Default::default()
-        };
+    /// Runs the program `repeat` times on copies of `frame`, and lets the kernel carry out what it returns.
+    /// Blocks until all are done.
+    pub fn run_live(&self, frame: &[u8], repeat: i32) -> io::Result<()> {
         let mut options = bpf::bpf_test_run_opts {
             sz: size_of::<bpf::bpf_test_run_opts>() as bpf::size_t,
             data_in: frame.as_ptr().cast(),
             data_size_in: frame.len() as u32,
-            ctx_in: (&raw const context).cast(),
-            ctx_size_in: size_of::<bpf::xdp_md>() as u32,
             repeat,
             flags: bpf::BPF_F_TEST_XDP_LIVE_FRAMES,
             ..Default::default()
         };
-        // SAFETY: frame and context outlive the call, and nothing is written back with live frames.
+        // SAFETY: the frame outlives the call, and nothing is written back with live frames.
         done(unsafe { bpf::bpf_prog_test_run_opts(self.0.as_raw_fd(), &raw mut options) })
     }
 }
@@ -306,6 +299,29 @@ impl Sink {
             )
         })?;
         Ok((counts[0], counts[1]))
+    }
+}
+
+/// A device's interface index.
+pub fn index_of(device: &str) -> io::Result<u32> {
+    let name = CString::new(device)?;
+    // SAFETY: the name is a C string.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::other(format!(
+            "{device}: {}",
+            io::Error::last_os_error()
+        ))),
+        index => Ok(index),
+    }
+}
+
+/// Pins this thread to a CPU.
+pub fn pin(cpu: Option<usize>) -> io::Result<()> {
+    match cpu {
+        Some(id) if !core_affinity::set_for_current(core_affinity::CoreId { id }) => {
+            Err(io::Error::other(format!("cannot pin to CPU {id}")))
+        }
+        _ => Ok(()),
     }
 }
 
