@@ -93,6 +93,9 @@ static __always_inline bool martian6(const struct in6_addr *address)
 
 static __always_inline bool known_tunnel(struct steer_tunnel *tunnel, __u32 flags)
 {
+	/* 0 stands for any in the map; as a source it is nobody. */
+	if (!tunnel->remote)
+		return false;
 	if (bpf_map_lookup_elem(&tunnels, tunnel))
 		return true;
 	if (!(flags & STEER_PORT_ANY_REMOTE) || martian4(tunnel->remote))

@@ -10,8 +10,20 @@ use libbpf_rs::libbpf_sys as sys;
 /// All our programs' names begin so; nobody else's do.
 pub(super) const PROGRAM_NAMES: &str = "greyhound_";
 
-/// Attaches an XDP program by a link: it is detached when the last descriptor of the link is closed, so also when the process dies.
-pub(super) fn link(program: BorrowedFd, ifindex: u32, generic: bool) -> io::Result<OwnedFd> {
+/// A program's hold on a device. Dropping it detaches the program; so does the death of the process.
+#[derive(Debug)]
+pub(super) struct Link(OwnedFd);
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Closing would do, were it not for a child process between fork and exec, which still holds a copy.
+        // SAFETY: takes the number of a descriptor that we own until after this call.
+        let _ = unsafe { sys::bpf_link_detach(self.0.as_raw_fd()) };
+    }
+}
+
+/// Attaches an XDP program to a device, natively or generic.
+pub(super) fn link(program: BorrowedFd, ifindex: u32, generic: bool) -> io::Result<Link> {
     let options = sys::bpf_link_create_opts {
         sz: mem::size_of::<sys::bpf_link_create_opts>() as sys::size_t,
         flags: match generic {
@@ -26,7 +38,7 @@ pub(super) fn link(program: BorrowedFd, ifindex: u32, generic: bool) -> io::Resu
     };
     let fd = check(fd)?;
     // SAFETY: the kernel has just opened this descriptor for us and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(Link(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// The id of an XDP program on this device that is not one of ours.

@@ -157,7 +157,7 @@ pub(super) struct Step {
 
 impl Plan {
     /// Whether some tunnel takes packets from any source.
-    pub(super) fn any_remote(&self) -> bool {
+    fn any_remote(&self) -> bool {
         self.tunnels.iter().any(|t| t.remote.is_unspecified())
     }
 
@@ -165,13 +165,12 @@ impl Plan {
     pub(super) fn tables(&self) -> Tables {
         let mut tables = Tables::default();
         for tunnel in &self.tunnels {
-            let any_local = tunnel.local.is_unspecified().then_some(&self.addresses);
-            // The program cannot tell the router's own addresses from a passing packet's destination.
-            for local in any_local
-                .into_iter()
-                .flatten()
-                .chain((!tunnel.local.is_unspecified()).then_some(&tunnel.local))
-            {
+            // The program cannot tell an own address from a passing packet's destination.
+            let locals = match tunnel.local.is_unspecified() {
+                true => self.addresses.clone(),
+                false => [tunnel.local].into(),
+            };
+            for local in &locals {
                 let key = abi::tunnel(*local, tunnel.remote, tunnel.key);
                 tables.get_mut(Table::Tunnels).insert(key, PRESENT);
                 let key = abi::peer(*local, tunnel.remote);
@@ -189,11 +188,9 @@ impl Plan {
         tables
     }
 
-    /// The map entry of a device, less what only its attachment knows.
+    /// The map entry of a device (or of none, for the raw socket), less what only its attachment knows.
     pub(super) fn port_entry(&self, ifindex: u32) -> abi::PortEntry {
-        let Some(port) = self.ports.get(&ifindex) else {
-            return abi::PortEntry::default();
-        };
+        let port = self.ports.get(&ifindex).copied().unwrap_or_default();
         let flags = [
             (port.underlay, abi::PORT_UNDERLAY),
             (port.overlay, abi::PORT_OVERLAY),
@@ -262,4 +259,80 @@ fn removals<'a>(
         key: key.clone(),
         value: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A few nested prefixes of few addresses, so that they get in each other's way.
+    fn prefixes() -> impl Strategy<Value = BTreeMap<Ipv4Net, PrefixAction>> {
+        let net = (0u32..16, 28u8..=32).prop_map(|(host, length)| {
+            Ipv4Net::new((0x0a00_0000 | host).into(), length)
+                .unwrap()
+                .trunc()
+        });
+        let action = prop_oneof![
+            Just(PrefixAction::Kernel),
+            (1400u16..1403).prop_map(|mtu| PrefixAction::Tunnel { mtu }),
+        ];
+        proptest::collection::btree_map(net, action, 0..12)
+    }
+
+    fn plan(v4: BTreeMap<Ipv4Net, PrefixAction>) -> Plan {
+        Plan {
+            v4,
+            ..Plan::default()
+        }
+    }
+
+    /// Longest match by linear scan.
+    fn into_tunnel(tables: &Tables, address: u32) -> bool {
+        let covers = |key: &[u8]| {
+            let length = u32::from_ne_bytes(key[..4].try_into().unwrap());
+            let net = u32::from_be_bytes(key[4..].try_into().unwrap());
+            let same = (net ^ address).leading_zeros() >= length;
+            same.then_some(length)
+        };
+        let entries = tables.get(Table::Prefixes4).iter();
+        let longest = entries.filter_map(|(key, value)| Some((covers(key)?, *value)));
+        longest.max().is_some_and(|(_, value)| value != KERNEL)
+    }
+
+    proptest! {
+        #[test]
+        fn no_step_redirects_what_neither_plan_redirects(old in prefixes(), new in prefixes()) {
+            let (old, new) = (plan(old).tables(), plan(new).tables());
+            let mut now = old.clone();
+            let mut changes = Changes::default();
+            for step in steps(&old, &new) {
+                now.note(step, &mut changes);
+                for address in 0x0a00_0000..0x0a00_0010 {
+                    let right = into_tunnel(&old, address) || into_tunnel(&new, address);
+                    prop_assert!(right || !into_tunnel(&now, address));
+                }
+            }
+            prop_assert_eq!(&now, &new);
+            prop_assert!(steps(&now, &new).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_wildcard_local_means_each_of_our_addresses() {
+        let any = Ipv4Addr::UNSPECIFIED;
+        let [a, b, remote] = [1, 2, 3].map(|n| Ipv4Addr::new(192, 0, 2, n));
+        let tunnel = |local| TunnelMatch {
+            local,
+            remote,
+            key: None,
+        };
+        let with = |locals: &[Ipv4Addr]| Plan {
+            tunnels: locals.iter().copied().map(tunnel).collect(),
+            addresses: [a, b].into(),
+            ..Plan::default()
+        };
+        assert_eq!(with(&[any]).tables(), with(&[a, b]).tables());
+        assert_ne!(with(&[any]).tables(), with(&[a]).tables());
+    }
 }

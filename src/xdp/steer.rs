@@ -149,15 +149,11 @@ struct Program {
     written: PortEntry,
 }
 
-/// An attached device. Closing the link detaches it.
+/// An attached device.
 #[derive(Debug)]
 struct Device {
     program: Program,
-    #[allow(
-        dead_code,
-        reason = "held, not used: the program stays attached as long as it is open"
-    )]
-    link: OwnedFd,
+    link: attach::Link,
     slots: Range<u32>,
 }
 
