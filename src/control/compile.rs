@@ -164,7 +164,10 @@ impl Scene<'_> {
             return None;
         }
         let hop = route.hops.iter().find(|hop| !hop.dead)?;
-        let bound = config.dev.as_deref().and_then(|dev| self.state.link_by_name(dev));
+        let bound = config
+            .dev
+            .as_deref()
+            .and_then(|dev| self.state.link_by_name(dev));
         let elsewhere = config.dev.is_some() && bound.map(|link| link.index) != Some(hop.oif);
         if self.by_ifindex.contains_key(&hop.oif) {
             return None;
@@ -213,17 +216,20 @@ impl Scene<'_> {
     }
 
     fn egress(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Egress {
-        let adjacency = status.outer.filter(|outer| !outer.kernel_only).and_then(|outer| {
-            let port = self.port(outer.ifindex)?;
-            let device = &self.devices[port.index()];
-            let link = self.state.link(outer.ifindex)?;
-            (device.underlay && link.up).then_some(Adjacency {
-                port,
-                destination: outer.mac?,
-                source: link.mac?,
-                mtu: outer.mtu,
-            })
-        });
+        let adjacency = status
+            .outer
+            .filter(|outer| !outer.kernel_only)
+            .and_then(|outer| {
+                let port = self.port(outer.ifindex)?;
+                let device = &self.devices[port.index()];
+                let link = self.state.link(outer.ifindex)?;
+                (device.underlay && link.up).then_some(Adjacency {
+                    port,
+                    destination: outer.mac?,
+                    source: link.mac?,
+                    mtu: outer.mtu,
+                })
+            });
         Egress {
             adjacency,
             forwards: self.forwards(t.ifindex),
@@ -248,7 +254,10 @@ impl Scene<'_> {
     }
 
     fn is_veth(&self, ifindex: u32) -> bool {
-        let kind = self.state.link(ifindex).and_then(|link| link.kind.as_deref());
+        let kind = self
+            .state
+            .link(ifindex)
+            .and_then(|link| link.kind.as_deref());
         kind == Some("veth")
     }
 
@@ -262,14 +271,23 @@ impl Scene<'_> {
         }
         let local: Vec<(IpNet, Best<'_>)> = (self.state.local_v4().iter())
             .map(|(net, best)| (IpNet::V4(net), best))
-            .chain(self.state.local_v6().iter().map(|(net, best)| (IpNet::V6(net), best)))
+            .chain(
+                self.state
+                    .local_v6()
+                    .iter()
+                    .map(|(net, best)| (IpNet::V6(net), best)),
+            )
             .collect();
         let wide: Vec<IpNet> = (local.iter().map(|(net, _)| *net))
             .filter(|net| net.prefix_len() < net.max_prefix_len())
             .collect();
         let main = (self.state.main_routes_v4())
             .map(|(net, best)| (IpNet::V4(net), best))
-            .chain(self.state.main_routes_v6().map(|(net, best)| (IpNet::V6(net), best)));
+            .chain(
+                self.state
+                    .main_routes_v6()
+                    .map(|(net, best)| (IpNet::V6(net), best)),
+            );
         for (net, best) in main {
             if !wide.iter().any(|local| local.contains(&net)) {
                 table.insert(net, self.next_hop(&best));
@@ -307,7 +325,11 @@ impl Scene<'_> {
 
     fn plan(&self, statuses: &[TunnelStatus], routes: &RouteTable) -> Plan {
         let mut plan = Plan {
-            ports: self.devices.iter().map(|d| (d.ifindex, self.port_plan(d))).collect(),
+            ports: self
+                .devices
+                .iter()
+                .map(|d| (d.ifindex, self.port_plan(d)))
+                .collect(),
             addresses: self.own_addresses().collect(),
             ..Plan::default()
         };
@@ -366,7 +388,10 @@ fn is_kernels(route: &Route) -> bool {
     route.is_multipath() || route.hops.iter().any(|hop| hop.encap)
 }
 
-type Prefixes = (BTreeMap<Ipv4Net, PrefixAction>, BTreeMap<Ipv6Net, PrefixAction>);
+type Prefixes = (
+    BTreeMap<Ipv4Net, PrefixAction>,
+    BTreeMap<Ipv6Net, PrefixAction>,
+);
 
 /// The routes into tunnels that are ready, and beneath them those that lead elsewhere: nothing that a longer or shorter
 /// entry says already.
@@ -377,15 +402,22 @@ fn prefixes(routes: &RouteTable, ready: &HashMap<TunnelId, u16>) -> Prefixes {
     for (net, hop) in routes.iter() {
         let action = match hop {
             NextHop::Tunnel { id, mtu } => match ready.get(&id) {
-                Some(room) => PrefixAction::Tunnel { mtu: mtu.min(*room) },
+                Some(room) => PrefixAction::Tunnel {
+                    mtu: mtu.min(*room),
+                },
                 None => PrefixAction::Kernel,
             },
             _ => PrefixAction::Kernel,
         };
-        while above.last().is_some_and(|(parent, _)| !parent.contains(&net)) {
+        while above
+            .last()
+            .is_some_and(|(parent, _)| !parent.contains(&net))
+        {
             above.pop();
         }
-        let inherited = above.last().map_or(PrefixAction::Kernel, |(_, action)| *action);
+        let inherited = above
+            .last()
+            .map_or(PrefixAction::Kernel, |(_, action)| *action);
         if action == inherited {
             continue;
         }

@@ -11,9 +11,7 @@ use super::{
 use crate::{
     datapath::{Snapshot, TunnelRecord, punt_queue},
     fib::Fib,
-    xdp::{
-        PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want, open_ports,
-    },
+    xdp::{PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want, open_ports},
 };
 
 /// Packets that wait for the slow path, per worker.
@@ -62,7 +60,10 @@ pub struct FastPath {
     hung: Vec<bool>,
     /// A worker did not take the last snapshot.
     behind: bool,
-    #[allow(dead_code, reason = "held, not used: dropping it restores the devices' VLAN offload")]
+    #[allow(
+        dead_code,
+        reason = "held, not used: dropping it restores the devices' VLAN offload"
+    )]
     tags: Vec<TagsInFrame>,
 }
 
@@ -84,7 +85,11 @@ fn common_queues(devices: &[FoundDevice]) -> Result<u32, FastPathError> {
         let found = queues(&device.name);
         if found != wanted {
             // The device with more queues is the one that can be told to have fewer.
-            let (more, less) = if found > wanted { (device, first) } else { (first, device) };
+            let (more, less) = if found > wanted {
+                (device, first)
+            } else {
+                (first, device)
+            };
             return Err(FastPathError::UnequalQueues {
                 device: more.name.clone(),
                 found: found.max(wanted),
@@ -189,7 +194,9 @@ impl FastPath {
                         true
                     }
                     Err(why) => {
-                        tracing::warn!("{name}: VLAN tags cannot be seen ({why}); steered only while no VLAN device is on it");
+                        tracing::warn!(
+                            "{name}: VLAN tags cannot be seen ({why}); steered only while no VLAN device is on it"
+                        );
                         false
                     }
                 },
@@ -233,8 +240,7 @@ impl FastPath {
         let ports = open_ports(&specs, want, RingOptions::default())?;
         let (queue, source) = punt_queue(PUNTS, PUNT_LEN, Box::new(slow.waker()));
         slow.add_punts(id, source);
-        let worker =
-            WorkerHandle::start(id, cpu, ports, queue).map_err(FastPathError::Thread)?;
+        let worker = WorkerHandle::start(id, cpu, ports, queue).map_err(FastPathError::Thread)?;
         let first = worker.sockets.first();
         let got = first.map_or("no", |socket| socket.mode.as_str());
         let why = first.and_then(|socket| socket.why_not_zero_copy.as_deref());

@@ -19,15 +19,15 @@ use super::{
     mirror::{MirrorError, Monitor, Nud, Options, State},
     netlink::{Device, Handle},
     report::{MirrorReport, Statistics, Status},
-    slowpath::{RawReceiver, ServiceTun, SlowPath, SlowPathError, SlowSnapshot},
+    slowpath::{RawReceiver, ServiceTun, SlowPath, SlowPathError, SlowSnapshot, TunError},
     socket::{ControlSocket, SocketError, serve},
     statistics,
     tunnels::{self, TunnelEntry, TunnelError},
 };
 use crate::xdp::{Limits, Steer, SteerError};
 
-/// The device through which received packets are handed back to the kernel.
-const SERVICE_DEVICE: &str = "greyhound%d";
+/// How many routers can share a network namespace: each has a service device of its own, greyhound0 and so on.
+const SERVICE_DEVICES: u32 = 64;
 /// How often heartbeats are looked at and neighbours refreshed.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -81,28 +81,11 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
     let router = Router::start(config, path, monitor.state(), &handle).await?;
     let router = RefCell::new(router);
     tracing::info!("ready");
-    let mut tick = tokio::time::interval(TICK);
-    let answering = serve(&socket, |request| router.borrow().statistics().answer(&request));
-    tokio::pin!(answering);
-    loop {
-        let todo = tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            () = &mut answering => break,
-            _ = monitor.changed() => {
-                let mut router = router.borrow_mut();
-                router.mirror = mirror_report(&monitor);
-                router.follow(monitor.state())
-            }
-            _ = tick.tick() => {
-                let mut router = router.borrow_mut();
-                router.mirror = mirror_report(&monitor);
-                router.heartbeat(monitor.state())
-            }
-        };
-        for request in todo {
-            request.carry_out(&handle).await;
-        }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = serve(&socket, |request| router.borrow().statistics().answer(&request)) => {}
+        () = follow(&router, &mut monitor, &handle) => {}
     }
     tracing::info!("stopping");
     let stopped = router.into_inner().stop();
@@ -110,6 +93,28 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
         tunnels::remove(entry, &handle).await;
     }
     Ok(())
+}
+
+/// Keeps the router in step with the kernel, for ever.
+async fn follow(router: &RefCell<Router>, monitor: &mut Monitor, handle: &Handle) {
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        let changed = tokio::select! {
+            _ = monitor.changed() => true,
+            _ = tick.tick() => false,
+        };
+        let requests = {
+            let mut router = router.borrow_mut();
+            router.mirror = mirror_report(monitor);
+            match changed {
+                true => router.follow(monitor.state()),
+                false => router.heartbeat(monitor.state()),
+            }
+        };
+        for request in requests {
+            request.carry_out(handle).await;
+        }
+    }
 }
 
 fn mirror_report(monitor: &Monitor) -> MirrorReport {
@@ -179,7 +184,7 @@ impl Router {
         if let Some(steer) = &steer {
             steer.filter_raw_socket(receiver.as_fd())?;
         }
-        let service = (!off).then(|| ServiceTun::open(SERVICE_DEVICE)).transpose();
+        let service = (!off).then(open_service_device).transpose();
         let service = service.map_err(TunnelError::from)?;
         let slow = SlowPath::start(receiver, service)?;
         let made = tunnels::create(&config, state, handle).await?;
@@ -214,7 +219,12 @@ impl Router {
 
     fn start_fast_path(&mut self) -> Result<(), fastpath::FastPathError> {
         if let Some(steer) = &mut self.steer {
-            self.fast = Some(FastPath::start(&self.config.router, &self.devices, &self.slow, steer)?);
+            self.fast = Some(FastPath::start(
+                &self.config.router,
+                &self.devices,
+                &self.slow,
+                steer,
+            )?);
         }
         Ok(())
     }
@@ -232,11 +242,14 @@ impl Router {
             .collect();
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
         let Compiled { fib, plan, tunnels } = compile(state, ports, &devices);
-        for (entry, (now, before)) in self
-            .tunnels
-            .iter()
-            .zip(tunnels.iter().zip(self.statuses.iter().map(Some).chain(std::iter::repeat(None))))
-        {
+        for (entry, (now, before)) in self.tunnels.iter().zip(
+            tunnels.iter().zip(
+                self.statuses
+                    .iter()
+                    .map(Some)
+                    .chain(std::iter::repeat(None)),
+            ),
+        ) {
             if before.map(TunnelStatus::word) != Some(now.word()) {
                 tracing::info!("tunnel {}: {}", entry.config.name, now.word());
             }
@@ -334,7 +347,10 @@ impl Router {
         }
         let request = |(ifindex, ip): (u32, std::net::IpAddr)| {
             let name = state.link(ifindex)?.name.clone();
-            let device = Device { index: ifindex, name };
+            let device = Device {
+                index: ifindex,
+                name,
+            };
             Some(KernelRequest::Refresh(device, ip))
         };
         stale.into_keys().filter_map(request).collect()
@@ -379,6 +395,17 @@ impl Router {
     fn stop(mut self) -> Vec<TunnelEntry> {
         self.stop_fast_path();
         self.tunnels
+    }
+}
+
+/// The device through which received packets are handed back to the kernel, under the first free name.
+fn open_service_device() -> Result<ServiceTun, TunError> {
+    let mut n = 0;
+    loop {
+        match ServiceTun::open(&format!("greyhound{n}")) {
+            Err(TunError::Taken(_)) if n < SERVICE_DEVICES => n += 1,
+            other => return other,
+        }
     }
 }
 

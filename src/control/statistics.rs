@@ -24,7 +24,9 @@ fn drops(into: &mut Reasons, counts: &DropCounts) {
 
 fn punts(counts: &PuntCounts) -> Reasons {
     let counted = counts.iter().filter(|(_, n)| *n > 0);
-    counted.map(|(reason, n)| (reason.as_str().to_owned(), n)).collect()
+    counted
+        .map(|(reason, n)| (reason.as_str().to_owned(), n))
+        .collect()
 }
 
 /// One tunnel's report.
@@ -34,7 +36,9 @@ pub fn tunnel(entry: &TunnelEntry, status: Option<&TunnelStatus>, state: &State)
         report.state = status.word().to_owned();
         report.mtu = status.mtu.into();
         report.next_hop = status.outer.map(|outer| NextHopReport {
-            device: state.link(outer.ifindex).map_or_else(String::new, |link| link.name.to_string()),
+            device: state
+                .link(outer.ifindex)
+                .map_or_else(String::new, |link| link.name.to_string()),
             via: outer.neighbour.to_string(),
             lladdr: outer.mac.map(|mac| mac.to_string()),
         });
@@ -71,8 +75,16 @@ pub fn worker(worker: &WorkerHandle, path: &FastPath) -> WorkerReport {
         punted: stats.punts.total(),
         punts: punts(&stats.punts),
         checksums_completed: stats.checksums_completed.get(),
-        frames: worker.frames.iter().map(|(place, n)| (place.to_owned(), n)).collect(),
-        ports: worker.sockets.iter().map(|socket| port(socket, path)).collect(),
+        frames: worker
+            .frames
+            .iter()
+            .map(|(place, n)| (place.to_owned(), n))
+            .collect(),
+        ports: worker
+            .sockets
+            .iter()
+            .map(|socket| port(socket, path))
+            .collect(),
         ..WorkerReport::default()
     };
     drops(&mut report.drops, &stats.drops);

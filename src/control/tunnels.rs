@@ -71,8 +71,15 @@ impl TunnelEntry {
 pub fn auto_mtu(state: &State, config: &TunnelConfig, underlay: &[String]) -> u16 {
     let way = state.lookup4(config.remote).and_then(|found| {
         let hop = found.route.hops.iter().find(|hop| !hop.dead)?;
-        let device = state.link(hop.oif).filter(|link| underlay.contains(&(*link.name).to_owned()))?;
-        Some(found.route.mtu.map_or(device.mtu, |metric| metric.min(device.mtu)))
+        let device = state
+            .link(hop.oif)
+            .filter(|link| underlay.contains(&(*link.name).to_owned()))?;
+        Some(
+            found
+                .route
+                .mtu
+                .map_or(device.mtu, |metric| metric.min(device.mtu)),
+        )
     });
     let narrowest = || {
         let links = underlay.iter().filter_map(|name| state.link_by_name(name));
@@ -113,8 +120,8 @@ async fn create_one(
     handle: &Handle,
 ) -> Result<(TunnelEntry, Tun), TunnelError> {
     let tun = Tun::open(&tunnel.name, config.router.persist)?;
-    let device = (handle.device(&tunnel.name)?)
-        .ok_or_else(|| TunnelError::Vanished(tunnel.name.clone()))?;
+    let device =
+        (handle.device(&tunnel.name)?).ok_or_else(|| TunnelError::Vanished(tunnel.name.clone()))?;
     let mut entry = TunnelEntry {
         id,
         config: tunnel.clone(),

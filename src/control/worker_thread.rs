@@ -25,8 +25,14 @@ const IDLE_TURNS: u32 = 128;
 /// Turns between two looks at where the frames are.
 const LEDGER_TURNS: u32 = 4096;
 /// How long a worker sleeps while the kernel has frames to send, and otherwise.
-const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
-const SLEEP: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const NAP: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
+const SLEEP: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 /// How long an ending worker waits for its last frames to be sent.
 const DRAIN: Duration = Duration::from_millis(200);
 /// Places in the queues between a worker and the control room.
@@ -51,7 +57,9 @@ impl FrameGauges {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        PLACES.into_iter().zip(self.0.iter().map(|g| g.load(Relaxed)))
+        PLACES
+            .into_iter()
+            .zip(self.0.iter().map(|g| g.load(Relaxed)))
     }
 }
 
@@ -229,7 +237,11 @@ impl Thread {
         let sending = ports.iter().any(|port| port.transmitting() > 0);
         let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(ports.len() + 1);
         fds.push(PollFd::new(&self.waker, PollFlags::IN));
-        fds.extend(ports.iter().map(|port| PollFd::from_borrowed_fd(port.fd(), PollFlags::IN)));
+        fds.extend(
+            ports
+                .iter()
+                .map(|port| PollFd::from_borrowed_fd(port.fd(), PollFlags::IN)),
+        );
         self.stats.set_asleep(true);
         let _ = poll(&mut fds, Some(if sending { &NAP } else { &SLEEP }));
         self.stats.set_asleep(false);

@@ -14,10 +14,10 @@ mod stats;
 mod thread;
 mod tun;
 
+pub use super::wake::Waker;
 pub use raw::{RawError, RawReceiver};
 pub use stats::SlowStats;
 pub use tun::{ServiceTun, Tun, TunError};
-pub use super::wake::Waker;
 
 use std::{io, sync::Arc, thread::JoinHandle};
 
