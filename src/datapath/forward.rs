@@ -1,1 +1,336 @@
-//! (stub)
+//! The forwarding decision: one packet in, one verdict out.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{DropReason, PuntReason, PuntTo, Verdict, WorkerStats, stats::TunnelRecord};
+use crate::{
+    fib::{Adjacency, Fib, PortId, PortInfo, Resolution},
+    packet::{
+        EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, ipv4, ipv6, protocol,
+        transport,
+    },
+    tunnel::{self, Outer, Refusal, Tunnel, TunnelId},
+};
+
+/// What changes with packets and belongs to one worker. It outlives every snapshot.
+#[derive(Debug)]
+pub struct ForwardState {
+    pub stats: Arc<WorkerStats>,
+    /// One record per tunnel slot.
+    pub tunnels: Vec<Option<Arc<TunnelRecord>>>,
+    /// This worker owns the sequence numbers of all tunnels that have them.
+    pub owns_sequences: bool,
+}
+
+impl ForwardState {
+    #[inline]
+    fn tunnel(&self, id: TunnelId) -> Option<&TunnelRecord> {
+        self.tunnels.get(id.index())?.as_deref()
+    }
+
+    #[inline]
+    fn drop_in(&self, id: TunnelId, reason: impl Into<DropReason>) -> Verdict {
+        let reason = reason.into();
+        if let Some(record) = self.tunnel(id) {
+            record.drops.count(reason);
+        }
+        Verdict::Drop(reason)
+    }
+}
+
+/// Decides what becomes of a frame that was received on port `from`, and rewrites it in place. `fib` is an immutable
+/// snapshot. The verdict is not counted here but by the caller, who sees whether it could be carried out; what goes into
+/// and comes out of a tunnel is counted here, per tunnel.
+#[inline]
+pub fn forward<B: PacketBuf>(
+    packet: &mut B,
+    from: PortId,
+    fib: &Fib,
+    state: &mut ForwardState,
+) -> Verdict {
+    let Some(port) = fib.port(from) else {
+        return Verdict::Drop(DropReason::NotIp);
+    };
+    let Ok(frame) = Ethernet::parse(packet.data()) else {
+        return Verdict::Drop(DropReason::NotIp);
+    };
+    if frame.destination() != port.mac {
+        return Verdict::Drop(DropReason::OtherMac);
+    }
+    let ether_type = frame.ether_type();
+    if ether_type != EtherType::IPV4 && ether_type != EtherType::IPV6 {
+        return Verdict::Drop(DropReason::NotIp);
+    }
+    let tunnelled = ether_type == EtherType::IPV4
+        && port.underlay
+        && frame.payload().get(9) == Some(&protocol::GRE);
+    if packet.trim_front(ethernet::HEADER_LEN).is_err() {
+        return Verdict::Drop(DropReason::NotIp);
+    }
+    if tunnelled {
+        from_underlay(packet, Some(port), fib, state)
+    } else {
+        from_overlay(packet, port, fib, state)
+    }
+}
+
+/// As [`forward`], for a packet that the slow path or another worker handed over; it begins with its IP header.
+pub fn forward_handover<B: PacketBuf>(
+    packet: &mut B,
+    kind: HandoverKind,
+    fib: &Fib,
+    state: &mut ForwardState,
+) -> Verdict {
+    match kind {
+        HandoverKind::IntoTunnel(id) => into_tunnel(packet, id, fib, state),
+        HandoverKind::FromUnderlay => from_underlay(packet, None, fib, state),
+        HandoverKind::FromOverlay(from) => match fib.port(from) {
+            Some(port) => from_overlay(packet, port, fib, state),
+            None => Verdict::Drop(DropReason::NotIp),
+        },
+    }
+}
+
+/// Where a handed-over packet comes from; see [`super::Handover`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandoverKind {
+    IntoTunnel(TunnelId),
+    FromUnderlay,
+    FromOverlay(PortId),
+}
+
+/// A packet that a router may forward without looking further into it.
+struct Plain {
+    destination: IpAddr,
+    len: usize,
+}
+
+/// Whether an inner packet is plain; otherwise why it is the kernel's.
+#[inline]
+fn plain(packet: &[u8]) -> Result<Plain, PuntReason> {
+    let not_plain = |_: ParseError| PuntReason::NotPlain;
+    if packet.first().is_some_and(|byte| byte >> 4 == 6) {
+        let ip = Ipv6::parse(packet).map_err(not_plain)?;
+        let (source, destination) = (ip.source(), ip.destination());
+        let odd = |a: std::net::Ipv6Addr| {
+            a.is_multicast() || a.is_loopback() || a.is_unspecified() || a.is_unicast_link_local()
+        };
+        if ip.has_extension() || odd(source) || odd(destination) {
+            return Err(PuntReason::NotPlain);
+        }
+        if ip.hop_limit() <= 1 {
+            return Err(PuntReason::TtlExpiring);
+        }
+        return Ok(Plain {
+            destination: destination.into(),
+            len: ip.total_len(),
+        });
+    }
+    let ip = Ipv4::parse(packet).map_err(not_plain)?;
+    let (source, destination) = (ip.source(), ip.destination());
+    let odd = |a: std::net::Ipv4Addr| {
+        a.is_multicast()
+            || a.is_loopback()
+            || a.is_broadcast()
+            || a.is_link_local()
+            || a.octets()[0] == 0
+    };
+    if ip.has_options() || ip.is_fragment() || odd(source) || odd(destination) {
+        return Err(PuntReason::NotPlain);
+    }
+    if ip.ttl() <= 1 {
+        return Err(PuntReason::TtlExpiring);
+    }
+    Ok(Plain {
+        destination: destination.into(),
+        len: ip.total_len(),
+    })
+}
+
+/// Takes one off TTL or hop limit; the packet was found to have more than one.
+#[inline]
+fn decrement(packet: &mut [u8], destination: IpAddr) {
+    match destination {
+        IpAddr::V4(_) => ipv4::decrement_ttl(packet),
+        IpAddr::V6(_) => ipv6::decrement_hop_limit(packet),
+    };
+}
+
+/// Puts the Ethernet header of `adjacency` in front of an IP packet.
+#[inline]
+fn transmit<B: PacketBuf>(packet: &mut B, adjacency: &Adjacency) -> Verdict {
+    let ether_type = match packet.data().first().map(|byte| byte >> 4) {
+        Some(6) => EtherType::IPV6,
+        _ => EtherType::IPV4,
+    };
+    match packet.prepend(ethernet::HEADER_LEN) {
+        Ok(frame) => {
+            ethernet::write(frame, adjacency.destination, adjacency.source, ether_type);
+            Verdict::Transmit(adjacency.port)
+        }
+        Err(_) => Verdict::Drop(DropReason::NoHeadroom),
+    }
+}
+
+/// An inner packet from an overlay device: into the tunnel that its route names.
+#[inline]
+fn from_overlay<B: PacketBuf>(
+    packet: &mut B,
+    port: &PortInfo,
+    fib: &Fib,
+    state: &mut ForwardState,
+) -> Verdict {
+    let to_kernel = |reason| Verdict::Punt(reason, PuntTo::Service);
+    let inner = match plain(packet.data()) {
+        Ok(inner) => inner,
+        Err(reason) => return to_kernel(reason),
+    };
+    if !port.forwards.family_of(inner.destination) {
+        return to_kernel(PuntReason::ForwardingOff);
+    }
+    let (id, mtu) = match fib.resolve(inner.destination) {
+        Resolution::Tunnel { id, mtu } => (id, mtu),
+        Resolution::Local => return to_kernel(PuntReason::LocalDelivery),
+        _ => return to_kernel(PuntReason::NoRoute),
+    };
+    let (Some(tunnel), Some(adjacency)) = (fib.tunnels().get(id), fib.egress(id).adjacency) else {
+        return to_kernel(PuntReason::TunnelNotReady);
+    };
+    if !tunnel.up {
+        return to_kernel(PuntReason::TunnelNotReady);
+    }
+    if inner.len > usize::from(mtu) || inner.len + tunnel.overhead() > usize::from(adjacency.mtu) {
+        return to_kernel(PuntReason::TooBig);
+    }
+    if tunnel.oseq && !state.owns_sequences {
+        return Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Owner(id));
+    }
+    if port.partial_checksums && transport::complete_checksum(packet.data_mut()) {
+        state.stats.checksums_completed.add(1);
+    }
+    decrement(packet.data_mut(), inner.destination);
+    encapsulate(packet, tunnel, &adjacency, inner.len, state)
+}
+
+/// Encapsulates and addresses a packet that is known to fit.
+#[inline]
+fn encapsulate<B: PacketBuf>(
+    packet: &mut B,
+    tunnel: &Tunnel,
+    adjacency: &Adjacency,
+    inner_len: usize,
+    state: &ForwardState,
+) -> Verdict {
+    let Some(record) = state.tunnel(tunnel.id) else {
+        return Verdict::Drop(DropReason::TunnelDown);
+    };
+    if let Err(refusal) = tunnel::encapsulate(tunnel, packet, &record.state) {
+        return state.drop_in(tunnel.id, refusal);
+    }
+    let verdict = transmit(packet, adjacency);
+    if let Verdict::Transmit(_) = verdict {
+        record.state.counters.tx_packets.add(1);
+        record.state.counters.tx_bytes.add(inner_len as u64);
+    }
+    verdict
+}
+
+/// An inner packet that the kernel has forwarded into the tunnel's device, for the owner of its sequence numbers.
+fn into_tunnel<B: PacketBuf>(
+    packet: &mut B,
+    id: TunnelId,
+    fib: &Fib,
+    state: &mut ForwardState,
+) -> Verdict {
+    let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), state.tunnel(id)) else {
+        return Verdict::Drop(DropReason::TunnelDown);
+    };
+    if !tunnel.up {
+        return state.drop_in(id, DropReason::TunnelDown);
+    }
+    let inner_len = packet.data().len();
+    match fib.egress(id).adjacency {
+        Some(adjacency) if inner_len + tunnel.overhead() <= usize::from(adjacency.mtu) => {
+            encapsulate(packet, tunnel, &adjacency, inner_len, state)
+        }
+        // The number is taken here, in order; the kernel resolves the next hop or the slow path fragments.
+        _ => match tunnel::encapsulate(tunnel, packet, &record.state) {
+            Ok(()) => Verdict::Punt(PuntReason::TunnelNotReady, PuntTo::Underlay(id)),
+            Err(refusal) => state.drop_in(id, refusal),
+        },
+    }
+}
+
+/// A tunnel packet from the underlay: out of its tunnel, and on to the inner next hop. `port` is where it came in;
+/// none for a packet that the kernel has seen before.
+#[inline]
+fn from_underlay<B: PacketBuf>(
+    packet: &mut B,
+    port: Option<&PortInfo>,
+    fib: &Fib,
+    state: &mut ForwardState,
+) -> Verdict {
+    let device = port.map(|port| port.ifindex);
+    let outer = match Outer::parse(packet.data(), fib.tunnels(), device) {
+        Ok(outer) => outer,
+        Err(Refusal::UnknownTunnel) => {
+            return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
+        }
+        // PPTP's GRE is somebody else's, and fragments are the kernel's to put together.
+        Err(Refusal::OuterFragment | Refusal::Gre(ParseError::Version)) => {
+            return Verdict::Punt(PuntReason::NotPlain, PuntTo::Service);
+        }
+        Err(refusal) => return Verdict::Drop(refusal.into()),
+    };
+    let id = outer.tunnel;
+    let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), state.tunnel(id)) else {
+        return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
+    };
+    if tunnel.iseq && !state.owns_sequences {
+        return Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Owner(id));
+    }
+    if let Err(refusal) = tunnel::decapsulate(tunnel, &outer, packet, &record.state) {
+        return state.drop_in(id, refusal);
+    }
+    if port.is_some_and(|port| port.partial_checksums)
+        && transport::complete_checksum(packet.data_mut())
+    {
+        state.stats.checksums_completed.add(1);
+    }
+    let (inner, adjacency) = match forwardable(packet.data(), id, fib) {
+        Ok(found) => found,
+        // The slow path counts these for the tunnel when it delivers them.
+        Err(reason) => return Verdict::Punt(reason, PuntTo::Tunnel(id)),
+    };
+    decrement(packet.data_mut(), inner.destination);
+    let verdict = transmit(packet, &adjacency);
+    if let Verdict::Transmit(_) = verdict {
+        record.state.counters.rx_packets.add(1);
+        record.state.counters.rx_bytes.add(inner.len as u64);
+    }
+    verdict
+}
+
+/// Whether a decapsulated packet can go straight to its next hop; otherwise why it is the kernel's.
+#[inline]
+fn forwardable(packet: &[u8], id: TunnelId, fib: &Fib) -> Result<(Plain, Adjacency), PuntReason> {
+    let inner = plain(packet)?;
+    if !fib.egress(id).forwards.family_of(inner.destination) {
+        return Err(PuntReason::ForwardingOff);
+    }
+    let adjacency = match fib.resolve(inner.destination) {
+        Resolution::Adjacent(adjacency) => adjacency,
+        Resolution::Tunnel { .. } => return Err(PuntReason::TunnelToTunnel),
+        Resolution::Local => return Err(PuntReason::LocalDelivery),
+        Resolution::Unresolved => return Err(PuntReason::Unresolved),
+        Resolution::Kernel => return Err(PuntReason::NoRoute),
+    };
+    if inner.len > usize::from(adjacency.mtu) {
+        return Err(PuntReason::TooBig);
+    }
+    Ok((inner, adjacency))
+}
+
+#[cfg(test)]
+#[path = "forward_tests.rs"]
+mod tests;

@@ -12,9 +12,9 @@ mod stats;
 mod verdict;
 mod worker;
 
-pub use forward::{ForwardState, forward, forward_handover};
+pub use forward::{ForwardState, HandoverKind, forward, forward_handover};
 pub use port::Port;
 pub use punt::{Handover, PuntBuf, PuntQueue, PuntSource, Punted, Wake, punt_queue};
-pub use stats::WorkerStats;
+pub use stats::{DropCounts, PuntCounts, TunnelRecord, WorkerStats};
 pub use verdict::{DropReason, PuntReason, PuntTo, Verdict};
-pub use worker::{Snapshot, Worker};
+pub use worker::{BURST, Links, Snapshot, Spent, Worker};

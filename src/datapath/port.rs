@@ -27,6 +27,7 @@ pub trait Port {
     /// Gives buffers back to the free frames.
     fn recycle(&mut self, burst: &mut Vec<Self::Buf>);
 
-    /// A free frame with an empty packet and full headroom, or none when all are in use.
+    /// A free frame with an empty packet at the frame's very end, so that `prepend` makes room for a packet of any
+    /// length and leaves it headroom; none when all frames are in use.
     fn take(&mut self) -> Option<Self::Buf>;
 }

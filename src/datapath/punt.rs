@@ -3,12 +3,15 @@
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use super::{PuntReason, PuntTo};
+use crate::{fib::PortId, tunnel::TunnelId};
 
 /// A packet on its way from a worker to the slow path. The buffers go round: the slow path gives each one back.
 #[derive(Debug)]
 pub struct PuntBuf {
     pub to: PuntTo,
     pub reason: PuntReason,
+    /// The port that it was received on.
+    pub from: PortId,
     len: usize,
     bytes: Box<[u8]>,
 }
@@ -54,6 +57,7 @@ pub fn punt_queue(
         let buf = Box::new(PuntBuf {
             to: PuntTo::Service,
             reason: PuntReason::NotPlain,
+            from: PortId(0),
             len: 0,
             bytes: vec![0; packet_len].into_boxed_slice(),
         });
@@ -76,7 +80,7 @@ pub fn punt_queue(
 
 impl PuntQueue {
     /// Copies `packet` into the queue. False when the queue is full or the packet does not fit.
-    pub fn push(&mut self, packet: &[u8], to: PuntTo, reason: PuntReason) -> bool {
+    pub fn push(&mut self, packet: &[u8], to: PuntTo, reason: PuntReason, from: PortId) -> bool {
         let Ok(mut buf) = self.empty.try_recv() else {
             return false;
         };
@@ -84,6 +88,7 @@ impl PuntQueue {
         buf.len = if fits { packet.len() } else { 0 };
         buf.to = to;
         buf.reason = reason;
+        buf.from = from;
         if fits {
             buf.bytes[..packet.len()].copy_from_slice(packet);
         }
@@ -123,11 +128,11 @@ impl PuntSource {
 #[derive(Debug)]
 pub enum Handover {
     /// An inner packet that the kernel has already forwarded into the tunnel's device (its TTL is decremented).
-    IntoTunnel(crate::tunnel::TunnelId, Box<[u8]>),
+    IntoTunnel(TunnelId, Box<[u8]>),
     /// An outer packet as received: a tunnel packet, whole.
     FromUnderlay(Box<[u8]>),
     /// An inner packet as another worker received it on an overlay device; still to be forwarded.
-    FromOverlay(crate::fib::PortId, Box<[u8]>),
+    FromOverlay(PortId, Box<[u8]>),
 }
 
 #[cfg(test)]
@@ -149,7 +154,8 @@ mod tests {
     fn a_full_queue_refuses_and_recovers() {
         let wakes = Arc::new(AtomicUsize::new(0));
         let (mut queue, source) = punt_queue(2, 4, Box::new(Count(wakes.clone())));
-        let push = |q: &mut PuntQueue, p: &[u8]| q.push(p, PuntTo::Service, PuntReason::TooBig);
+        let push =
+            |q: &mut PuntQueue, p: &[u8]| q.push(p, PuntTo::Service, PuntReason::TooBig, PortId(0));
         assert!(push(&mut queue, b"ab") && push(&mut queue, b"cd"));
         assert!(!push(&mut queue, b"ef"));
         queue.announce();
@@ -165,9 +171,9 @@ mod tests {
     fn a_packet_that_does_not_fit_is_refused_without_losing_a_buffer() {
         let (mut queue, source) = punt_queue(1, 4, Box::new(Count(Arc::default())));
         for _ in 0..3 {
-            assert!(!queue.push(b"hello", PuntTo::Service, PuntReason::TooBig));
+            assert!(!queue.push(b"hello", PuntTo::Service, PuntReason::TooBig, PortId(0)));
             assert_eq!(source.drain(8, |_| panic!("nothing was punted")), 1);
         }
-        assert!(queue.push(b"ok", PuntTo::Service, PuntReason::TooBig));
+        assert!(queue.push(b"ok", PuntTo::Service, PuntReason::TooBig, PortId(0)));
     }
 }

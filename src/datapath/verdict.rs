@@ -86,11 +86,17 @@ reasons! {
 reasons! {
     /// Why a packet was discarded. The names are the counters' names.
     DropReason {
+        /// The frame is for another station: flooded, or received in promiscuous mode.
+        OtherMac = "other_mac",
+        /// Not an IP packet: nothing that the service device could carry.
+        NotIp = "not_ip",
         OuterTruncated = "outer_truncated",
         OuterVersion = "outer_version",
         OuterHeaderLength = "outer_header_length",
         OuterTotalLength = "outer_total_length",
         OuterChecksum = "outer_checksum",
+        /// A fragment where only whole packets can come.
+        OuterFragment = "outer_fragment",
         GreTruncated = "gre_truncated",
         GreVersion = "gre_version",
         GreFlags = "gre_flags",
@@ -135,6 +141,7 @@ impl From<Refusal> for DropReason {
                 ParseError::HeaderChecksum => DropReason::OuterChecksum,
                 ParseError::GreFlags => DropReason::GreFlags,
             },
+            Refusal::OuterFragment => DropReason::OuterFragment,
             Refusal::Gre(e) => match e {
                 ParseError::Version => DropReason::GreVersion,
                 ParseError::GreFlags => DropReason::GreFlags,

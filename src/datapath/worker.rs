@@ -1,1 +1,240 @@
-//! (stub)
+//! The worker's loop: one thread, one queue of every port, bursts from receive to transmit.
+
+use std::{mem, sync::Arc};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+
+use super::{
+    DropReason, ForwardState, Handover, Port, PuntQueue, PuntReason, PuntTo, Verdict, WorkerStats,
+    forward, forward::HandoverKind, forward_handover, stats::TunnelRecord,
+};
+use crate::{
+    fib::{Fib, PortId},
+    packet::PacketBuf,
+};
+
+/// Packets taken from one port at a time.
+pub const BURST: usize = 64;
+/// How often a turn offers packets to a transmit ring that is full.
+const TX_ATTEMPTS: usize = 4;
+
+/// A new forwarding table for a worker, with the records of the tunnels in it.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub fib: Arc<Fib>,
+    pub tunnels: Vec<Option<Arc<TunnelRecord>>>,
+}
+
+/// What a worker no longer needs, to be freed by somebody who has the time.
+#[derive(Debug)]
+pub enum Spent {
+    Snapshot(Snapshot),
+    Handover(Handover),
+}
+
+/// The worker's connections to the rest of the router.
+pub struct Links {
+    pub snapshots: Receiver<Snapshot>,
+    pub handovers: Receiver<Handover>,
+    pub spent: Sender<Spent>,
+    pub punts: PuntQueue,
+}
+
+/// One worker: its ports in the order of their [`PortId`]s, and everything a packet needs on its way.
+pub struct Worker<P: Port> {
+    ports: Vec<P>,
+    links: Links,
+    fib: Arc<Fib>,
+    state: ForwardState,
+    /// Finished frames by egress port.
+    outgoing: Vec<Vec<P::Buf>>,
+    /// Frames that are done with.
+    done: Vec<P::Buf>,
+    burst: Vec<P::Buf>,
+}
+
+impl<P: Port> Worker<P> {
+    /// A worker over `ports`; it forwards nothing until its first snapshot.
+    pub fn new(ports: Vec<P>, links: Links, owns_sequences: bool, stats: Arc<WorkerStats>) -> Self {
+        Self {
+            // Any port's burst may go out of any port.
+            outgoing: ports
+                .iter()
+                .map(|_| Vec::with_capacity(BURST * (ports.len() + 1)))
+                .collect(),
+            done: Vec::with_capacity(BURST * (ports.len() + 1)),
+            burst: Vec::with_capacity(BURST),
+            ports,
+            links,
+            fib: Arc::default(),
+            state: ForwardState {
+                stats,
+                tunnels: Vec::new(),
+                owns_sequences,
+            },
+        }
+    }
+
+    /// The ports, for their file descriptors and statistics.
+    pub fn ports(&self) -> &[P] {
+        &self.ports
+    }
+
+    /// Takes the worker apart, to close its ports in order.
+    pub fn into_ports(self) -> Vec<P> {
+        self.ports
+    }
+
+    /// Once round: configuration, housekeeping, receive, forward, transmit, recycle. Returns how many packets were
+    /// handled.
+    pub fn turn(&mut self) -> usize {
+        self.state.stats.turns.add(1);
+        self.adopt_snapshot();
+        self.service();
+        let mut handled = 0;
+        for index in 0..self.ports.len() {
+            handled += self.receive(index);
+        }
+        handled += self.take_handovers();
+        self.transmit();
+        if let Some(port) = self.ports.first_mut() {
+            port.recycle(&mut self.done);
+        }
+        self.links.punts.announce();
+        handled
+    }
+
+    fn service(&mut self) {
+        for port in &mut self.ports {
+            if port.service().is_err() {
+                self.state.stats.port_errors.add(1);
+            }
+        }
+    }
+
+    fn adopt_snapshot(&mut self) {
+        while let Ok(snapshot) = self.links.snapshots.try_recv() {
+            let spent = Snapshot {
+                fib: mem::replace(&mut self.fib, snapshot.fib),
+                tunnels: mem::replace(&mut self.state.tunnels, snapshot.tunnels),
+            };
+            self.discard(Spent::Snapshot(spent));
+        }
+    }
+
+    /// Leaves the freeing to the other side; only when that has fallen behind is it done here.
+    fn discard(&self, spent: Spent) {
+        match self.links.spent.try_send(spent) {
+            Ok(()) => {}
+            Err(TrySendError::Full(spent) | TrySendError::Disconnected(spent)) => drop(spent),
+        }
+    }
+
+    fn receive(&mut self, index: usize) -> usize {
+        let mut burst = mem::take(&mut self.burst);
+        let n = self.ports[index].rx_burst(&mut burst, BURST);
+        self.state.stats.rx_packets.add(n as u64);
+        for mut packet in burst.drain(..) {
+            let verdict = forward(
+                &mut packet,
+                PortId(index as u16),
+                &self.fib,
+                &mut self.state,
+            );
+            self.carry_out(packet, verdict, PortId(index as u16));
+        }
+        self.burst = burst;
+        n
+    }
+
+    fn take_handovers(&mut self) -> usize {
+        let mut n = 0;
+        while n < BURST {
+            let Ok(handover) = self.links.handovers.try_recv() else {
+                break;
+            };
+            n += 1;
+            self.state.stats.handed_over.add(1);
+            let (kind, bytes, from) = match &handover {
+                Handover::IntoTunnel(id, bytes) => {
+                    (HandoverKind::IntoTunnel(*id), bytes, PortId(0))
+                }
+                Handover::FromUnderlay(bytes) => (HandoverKind::FromUnderlay, bytes, PortId(0)),
+                Handover::FromOverlay(port, bytes) => {
+                    (HandoverKind::FromOverlay(*port), bytes, *port)
+                }
+            };
+            match self.frame_with(bytes) {
+                Some(mut packet) => {
+                    let verdict = forward_handover(&mut packet, kind, &self.fib, &mut self.state);
+                    self.carry_out(packet, verdict, from);
+                }
+                None => self.state.stats.drops.count(DropReason::NoFrame),
+            }
+            self.discard(Spent::Handover(handover));
+        }
+        n
+    }
+
+    /// A free frame that holds a copy of `bytes`.
+    fn frame_with(&mut self, bytes: &[u8]) -> Option<P::Buf> {
+        let mut packet = self.ports.first_mut()?.take()?;
+        if packet.prepend(bytes.len()).is_err() {
+            self.done.push(packet);
+            return None;
+        }
+        packet.data_mut().copy_from_slice(bytes);
+        Some(packet)
+    }
+
+    /// Sees a verdict through, and counts what became of the packet.
+    fn carry_out(&mut self, packet: P::Buf, verdict: Verdict, from: PortId) {
+        match verdict {
+            Verdict::Transmit(port) => match self.outgoing.get_mut(port.index()) {
+                Some(queue) => queue.push(packet),
+                None => self.discard_packet(packet, DropReason::TxRingFull),
+            },
+            Verdict::Punt(reason, to) => self.punt(packet, reason, to, from),
+            Verdict::Drop(reason) => self.discard_packet(packet, reason),
+        }
+    }
+
+    fn discard_packet(&mut self, packet: P::Buf, reason: DropReason) {
+        self.state.stats.drops.count(reason);
+        self.done.push(packet);
+    }
+
+    fn punt(&mut self, packet: P::Buf, reason: PuntReason, to: PuntTo, from: PortId) {
+        if self.links.punts.push(packet.data(), to, reason, from) {
+            self.state.stats.punts.count(reason);
+            self.done.push(packet);
+        } else {
+            self.discard_packet(packet, DropReason::PuntQueueFull);
+        }
+    }
+
+    /// Offers every finished frame to its port, and drops what a full ring does not take in a few attempts.
+    fn transmit(&mut self) {
+        for (port, queue) in self.ports.iter_mut().zip(&mut self.outgoing) {
+            for _ in 0..TX_ATTEMPTS {
+                if queue.is_empty() {
+                    break;
+                }
+                let sent = port.tx_burst(queue);
+                self.state.stats.tx_packets.add(sent as u64);
+                if !queue.is_empty() && port.service().is_err() {
+                    self.state.stats.port_errors.add(1);
+                    break;
+                }
+            }
+            for packet in queue.drain(..) {
+                self.state.stats.drops.count(DropReason::TxRingFull);
+                self.done.push(packet);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

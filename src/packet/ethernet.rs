@@ -1,1 +1,113 @@
-//! (stub)
+//! Ethernet II headers (IEEE 802.3, untagged).
+
+use super::ParseError;
+
+/// Bytes of an untagged Ethernet header.
+pub const HEADER_LEN: usize = 14;
+
+/// A link-layer address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct MacAddr(pub [u8; 6]);
+
+impl std::fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// The type of an Ethernet frame's payload; GRE uses the same numbers (RFC 2784 section 2.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EtherType(pub u16);
+
+impl EtherType {
+    pub const IPV4: Self = Self(0x0800);
+    pub const ARP: Self = Self(0x0806);
+    pub const VLAN: Self = Self(0x8100);
+    pub const QINQ: Self = Self(0x88a8);
+    pub const IPV6: Self = Self(0x86dd);
+}
+
+/// A frame whose header is complete.
+#[derive(Debug, Clone, Copy)]
+pub struct Ethernet<'a> {
+    header: &'a [u8; HEADER_LEN],
+    payload: &'a [u8],
+}
+
+impl<'a> Ethernet<'a> {
+    /// Splits a frame into header and payload.
+    #[inline]
+    pub fn parse(frame: &'a [u8]) -> Result<Self, ParseError> {
+        let (header, payload) = frame
+            .split_first_chunk::<HEADER_LEN>()
+            .ok_or(ParseError::Truncated)?;
+        Ok(Self { header, payload })
+    }
+
+    #[inline]
+    pub fn destination(&self) -> MacAddr {
+        let h = self.header;
+        MacAddr([h[0], h[1], h[2], h[3], h[4], h[5]])
+    }
+
+    #[inline]
+    pub fn source(&self) -> MacAddr {
+        let h = self.header;
+        MacAddr([h[6], h[7], h[8], h[9], h[10], h[11]])
+    }
+
+    #[inline]
+    pub fn ether_type(&self) -> EtherType {
+        EtherType(u16::from_be_bytes([self.header[12], self.header[13]]))
+    }
+
+    #[inline]
+    pub fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+}
+
+/// Writes a header into the first bytes of `frame`; false when the frame is too short.
+#[inline]
+pub fn write(
+    frame: &mut [u8],
+    destination: MacAddr,
+    source: MacAddr,
+    ether_type: EtherType,
+) -> bool {
+    let Some(header) = frame.first_chunk_mut::<HEADER_LEN>() else {
+        return false;
+    };
+    header[..6].copy_from_slice(&destination.0);
+    header[6..12].copy_from_slice(&source.0);
+    header[12..].copy_from_slice(&ether_type.0.to_be_bytes());
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_parsed() {
+        let mut frame = [0u8; 16];
+        let (d, s) = (MacAddr([1, 2, 3, 4, 5, 6]), MacAddr([7, 8, 9, 10, 11, 12]));
+        assert!(write(&mut frame, d, s, EtherType::IPV6));
+        let ethernet = Ethernet::parse(&frame).unwrap();
+        assert_eq!((ethernet.destination(), ethernet.source()), (d, s));
+        assert_eq!(ethernet.ether_type(), EtherType::IPV6);
+        assert_eq!(ethernet.payload(), [0, 0]);
+    }
+
+    #[test]
+    fn short_frames_are_refused() {
+        assert!(Ethernet::parse(&[0; 13]).is_err());
+        assert!(!write(
+            &mut [0; 13],
+            MacAddr::default(),
+            MacAddr::default(),
+            EtherType::ARP
+        ));
+    }
+}

@@ -1,1 +1,142 @@
-//! (stub)
+//! Transport checksums that were left for a device to finish.
+//!
+//! A packet that a local program sends over a veth carries, where the checksum belongs, only the folded sum of the
+//! pseudo-header (Linux: `CHECKSUM_PARTIAL`); a real device would finish it. Before such a packet leaves in a
+//! tunnel the whole checksum has to be computed. A field that happens to equal the pseudo-header's sum although it
+//! was finished is computed to the same value again, so the test for it can do no harm.
+
+use super::{Checksum, Ipv4, Ipv6, protocol};
+
+/// Where a protocol keeps its checksum, in bytes from the start of its header.
+#[inline]
+fn field_offset(protocol: u8) -> Option<usize> {
+    match protocol {
+        protocol::TCP => Some(16),
+        protocol::UDP => Some(6),
+        _ => None,
+    }
+}
+
+/// Finishes the TCP or UDP checksum of the IP packet that `packet` begins with, where it is unfinished. True when it
+/// was. Fragments and anything else stay as they are.
+#[inline]
+pub fn complete_checksum(packet: &mut [u8]) -> bool {
+    let Some((start, end, offset, pseudo)) = locate(packet) else {
+        return false;
+    };
+    let Some(segment) = packet.get_mut(start..end) else {
+        return false;
+    };
+    let Some(field) = segment.get(offset..offset + 2) else {
+        return false;
+    };
+    if u16::from_be_bytes([field[0], field[1]]) != pseudo.fold() {
+        return false;
+    }
+    // The field holds the pseudo-header's sum already, so the sum over the segment includes it.
+    let sum = match Checksum::new().add_bytes(segment).finish() {
+        // RFC 768: an all-zero UDP checksum means "none", so zero is sent as its other form.
+        0 if offset == 6 => 0xffff,
+        sum => sum,
+    };
+    segment[offset..offset + 2].copy_from_slice(&sum.to_be_bytes());
+    true
+}
+
+/// The segment's range, its checksum field, and the pseudo-header's sum.
+#[inline]
+fn locate(packet: &[u8]) -> Option<(usize, usize, usize, Checksum)> {
+    match packet.first()? >> 4 {
+        4 => {
+            let ip = Ipv4::parse(packet).ok()?;
+            let offset = field_offset(ip.protocol())?;
+            if ip.is_fragment() {
+                return None;
+            }
+            let start = ip.header_len();
+            let pseudo = Checksum::new()
+                .add_bytes(&packet[12..20])
+                .add_u16(u16::from(ip.protocol()))
+                .add_u16((ip.total_len() - start) as u16);
+            Some((start, ip.total_len(), offset, pseudo))
+        }
+        6 => {
+            let ip = Ipv6::parse(packet).ok()?;
+            let offset = field_offset(ip.next_header())?;
+            let start = super::ipv6::HEADER_LEN;
+            let pseudo = Checksum::new()
+                .add_bytes(&packet[8..40])
+                .add_u16(u16::from(ip.next_header()))
+                .add_u16(ip.payload().len() as u16);
+            Some((start, ip.total_len(), offset, pseudo))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::{PacketBuilder, PacketHeaders, TransportHeader};
+    use proptest::prelude::*;
+
+    fn build(v6: bool, tcp: bool, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let builder = if v6 {
+            PacketBuilder::ipv6([0xfd; 16], [0xfe; 16], 64)
+        } else {
+            PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        };
+        if tcp {
+            builder
+                .tcp(1000, 2000, 7, 1000)
+                .write(&mut out, payload)
+                .unwrap();
+        } else {
+            builder.udp(1000, 2000).write(&mut out, payload).unwrap();
+        }
+        out
+    }
+
+    /// Leaves the checksum as Linux leaves it on a veth: the folded, uncomplemented pseudo-header sum.
+    fn unfinish(packet: &mut [u8]) {
+        let (start, _, offset, pseudo) = locate(packet).unwrap();
+        packet[start + offset..start + offset + 2].copy_from_slice(&pseudo.fold().to_be_bytes());
+    }
+
+    proptest! {
+        #[test]
+        fn unfinished_checksums_become_right(v6: bool, tcp: bool, payload in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let finished = build(v6, tcp, &payload);
+            let mut packet = finished.clone();
+            unfinish(&mut packet);
+            prop_assert!(complete_checksum(&mut packet));
+            prop_assert_eq!(packet, finished);
+        }
+
+        #[test]
+        fn finished_checksums_stay(v6: bool, tcp: bool, payload in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let finished = build(v6, tcp, &payload);
+            let mut packet = finished.clone();
+            complete_checksum(&mut packet);
+            prop_assert_eq!(&packet, &finished);
+            let headers = PacketHeaders::from_ip_slice(&packet).unwrap();
+            prop_assert!(matches!(headers.transport, Some(TransportHeader::Tcp(_) | TransportHeader::Udp(_))));
+        }
+
+        #[test]
+        fn any_bytes_are_survived(mut bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            complete_checksum(&mut bytes);
+        }
+    }
+
+    #[test]
+    fn a_udp_checksum_that_comes_out_as_zero_is_sent_as_ones() {
+        for low in 0..=u16::MAX {
+            let mut packet = build(false, false, &low.to_be_bytes());
+            unfinish(&mut packet);
+            complete_checksum(&mut packet);
+            assert_ne!(&packet[26..28], [0, 0]);
+        }
+    }
+}

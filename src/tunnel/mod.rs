@@ -10,7 +10,7 @@ mod state;
 mod table;
 
 pub use gre::{Outer, decapsulate, encapsulate};
-pub use state::{TunnelCounters, TunnelState};
+pub use state::{Counter, TunnelCounters, TunnelState};
 pub use table::TunnelTable;
 
 use std::net::Ipv4Addr;
@@ -108,6 +108,8 @@ impl Tunnel {
 pub enum Refusal {
     /// The outer IP header could not be parsed.
     Outer(ParseError),
+    /// A fragment: the kernel has to put the packet together first.
+    OuterFragment,
     /// The GRE header could not be parsed.
     Gre(ParseError),
     /// The inner packet could not be parsed, or claims more bytes than there are.
@@ -132,4 +134,33 @@ pub enum Refusal {
     NoRoom,
     /// The tunnel has no remote address and the packet names none.
     NoRemote,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A plain GRE tunnel from 192.0.2.1 to 192.0.2.2 over an MTU of 1500.
+    pub(crate) fn tunnel() -> Tunnel {
+        Tunnel {
+            id: TunnelId(0),
+            name: "gre1".into(),
+            mode: Mode::Gre,
+            local: Ipv4Addr::new(192, 0, 2, 1),
+            remote: Ipv4Addr::new(192, 0, 2, 2),
+            ikey: None,
+            okey: None,
+            icsum: false,
+            ocsum: false,
+            iseq: false,
+            oseq: false,
+            ttl: Ttl::Inherit,
+            tos: Tos::Fixed(0),
+            pmtudisc: true,
+            ignore_df: false,
+            dev: None,
+            mtu: 1476,
+            up: true,
+        }
+    }
 }

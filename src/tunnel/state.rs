@@ -99,7 +99,10 @@ impl TunnelState {
 
     /// Sequence numbers as (next to send, next expected), to hand on to another thread.
     pub fn sequences(&self) -> (u32, u32) {
-        (self.tx_sequence.load(Relaxed), self.rx_sequence.load(Relaxed))
+        (
+            self.tx_sequence.load(Relaxed),
+            self.rx_sequence.load(Relaxed),
+        )
     }
 
     /// Takes over the sequence numbers of a state whose thread has ended.
@@ -118,7 +121,10 @@ mod tests {
         let state = TunnelState::new(0, 1);
         assert_eq!((state.next_sequence(), state.next_sequence()), (0, 1));
         state.adopt_sequences((u32::MAX, 0));
-        assert_eq!((state.next_sequence(), state.next_sequence()), (u32::MAX, 0));
+        assert_eq!(
+            (state.next_sequence(), state.next_sequence()),
+            (u32::MAX, 0)
+        );
     }
 
     #[test]
@@ -133,15 +139,30 @@ mod tests {
         };
         // The golden capture gre-seq-window, in its order.
         let seen: Vec<bool> = [
-            100, 101, 101, 99, 110, 105, 0x8000_0070, 0x7fff_0000, 0xfffe_0000, 0xffff_ffff,
-            0xffff_ffff, 0, 0xffff_ffff, 1,
+            100,
+            101,
+            101,
+            99,
+            110,
+            105,
+            0x8000_0070,
+            0x7fff_0000,
+            0xfffe_0000,
+            0xffff_ffff,
+            0xffff_ffff,
+            0,
+            0xffff_ffff,
+            1,
         ]
         .into_iter()
         .map(&mut take)
         .collect();
         assert_eq!(
             seen,
-            [true, true, false, false, true, false, false, true, true, true, true, true, false, true]
+            [
+                true, true, false, false, true, false, false, true, true, true, true, true, false,
+                true
+            ]
         );
     }
 
