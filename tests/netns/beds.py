@@ -142,6 +142,15 @@ class Single:
         self.send_outside(self.around(sentinels[0], outer={"options": b"\1\1\1\1"}), self.around(sentinels[1]))
         return self._until(self.inside, sentinels)
 
+    def fence_plain(self) -> list[Ether]:
+        """Everything that came to the far end up to now, when what the host sent to the kernel is through.
+
+        The sentinel goes past every tunnel, to the far end itself.
+        """
+        sentinel = v4(dst=Bench.REMOTE)
+        self.send_inside(sentinel)
+        return self._until(self.outside, [sentinel])
+
     @staticmethod
     def _until(tap: Tap, sentinels: list[Packet]) -> list[Ether]:
         missing, seen = [payload_of(packet) for packet in sentinels], []
@@ -195,7 +204,7 @@ class Pair:
         routes = [f"10.{other}.0.0/24", f"fd0{other}::/64"] if n == 1 else []
         return {
             "name": f"gre{n}", "mode": "gre", "local": f"10.9.0.{side}", "remote": f"10.9.0.{other}",
-            "address": [f"172.16.{n}.{side}/30"], "routes": routes,
+            "address": [f"172.16.{n}.{side}/30", f"fd00:172:{n}::{side}/64"], "routes": routes,
         } | tunnel
 
     def ping(self, *options: str, to: str = "10.2.0.2", count: int = 3):
