@@ -23,6 +23,13 @@ pub fn statistics(statistics: &Statistics) -> String {
         text += &worker_table(&statistics.workers);
         text.push('\n');
         text += &port_table(&statistics.workers);
+        text.extend(
+            statistics
+                .workers
+                .iter()
+                .flat_map(|w| &w.ports)
+                .filter_map(why_not_zero_copy),
+        );
     }
     let mut reasons = vec![
         ("drops".to_owned(), &statistics.drops),
@@ -219,6 +226,14 @@ fn port_table(workers: &[WorkerReport]) -> String {
         .iter()
         .flat_map(|w| w.ports.iter().map(move |p| row(w, p)));
     table(&head, 2, rows.collect())
+}
+
+fn why_not_zero_copy(port: &PortReport) -> Option<String> {
+    let why = port.why_not_zero_copy.as_ref()?;
+    Some(format!(
+        "{} queue {}: no zero-copy: {why}\n",
+        port.device, port.queue
+    ))
 }
 
 /// Aligned columns: the first `words` of them to the left, the numbers after them to the right.
