@@ -12,22 +12,30 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     }
     let devices = config.router.devices();
     let links: Vec<&Link> = devices.iter().filter_map(|name| host.link(name)).collect();
-    let mut findings: Vec<Finding> = links.iter().filter_map(|link| veth(host, link)).collect();
     let wanted = wanted(config, &links);
+    let mut findings = Vec::new();
     for link in links {
-        let (rx, tx) = link.queues;
-        let found = format!("{rx} receive, {tx} transmit");
-        if (rx, tx.min(rx)) == (wanted, wanted) {
-            findings.push(Finding::ok("queues", &link.name, found));
-        } else {
-            let found = format!(
-                "{found}: {wanted} of each are needed, as many as workers and as on every device"
-            );
-            findings
-                .push(Finding::fail("queues", &link.name, found).mend(set_queues(link, wanted)));
+        findings.push(count(link, wanted));
+        if link.is("veth") {
+            findings.push(peer(host, link, wanted));
         }
     }
     findings
+}
+
+fn count(link: &Link, wanted: u32) -> Finding {
+    let (rx, tx) = link.queues;
+    let found = format!("{rx} receive, {tx} transmit");
+    if rx == wanted && tx >= wanted {
+        return Finding::ok("queues", &link.name, found);
+    }
+    let found =
+        format!("{found}: {wanted} of each are needed, as many as workers and as on every device");
+    let mend = match link.is("veth") {
+        true => format!("ethtool -L {} rx {wanted} tx {wanted}", link.name),
+        false => format!("ethtool -L {} combined {wanted}", link.name),
+    };
+    Finding::fail("queues", &link.name, found).mend(mend)
 }
 
 /// As many as the workers that are configured, else the smallest number that a device has.
@@ -41,36 +49,20 @@ fn wanted(config: &Config, links: &[&Link]) -> u32 {
     }
 }
 
-fn set_queues(link: &Link, wanted: u32) -> String {
-    match link.is("veth") {
-        true => format!("ethtool -L {} rx {wanted} tx {wanted}", link.name),
-        false => format!("ethtool -L {} combined {wanted}", link.name),
-    }
-}
-
 /// The kernel's veth_xdp_set(): native XDP needs as many receive queues as the peer has transmit queues.
-fn veth(host: &Host, link: &Link) -> Option<Finding> {
-    if !link.is("veth") {
-        return None;
-    }
-    let rx = link.queues.0;
+fn peer(host: &Host, link: &Link, wanted: u32) -> Finding {
     let Some(peer) = link.lower.and_then(|index| host.link_by_index(index)) else {
         let found = format!(
-            "the peer is in another namespace: native XDP needs it to have at most {rx} transmit queues"
+            "the peer is in another namespace; native XDP takes {wanted} or fewer of its transmit queues"
         );
-        return Some(Finding::ok("veth", &link.name, found));
+        return Finding::ok("veth", &link.name, found);
     };
     let tx = peer.queues.1;
     let peer = &peer.name;
-    if tx <= rx {
-        return Some(Finding::ok(
-            "veth",
-            &link.name,
-            format!("peer {peer} has {tx} transmit queues"),
-        ));
+    if tx <= wanted {
+        return Finding::ok("veth", &link.name, format!("peer {peer} transmits on {tx}"));
     }
-    let found = format!(
-        "peer {peer} has {tx} transmit queues, more than the {rx} receive queues here: no native XDP"
-    );
-    Some(Finding::fail("veth", &link.name, found).mend(format!("ethtool -L {peer} tx {rx}")))
+    let found =
+        format!("peer {peer} transmits on {tx} queues, and {wanted} receive here: no native XDP");
+    Finding::fail("veth", &link.name, found).mend(format!("ethtool -L {peer} tx {wanted}"))
 }

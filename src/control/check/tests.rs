@@ -239,8 +239,7 @@ fn a_veth_needs_as_many_receive_queues_as_its_peer_transmits_on() {
     one_change(
         |host| host.veth_with_peer("eth1", 2),
         &[
-            "fail eth1 veth: peer peer has 2 transmit queues, more than the 1 receive queues here: no native XDP | \
-           ethtool -L peer tx 1",
+            "fail eth1 veth: peer peer transmits on 2 queues, and 1 receive here: no native XDP | ethtool -L peer tx 1",
         ],
     );
     with_config(
