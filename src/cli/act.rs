@@ -33,7 +33,7 @@ pub fn act(cli: Cli) -> anyhow::Result<ExitCode> {
             log_level,
         } => {
             start_logging(log_format, &log_level)?;
-            control::run(Config::load(&config.path)?, &config.path)
+            control::run(Config::load(&config.path)?, &config.path).map_err(Into::into)
         }
         Verb::Check { config, json } => return closed_pipe_is_fine(check(&config.path, json)),
         Verb::Tunnel(TunnelVerb::Show { name, ask }) => tunnel_show(name, &ask),
