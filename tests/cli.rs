@@ -312,7 +312,7 @@ fn statistics_keep_the_contract() {
                 gre1    up           1000     64000           7       448  99.2%     32\n";
     assert!(human.starts_with(head), "{human}");
     assert!(
-        human.contains("eth0 queue 0: no zero-copy: Operation not supported\n"),
+        human.contains("worker 0: not zero-copy: Operation not supported\n"),
         "{human}"
     );
     assert!(human.contains("\ndrops: gre_checksum 30\n"), "{human}");

@@ -209,8 +209,20 @@ fn a_foreign_xdp_program_is_named_and_our_own_is_not_foreign() {
             program(host);
             host.running = Some(7);
         },
-        &[],
+        &[
+            "fail eth0 xdp: runs XDP program 42 (xdp_dispatcher) of somebody else | ip link set eth0 xdp off   (busy: \
+           its owner holds it; see bpftool link)",
+        ],
     );
+    for name in [Some("greyhound_steer".to_owned()), None] {
+        one_change(
+            |host| {
+                host.change("eth0", |link| link.xdp = Some((42, name.clone())));
+                host.running = Some(7);
+            },
+            &[],
+        );
+    }
 }
 
 #[test]
@@ -218,18 +230,36 @@ fn queues_must_be_equal() {
     one_change(
         |host| host.change("eth0", |link| link.queues = (4, 4)),
         &[
-            "fail eth0 queues: 4 receive, 4 transmit: 1 of each are needed, as many as workers and as on every device | \
-           ethtool -L eth0 combined 1",
+            "fail eth0 queues: 4 receive, 4 transmit: every device needs the same number, one per worker | ethtool -L \
+           eth0 combined 1",
+        ],
+    );
+    one_change(
+        |host| {
+            host.change("eth0", |link| link.queues = (2, 2));
+            host.change("eth1", |link| link.queues = (2, 1));
+        },
+        &[
+            "fail eth0 queues: 2 receive, 2 transmit: every device needs the same number, one per worker | ethtool -L \
+             eth0 combined 1",
+            "fail eth1 queues: 2 receive, 1 transmit: every device needs the same number, one per worker | ethtool -L \
+             eth1 combined 1",
         ],
     );
     with_config(
         "workers = [0, 1]",
         "",
-        |host| host.change("eth0", |link| link.queues = (2, 2)),
+        |_| {},
         &[
-            "fail eth1 queues: 1 receive, 1 transmit: 2 of each are needed, as many as workers and as on every device | \
-           ethtool -L eth1 combined 2",
+            "warn host workers: 2 CPUs for 1 queues: some CPUs have nothing to do | name 1 CPUs, or: ethtool -L DEVICE \
+           combined 2 on every device",
         ],
+    );
+    with_config(
+        "xdp = \"off\"",
+        "",
+        |host| host.change("eth0", |link| link.queues = (4, 4)),
+        &[],
     );
 }
 
@@ -239,8 +269,24 @@ fn a_veth_needs_as_many_receive_queues_as_its_peer_transmits_on() {
     one_change(
         |host| host.veth_with_peer("eth1", 2),
         &[
-            "fail eth1 veth: peer peer transmits on 2 queues, and 1 receive here: no native XDP | ethtool -L peer tx 1",
+            "warn eth1 veth: its peer peer has 2 transmit queues, more than the 1 that receive here: XDP will be generic, \
+           which is slow | ethtool -L peer tx 1",
         ],
+    );
+    with_config(
+        "xdp = \"copy\"",
+        "",
+        |host| host.veth_with_peer("eth1", 2),
+        &[
+            "fail eth1 veth: its peer peer has 2 transmit queues, more than the 1 that receive here: no native XDP | \
+           ethtool -L peer tx 1",
+        ],
+    );
+    with_config(
+        "xdp = \"generic\"",
+        "",
+        |host| host.veth_with_peer("eth1", 2),
+        &[],
     );
     with_config(
         "xdp = \"zero-copy\"",
