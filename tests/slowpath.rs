@@ -318,7 +318,7 @@ impl Router {
     fn start(tunnel: Tunnel, service: Option<ServiceTun>) -> Router {
         let router = Router {
             slow: SlowPath::start(RawReceiver::open().unwrap(), service).unwrap(),
-            record: Arc::new(TunnelRecord::new(0, 1)),
+            record: Arc::new(TunnelRecord::new(0, 1, Arc::default())),
         };
         let tun = Tun::open("gre1", true).unwrap();
         // Nothing of the kernel's own (MLD) into the tunnel, where a test counts.
