@@ -8,11 +8,15 @@
 
 mod abi;
 mod attach;
+mod error;
+mod load;
 mod metadata;
 mod offload;
 mod plan;
 mod steer;
 
+pub use error::SteerError;
+pub use load::Limits;
 pub use offload::TagsInFrame;
 pub use plan::{Changes, Plan, PortPlan, PrefixAction, TunnelMatch};
-pub use steer::{Attached, Limits, Steer, SteerError};
+pub use steer::{Attached, Steer};
