@@ -77,6 +77,7 @@ impl SteerError {
             return SteerError::Busy { device, program };
         }
         let hint = match source.raw_os_error() {
+            Some(libc::EINVAL) => ": the device may be gone, or its driver refuses this MTU",
             _ if generic => "",
             Some(libc::EOPNOTSUPP) => ": the driver has no native XDP, or not with this MTU",
             Some(libc::ENOSPC) => {

@@ -29,24 +29,9 @@ struct Pair {
 impl Pair {
     fn new(generic: bool) -> Pair {
         let namespace = Namespace::enter("veth");
-        ip(&[
-            "link",
-            "add",
-            "near",
-            "numtxqueues",
-            "1",
-            "numrxqueues",
-            "1",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "far",
-            "numtxqueues",
-            "1",
-            "numrxqueues",
-            "1",
-        ]);
+        let veth = "link add near numtxqueues 1 numrxqueues 1 \
+                    type veth peer name far numtxqueues 1 numrxqueues 1";
+        ip(&veth.split_whitespace().collect::<Vec<_>>());
         for device in ["near", "far"] {
             // Without IPv6 the kernel itself sends nothing on these devices.
             let path = format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6");
@@ -188,23 +173,11 @@ fn other_programs_are_named_and_ours_goes_with_us() {
 #[test]
 fn a_refusal_to_attach_says_what_to_do() {
     let _namespace = Namespace::enter("refuse");
-    let pair = |txqueues: &str| {
-        ip(&[
-            "link",
-            "add",
-            "near",
-            "numrxqueues",
-            "1",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "far",
-            "numtxqueues",
-            txqueues,
-        ]);
-        host::ifindex("near")
-    };
+    let veth = "link add near numrxqueues 2 type veth peer name far numtxqueues 2";
+    ip(&veth.split_whitespace().collect::<Vec<_>>());
+    host::run("ethtool", &["-L", "far", "tx", "2"]);
+    host::run("ethtool", &["-L", "near", "rx", "1"]);
+    let near = host::ifindex("near");
     let mut steer = Steer::load(Limits::default()).unwrap();
     let mut refused = |ifindex| {
         steer
@@ -212,14 +185,13 @@ fn a_refusal_to_attach_says_what_to_do() {
             .unwrap_err()
             .to_string()
     };
-    let error = refused(pair("2"));
+    let error = refused(near);
     assert!(error.contains("`ethtool -L PEER tx 1`"), "{error}");
-    ip(&["link", "del", "near"]);
-    let near = pair("1");
+    host::run("ethtool", &["-L", "far", "tx", "1"]);
     ip(&["link", "set", "far", "mtu", "9000"]);
     let error = refused(near);
     assert!(error.contains("MTU"), "{error}");
     let error = refused(LO);
     assert!(error.contains("no native XDP"), "{error}");
-    assert!(refused(9999).contains("No such device"));
+    assert!(refused(9999).contains("may be gone"));
 }
