@@ -83,9 +83,7 @@ impl SteerError {
             Some(libc::ENOSPC) => {
                 ": a veth needs as many receive queues as its peer has transmit queues (`ethtool -L PEER tx 1`)"
             }
-            Some(libc::ERANGE | libc::EINVAL) => {
-                ": its MTU, or a veth's peer's, may be too large for native XDP"
-            }
+            Some(libc::ERANGE) => ": its MTU, or a veth's peer's, is too large for native XDP",
             _ => "",
         };
         let mode = if generic { "generic" } else { "native" };

@@ -5,7 +5,11 @@ use std::os::fd::AsFd;
 use greyhound::xdp::{Limits, Plan, PrefixAction, Steer, SteerError};
 use socket2::{Domain, Socket, Type};
 
-use crate::{bench::*, frames::*, host::Namespace};
+use crate::{
+    bench::*,
+    frames::*,
+    host::{self, Namespace, ip},
+};
 
 #[test]
 fn an_empty_slot_means_the_kernel() {
@@ -54,6 +58,27 @@ fn slots_outlive_no_attachment() {
         bench.steer.attach(LO, "lo", 1, true),
         Err(SteerError::AlreadyAttached { ifindex: LO })
     ));
+}
+
+#[test]
+fn every_device_has_slots_of_its_own() {
+    let mut bench = Bench::new();
+    ip(&["link", "add", "near", "type", "veth", "peer", "name", "far"]);
+    let (near, far) = (host::ifindex("near"), host::ifindex("far"));
+    bench.steer.attach(near, "near", 1, true).unwrap();
+    bench.steer.attach(far, "far", 0, true).unwrap();
+    let mut plan = plan(BOTH);
+    plan.ports = [LO, near, far].map(|ifindex| (ifindex, BOTH)).into();
+    bench.steer.apply(&plan).unwrap();
+    let redirects = |bench: &Bench| {
+        [LO, near, far].map(|ifindex| bench.steer.judge(ifindex, &ours(0, 0)).unwrap())
+    };
+    assert_eq!(redirects(&bench), [true, false, false]);
+    let socket = bench.socket.as_fd();
+    bench.steer.set_socket(near, 0, socket).unwrap();
+    bench.steer.clear_socket(LO, 0).unwrap();
+    // The test's queue is 0: one more than a device without queues has.
+    assert_eq!(redirects(&bench), [false, true, false]);
 }
 
 #[test]
