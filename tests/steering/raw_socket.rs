@@ -51,7 +51,7 @@ fn the_raw_socket_gets_only_our_tunnels() {
         ("any remote", gre(far, other, 0x2000, 7), true),
         ("any remote, wrong key", gre(far, other, 0x2000, 8), false),
         ("PPTP", ours(0x2001, 42), false),
-        ("malformed, from a peer", ours(0x4000, 0), true),
+        ("malformed, from a peer", ours(0x6000, 43), true),
         ("malformed, from a stranger", gre(far, LOCAL, 0x4000, 0), false),
         ("cut within GRE, from a peer", cut(ours(0, 0), 22), true),
         ("cut within the key, from a peer", cut(ours(0x2000, 42), 26), true),
