@@ -41,7 +41,6 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NetConfChange {
     pub forwarding: Option<bool>,
-    pub force_forwarding: Option<bool>,
     pub ignore_linkdown: Option<bool>,
 }
 
@@ -328,7 +327,6 @@ const NETCONFMSG: usize = 4;
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
 const NETCONFA_IGNORE_ROUTES_WITH_LINKDOWN: u16 = 6;
-const NETCONFA_FORCE_FORWARDING: u16 = 9;
 /// `NETCONFA_IFINDEX_DEFAULT`: what new devices start with.
 const FUTURE_DEVICES: i32 = -2;
 
@@ -346,7 +344,6 @@ fn netconf(payload: &[u8], deleted: bool) -> Result<Option<Event>, Undecodable> 
         match attribute.kind {
             NETCONFA_IFINDEX => ifindex = attribute.array().map(i32::from_ne_bytes),
             NETCONFA_FORWARDING => change.forwarding = attribute.flag(),
-            NETCONFA_FORCE_FORWARDING if v6 => change.force_forwarding = attribute.flag(),
             NETCONFA_IGNORE_ROUTES_WITH_LINKDOWN => change.ignore_linkdown = attribute.flag(),
             _ => {}
         }

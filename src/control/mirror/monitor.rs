@@ -202,12 +202,19 @@ impl Monitor {
     /// Waits for something to do, and does some of it.
     async fn turn(&mut self) {
         self.start_dump();
-        let deadline = self.deadline();
-        let received = self.socket.wait(&mut self.buffer);
-        match tokio::time::timeout_at(deadline.into(), received).await {
-            Ok(received) => self.drain(received),
-            // Nothing came: what was known is still so.
-            Err(_) => self.confirm(),
+        match self.socket.receive(&mut self.buffer) {
+            Ok(Received::Nothing) => {
+                self.confirm();
+                let deadline = self.deadline();
+                let received = self.socket.wait(&mut self.buffer);
+                if let Ok(received) = tokio::time::timeout_at(deadline.into(), received).await {
+                    self.drain(received);
+                }
+            }
+            received => {
+                self.drain(received);
+                tokio::task::yield_now().await;
+            }
         }
         let stuck = |dump: &Dump| dump.progress.elapsed() > DUMP_PATIENCE;
         if self.dump.as_ref().is_some_and(stuck) {
@@ -248,6 +255,7 @@ impl Monitor {
         }
     }
 
+    /// Nothing is waiting to be received: what is known is the kernel's latest word.
     fn confirm(&mut self) {
         self.drained = true;
         if self.in_sync() {

@@ -169,22 +169,16 @@ impl State {
 
     /// Whether the kernel forwards IPv4 packets that come in by the device (net.ipv4.conf.DEV.forwarding).
     pub fn forwards4(&self, ifindex: u32) -> bool {
-        self.device_netconf(false, ifindex).forwarding
+        let setting = i32::try_from(ifindex).map(|ifindex| self.netconf.get(&(false, ifindex)));
+        matches!(setting, Ok(Some(netconf)) if netconf.forwarding)
     }
 
-    /// Whether the kernel forwards IPv6 packets that come in by the device. `ip6_forward` asks
-    /// net.ipv6.conf.all.forwarding, never the device's own, which makes it a router towards its hosts;
-    /// net.ipv6.conf.DEV.force_forwarding is the exception.
-    pub fn forwards6(&self, ifindex: u32) -> bool {
+    /// Whether the kernel forwards IPv6 packets. `ip6_forward` asks net.ipv6.conf.all.forwarding, never the
+    /// device's own switch, which only makes the device a router towards its link. The exception,
+    /// net.ipv6.conf.DEV.force_forwarding (Linux 6.17), is not told by netlink: such a device's packets are left to the kernel.
+    pub fn forwards6(&self) -> bool {
         let all = self.netconf.get(&(true, ALL_DEVICES));
-        all.is_some_and(|all| all.forwarding) || self.device_netconf(true, ifindex).force_forwarding
-    }
-
-    fn device_netconf(&self, v6: bool, ifindex: u32) -> NetConf {
-        i32::try_from(ifindex)
-            .ok()
-            .and_then(|ifindex| self.netconf.get(&(v6, ifindex)).copied())
-            .unwrap_or_default()
+        all.is_some_and(|all| all.forwarding)
     }
 
     /// Policy rules exist, of either family, besides the kernel's own three, or one of those is gone: a lookup by
@@ -323,6 +317,7 @@ impl State {
         let ifindex = link.index;
         let (up, carrier) = (link.up, (link.carrier, link.running));
         let (name, mtu) = (link.name.clone(), link.mtu);
+        let unpaired = link.link == Some(0) && link.kind.as_deref() == Some("veth");
         let changed = self.links.get(&ifindex) != Some(&link);
         let old = self.links.insert(ifindex, link);
         if let Some(old) = &old {
@@ -332,6 +327,10 @@ impl State {
         }
         self.names.insert(name, ifindex);
         let mut effect = changed_if(changed, Parts::LINKS);
+        if unpaired {
+            // The first of a pair is told before it has its peer, and not again afterwards.
+            effect.doubt |= Parts::LINKS;
+        }
         if let Some(old) = old {
             if (old.up, (old.carrier, old.running)) != (up, carrier) {
                 // The kernel changes hops' states, and drops IPv4 routes of a device that goes down, without a word.
@@ -394,7 +393,6 @@ impl State {
         let before = old.unwrap_or_default();
         let new = NetConf {
             forwarding: change.forwarding.unwrap_or(before.forwarding),
-            force_forwarding: change.force_forwarding.unwrap_or(before.force_forwarding),
             ignore_linkdown: change.ignore_linkdown.unwrap_or(before.ignore_linkdown),
         };
         self.netconf.insert((v6, ifindex), new);
