@@ -46,7 +46,10 @@ impl Namespace {
         drop(stdin);
         let output = child.wait_with_output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "ip refused: {errors}\nin:\n{lines}");
+        assert!(
+            output.status.success(),
+            "ip refused: {errors}\nin:\n{lines}"
+        );
     }
 
     /// Runs `ip -force`: some lines may fail.
@@ -58,7 +61,12 @@ impl Namespace {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(lines.as_bytes())
+            .unwrap();
         child.wait().unwrap();
     }
 
@@ -100,7 +108,10 @@ impl Drop for Namespace {
 
 fn run(command: &mut Command) {
     let status = command.status().expect("iproute2 is installed");
-    assert!(status.success(), "{command:?} failed; these tests need root");
+    assert!(
+        status.success(),
+        "{command:?} failed; these tests need root"
+    );
 }
 
 fn options() -> Options {
@@ -210,6 +221,8 @@ const SCRIPT: &[&str] = &[
     "nexthop replace id 7 blackhole\nnexthop replace id 8 via fe80::2 dev renamed",
     "nexthop del id 7\nnexthop del id 8",
     "link add link renamed name m0 type veth peer name m1\nlink set m0 up\nlink set m1 up",
+    "route del blackhole 10.3.0.0/16\nroute del unreachable 10.4.0.0/16\nroute del prohibit 10.5.0.0/16",
+    "route del throw 10.6.0.0/16\nroute del unreachable 2001:db8:3::/48",
     "link del m0\nlink del t0\nlink del renamed",
 ];
 
@@ -245,7 +258,10 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (self.0 >> 33) % n
     }
 }
@@ -308,7 +324,13 @@ fn an_overrun_is_noticed_and_mended() {
             // The monitor does not run meanwhile, so its receive buffer cannot hold all this.
             let verb = if round == 1 { "del" } else { "add" };
             let lines: Vec<String> = (0..2000)
-                .map(|n| format!("route {verb} 172.{}.{}.0/24 via 10.0.0.2", n / 250 + 16, n % 250))
+                .map(|n| {
+                    format!(
+                        "route {verb} 172.{}.{}.0/24 via 10.0.0.2",
+                        n / 250 + 16,
+                        n % 250
+                    )
+                })
                 .collect();
             namespace.ip(&lines.join("\n"));
             settle(&mut monitor).await;
@@ -334,7 +356,10 @@ fn forwarding_switches_are_followed() {
         assert!(!monitor.state().forwards4(a) && !monitor.state().forwards6());
 
         netlink::write_setting(Family::V4, "v0", "forwarding", "1").unwrap();
-        assert_eq!(netlink::read_setting(Family::V4, "v0", "forwarding").unwrap(), "1");
+        assert_eq!(
+            netlink::read_setting(Family::V4, "v0", "forwarding").unwrap(),
+            "1"
+        );
         until(&mut monitor, "a forwards IPv4, b does not", |s| {
             s.forwards4(a) && !s.forwards4(b)
         })
@@ -378,7 +403,9 @@ fn the_mirror_agrees_with_iproute2() {
             let word = theirs["dst"].as_str().unwrap();
             assert_eq!(word, prefix, "{destination}");
             let gateway = ours.route.hops[0].gateway.map(|g| g.to_string());
-            let theirs = theirs["gateway"].as_str().or(theirs["via"]["host"].as_str());
+            let theirs = theirs["gateway"]
+                .as_str()
+                .or(theirs["via"]["host"].as_str());
             assert_eq!(theirs, gateway.as_deref(), "{destination}");
         }
         for destination in ["2001:db8:1::9", "2001:db8:4::1", "2001:db8::77"] {
@@ -391,7 +418,11 @@ fn the_mirror_agrees_with_iproute2() {
         }
         let count = |arguments| namespace.json(arguments).as_array().unwrap().len();
         let routes = |n: usize| n;
-        let ours: usize = state.main_v4().all().map(|(_, list)| routes(list.len())).sum();
+        let ours: usize = state
+            .main_v4()
+            .all()
+            .map(|(_, list)| routes(list.len()))
+            .sum();
         assert_eq!(count("route show table main"), ours);
         let ours: usize = state.local_v4().all().map(|(_, list)| list.len()).sum();
         assert_eq!(count("route show table local"), ours);
@@ -449,7 +480,10 @@ fn requests_are_idempotent_and_their_errors_one_clear_line() {
 #[test]
 fn a_neighbour_in_use_is_resolved_by_the_kernel() {
     let (near, far) = (Namespace::new(), Namespace::new());
-    near.ip(&format!("link add v0 type veth peer name v1 netns {}", far.0));
+    near.ip(&format!(
+        "link add v0 type veth peer name v1 netns {}",
+        far.0
+    ));
     near.ip("link set v0 up\naddr add 10.0.0.1/24 dev v0\naddr add 2001:db8::1/64 dev v0 nodad");
     far.ip("link set v1 up\naddr add 10.0.0.2/24 dev v1\naddr add 2001:db8::2/64 dev v1 nodad");
     near.within(|| async {
@@ -495,7 +529,9 @@ fn changes_are_reported_once_and_by_name() {
         namespace.ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev v0");
         let mut before = 0;
         loop {
-            let change = tokio::time::timeout(DEADLINE, monitor.changed()).await.unwrap();
+            let change = tokio::time::timeout(DEADLINE, monitor.changed())
+                .await
+                .unwrap();
             assert!(change.generation > before, "generations rise");
             before = change.generation;
             assert!(!change.what.is_empty());

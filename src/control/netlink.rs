@@ -96,7 +96,8 @@ impl Handle {
     /// Sets the MTU, in bytes.
     pub async fn set_mtu(&self, device: &Device, mtu: u32) -> Result<(), RequestError> {
         let link = LinkUnspec::new_with_index(device.index).mtu(mtu);
-        self.change(device, link, || format!("set the MTU {mtu}")).await
+        self.change(device, link, || format!("set the MTU {mtu}"))
+            .await
     }
 
     async fn change(
@@ -235,7 +236,10 @@ pub fn write_setting(
 /// A device's name is one component of a path.
 fn plain(device: &str) -> io::Result<()> {
     if device.is_empty() || device.contains('/') || device == "." || device == ".." {
-        return Err(io::Error::new(ErrorKind::InvalidInput, "not a device's name"));
+        return Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            "not a device's name",
+        ));
     }
     Ok(())
 }

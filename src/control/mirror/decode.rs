@@ -111,7 +111,9 @@ pub(super) fn decode(
         RTM_DELLINK => link_index(payload)?.map(Event::DelLink),
         RTM_NEWADDR => address(payload)?.map(Event::NewAddress),
         RTM_DELADDR => address(payload)?.map(Event::DelAddress),
-        RTM_NEWNEIGH => neighbour(payload)?.map(|(device, ip, n)| Event::NewNeighbour(device, ip, n)),
+        RTM_NEWNEIGH => {
+            neighbour(payload)?.map(|(device, ip, n)| Event::NewNeighbour(device, ip, n))
+        }
         RTM_DELNEIGH => neighbour(payload)?.map(|(device, ip, _)| Event::DelNeighbour(device, ip)),
         RTM_NEWRULE => rule(payload)?.map(Event::NewRule),
         RTM_DELRULE => rule(payload)?.map(|_| Event::DelRule),
@@ -352,7 +354,11 @@ fn netconf(payload: &[u8], deleted: bool) -> Result<Option<Event>, Undecodable> 
     Ok((ifindex != FUTURE_DEVICES).then_some(if deleted {
         Event::DelNetConf { v6, ifindex }
     } else {
-        Event::NetConf { v6, ifindex, change }
+        Event::NetConf {
+            v6,
+            ifindex,
+            change,
+        }
     }))
 }
 

@@ -140,7 +140,10 @@ impl Monitor {
             statistics: Statistics::default(),
         };
         while !monitor.in_sync() {
-            let part = monitor.dump.as_ref().map_or(monitor.wanted, |dump| dump.part);
+            let part = monitor
+                .dump
+                .as_ref()
+                .map_or(monitor.wanted, |dump| dump.part);
             if now.elapsed() > START_PATIENCE {
                 return Err(MirrorError::Dump {
                     what: part.first().unwrap_or_default().name(),

@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     decode::{Event, NetConfChange, RouteEvent},
-    model::{Address, Link, NetConf, Neighbour, Rule},
+    model::{Address, Link, Neighbour, NetConf, Rule},
     parts::Parts,
     route::{Route, RouteKind, Table},
     table::{Best, Prefix, RouteTable},
@@ -245,7 +245,9 @@ impl State {
         match event {
             Event::NewLink(link) => self.new_link(link),
             Event::DelLink(ifindex) => self.del_link(ifindex),
-            Event::NewAddress(address) => changed_if(self.addresses.insert(address), Parts::ADDRESSES),
+            Event::NewAddress(address) => {
+                changed_if(self.addresses.insert(address), Parts::ADDRESSES)
+            }
             Event::DelAddress(address) => self.del_address(&address),
             Event::NewNeighbour(ifindex, ip, neighbour) => {
                 self.new_neighbour((ifindex, ip), neighbour)
@@ -254,7 +256,11 @@ impl State {
                 let gone = self.neighbours.remove(&(ifindex, ip));
                 changed_if(gone.is_some_and(|n| n.nud.usable()), Parts::NEIGHBOURS)
             }
-            Event::NetConf { v6, ifindex, change } => self.new_netconf(v6, ifindex, change),
+            Event::NetConf {
+                v6,
+                ifindex,
+                change,
+            } => self.new_netconf(v6, ifindex, change),
             Event::DelNetConf { v6, ifindex } => {
                 let gone = self.netconf.remove(&(v6, ifindex)).is_some();
                 changed_if(gone, netconf_part(v6))
@@ -297,7 +303,10 @@ impl State {
     /// Whether one part is not as in a state that was dumped afresh.
     pub(super) fn part_differs(&self, part: Parts, fresh: &State) -> bool {
         let netconf = |state: &State, v6: bool| -> BTreeMap<i32, NetConf> {
-            let of_family = state.netconf.iter().filter(|((family, _), _)| *family == v6);
+            let of_family = state
+                .netconf
+                .iter()
+                .filter(|((family, _), _)| *family == v6);
             of_family.map(|((_, device), n)| (*device, *n)).collect()
         };
         match part {

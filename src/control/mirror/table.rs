@@ -142,7 +142,9 @@ impl<P: Prefix> RouteTable<P> {
 
     /// Every prefix with all its routes, usable or not, in the kernel's order of preference.
     pub fn all(&self) -> impl Iterator<Item = (P, &[Route])> {
-        self.prefixes.iter().map(|(prefix, routes)| (*prefix, routes.as_slice()))
+        self.prefixes
+            .iter()
+            .map(|(prefix, routes)| (*prefix, routes.as_slice()))
     }
 
     /// Every route of a prefix, usable or not, in the kernel's order of preference.
