@@ -543,3 +543,21 @@ fn changes_are_reported_once_and_by_name() {
         assert!(statistics.in_sync && statistics.age < DEADLINE);
     });
 }
+
+#[test]
+fn route_changes_are_followed_without_reading_anything_anew() {
+    let namespace = Namespace::new();
+    namespace.within(|| async {
+        namespace.ip(SCRIPT[0]);
+        namespace.ip(SCRIPT[1]);
+        let mut monitor = Monitor::open(options()).await.unwrap();
+        settle(&mut monitor).await;
+        let before = monitor.statistics();
+        for step in &SCRIPT[2..18] {
+            namespace.ip(step);
+            settle(&mut monitor).await;
+        }
+        let after = monitor.statistics();
+        assert_eq!((after.dumps, after.resyncs), (before.dumps, 0), "{after:?}");
+    });
+}
