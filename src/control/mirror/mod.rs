@@ -45,3 +45,6 @@ pub enum MirrorError {
         error: std::io::Error,
     },
 }
+
+#[cfg(test)]
+mod tests;
