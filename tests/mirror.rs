@@ -1,4 +1,5 @@
-//! The mirror against a real kernel, in network namespaces of its own. Needs root; without it these tests fail and say so.
+//! The mirror against a real kernel, in network namespaces of its own. Needs root; without it these tests fail and
+//! say so.
 
 use std::{
     collections::BTreeSet,
@@ -125,7 +126,7 @@ fn options() -> Options {
 fn picture(state: &State) -> BTreeSet<String> {
     let mut picture = BTreeSet::new();
     for link in state.links() {
-        let (v4, v6) = (state.forwards4(link.index), state.forwards6());
+        let (v4, v6) = (state.forwards4(link.index), state.forwards6(link.index));
         picture.insert(format!("{link:?} forwards {v4} {v6}"));
     }
     picture.extend(state.addresses().map(|address| format!("{address:?}")));
@@ -353,7 +354,7 @@ fn forwarding_switches_are_followed() {
         let mut monitor = Monitor::open(options()).await.unwrap();
         let a = monitor.state().link_by_name("v0").unwrap().index;
         let b = monitor.state().link_by_name("v1").unwrap().index;
-        assert!(!monitor.state().forwards4(a) && !monitor.state().forwards6());
+        assert!(!monitor.state().forwards4(a) && !monitor.state().forwards6(a));
 
         netlink::write_setting(Family::V4, "v0", "forwarding", "1").unwrap();
         assert_eq!(
@@ -368,9 +369,9 @@ fn forwarding_switches_are_followed() {
         until(&mut monitor, "all forward IPv4", |s| s.forwards4(b)).await;
         netlink::write_setting(Family::V6, "v0", "forwarding", "1").unwrap();
         netlink::write_setting(Family::V6, "all", "forwarding", "1").unwrap();
-        until(&mut monitor, "all forward IPv6", |s| s.forwards6()).await;
+        until(&mut monitor, "all forward IPv6", |s| s.forwards6(b)).await;
         netlink::write_setting(Family::V6, "all", "forwarding", "0").unwrap();
-        until(&mut monitor, "none forwards IPv6", |s| !s.forwards6()).await;
+        until(&mut monitor, "none forwards IPv6", |s| !s.forwards6(a)).await;
         // A device that comes later begins with the default, which "all" has set.
         namespace.ip("link add v2 type veth peer name v3");
         until(&mut monitor, "a new device forwards IPv4", |s| {

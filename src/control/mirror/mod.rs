@@ -35,9 +35,7 @@ pub use table::{Best, Prefix, RouteTable};
 /// Why the mirror could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorError {
-    #[error(
-        "cannot open the netlink socket that mirrors the kernel's routes ({0}): is CONFIG_NETLINK there?"
-    )]
+    #[error("cannot open a netlink socket to mirror the kernel's routes: {0}")]
     Socket(std::io::Error),
     #[error("the kernel did not answer a dump of its {what}: {error}")]
     Dump {

@@ -49,8 +49,8 @@ const DUMP_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the first complete dump may take.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
-/// The mirror, live. It moves only while [`Monitor::changed`] is awaited. A request for a dump is answered, in part, before the
-/// system call returns, and may wait there for the kernel's routing lock.
+/// The mirror, live. It moves only while [`Monitor::changed`] is awaited. A request for a dump is answered, in part,
+/// before the system call returns, and may wait there for the kernel's routing lock.
 pub struct Monitor {
     options: Options,
     socket: RouteSocket,
@@ -65,8 +65,8 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Subscribes in the calling thread's network namespace, before the first dump so that nothing is missed, and returns once
-    /// everything has been read. Needs a tokio runtime with I/O and time enabled.
+    /// Subscribes in the calling thread's network namespace, before the first dump so that nothing is missed, and
+    /// returns once everything has been read. Needs a tokio runtime with I/O and time enabled.
     pub async fn open(options: Options) -> Result<Self, MirrorError> {
         let socket = RouteSocket::open(options.receive_buffer).map_err(MirrorError::Socket)?;
         let now = Instant::now();

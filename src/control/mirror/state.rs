@@ -103,10 +103,10 @@ impl<P: Prefix + Into<IpNet>> Tables<P> {
 /// What the kernel forwards by, as far as its messages have told.
 ///
 /// The kernel has two tables without any rule of the administrator's. By its rules `local` is consulted first, and
-/// `main` only where `local` has no route for the destination at all: a /24 in `local` hides a /32 in `main`. IPv4 keeps
-/// both in one trie, where the longer prefix wins, until the first policy rule is made, and apart ever after. [`State::lookup4`] and
-/// [`State::lookup6`] follow the rules. The two differ only where the answer is local delivery, which is the kernel's
-/// business anyway.
+/// `main` only where `local` has no route for the destination at all: a /24 in `local` hides a /32 in `main`. IPv4
+/// keeps both in one trie, where the longer prefix wins, until the first policy rule is made, and apart ever after.
+/// [`State::lookup4`] and [`State::lookup6`] follow the rules: the two ways differ only where theirs leads to local
+/// delivery, and that is left to the kernel anyway.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct State {
     pub(super) links: HashMap<u32, Link>,
@@ -164,12 +164,14 @@ impl State {
         matches!(setting, Ok(Some(netconf)) if netconf.forwarding)
     }
 
-    /// Whether the kernel forwards IPv6 packets. `ip6_forward` asks net.ipv6.conf.all.forwarding, never the
+    /// Whether the kernel forwards IPv6 packets that come in by the device, which must have IPv6. `ip6_forward` asks net.ipv6.conf.all.forwarding, never the
     /// device's own switch, which only makes the device a router towards its link. The exception,
-    /// net.ipv6.conf.DEV.force_forwarding (Linux 6.17), is not told by netlink: such a device's packets are left to the kernel.
-    pub fn forwards6(&self) -> bool {
+    /// net.ipv6.conf.DEV.force_forwarding (Linux 6.17), is not told by netlink: such a device's packets are left to
+    /// the kernel.
+    pub fn forwards6(&self, ifindex: u32) -> bool {
+        let has_v6 = |index| self.netconf.contains_key(&(true, index));
         let all = self.netconf.get(&(true, ALL_DEVICES));
-        all.is_some_and(|all| all.forwarding)
+        all.is_some_and(|all| all.forwarding) && i32::try_from(ifindex).is_ok_and(has_v6)
     }
 
     /// Policy rules exist, of either family, besides the kernel's own three, or one of those is gone: a lookup by
