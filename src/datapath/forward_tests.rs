@@ -1,1 +1,503 @@
+use std::net::Ipv4Addr;
 
+use super::*;
+use crate::{
+    fib::{Egress, Forwards, NextHop, RouteTable},
+    packet::{GreKey, MacAddr, VecBuf},
+    tunnel::{TunnelState, tests::tunnel},
+};
+use etherparse::PacketBuilder;
+
+const UNDERLAY: PortId = PortId(0);
+const OVERLAY: PortId = PortId(1);
+const PEER: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x20]);
+const HOST: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x10]);
+const INSIDE: [u8; 4] = [10, 1, 0, 2];
+const OUTSIDE: [u8; 4] = [10, 2, 0, 2];
+
+fn mac(port: PortId) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, 0xf0 + port.0 as u8])
+}
+
+/// A router with one underlay and one overlay port, a plain tunnel and a keyed one with sequence numbers.
+struct Bed {
+    ports: Vec<PortInfo>,
+    tunnels: Vec<(Tunnel, Egress)>,
+    routes: RouteTable,
+    state: ForwardState,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let on = Forwards { v4: true, v6: true };
+        let port = |id: PortId, name: &str, underlay| PortInfo {
+            name: name.into(),
+            ifindex: 10 + u32::from(id.0),
+            mac: mac(id),
+            mtu: 1500,
+            underlay,
+            overlay: !underlay,
+            forwards: on,
+            partial_checksums: false,
+        };
+        let egress = Egress {
+            adjacency: Some(Adjacency {
+                port: UNDERLAY,
+                destination: PEER,
+                source: mac(UNDERLAY),
+                mtu: 1500,
+            }),
+            forwards: on,
+        };
+        let numbered = Tunnel {
+            id: TunnelId(1),
+            ikey: Some(GreKey(42)),
+            okey: Some(GreKey(42)),
+            iseq: true,
+            oseq: true,
+            mtu: 1468,
+            ..tunnel()
+        };
+        let mut routes = RouteTable::default();
+        let to = |n, mtu| NextHop::Tunnel {
+            id: TunnelId(n),
+            mtu,
+        };
+        let connected = NextHop::Connected {
+            port: OVERLAY,
+            mtu: 1500,
+        };
+        for (prefix, hop) in [
+            ("10.1.0.0/24", connected),
+            ("fd01::/64", connected),
+            ("10.1.0.1/32", NextHop::Local),
+            ("10.2.0.0/24", to(0, 1476)),
+            ("fd02::/64", to(0, 1476)),
+            ("10.3.0.0/24", to(1, 1468)),
+            ("10.9.0.0/24", NextHop::Kernel),
+        ] {
+            routes.insert(prefix.parse().unwrap(), hop);
+        }
+        Self {
+            ports: vec![port(UNDERLAY, "eth0", true), port(OVERLAY, "eth1", false)],
+            tunnels: vec![(tunnel(), egress), (numbered, egress)],
+            routes,
+            state: ForwardState {
+                stats: Arc::default(),
+                tunnels: (0..2)
+                    .map(|_| Some(Arc::new(TunnelRecord::new(0, 1, Arc::default()))))
+                    .collect(),
+                owns_sequences: true,
+            },
+        }
+    }
+
+    fn fib(&mut self) -> Fib {
+        let mut fib = Fib::new(
+            self.ports.clone(),
+            self.tunnels.clone(),
+            std::mem::take(&mut self.routes),
+        );
+        fib.add_neighbour(OVERLAY, Ipv4Addr::from(INSIDE).into(), HOST);
+        fib.add_neighbour(OVERLAY, "fd01::2".parse().unwrap(), HOST);
+        fib
+    }
+
+    fn run(&mut self, frame: &[u8], from: PortId) -> (Verdict, Vec<u8>) {
+        let fib = self.fib();
+        let mut buf = VecBuf::new(64, frame);
+        let verdict = forward(&mut buf, from, &fib, &mut self.state);
+        (verdict, buf.data().to_vec())
+    }
+
+    fn verdict(&mut self, frame: &[u8], from: PortId) -> Verdict {
+        self.run(frame, from).0
+    }
+
+    fn record(&self, id: usize) -> &TunnelRecord {
+        self.state.tunnels[id].as_ref().unwrap()
+    }
+}
+
+fn ipv4(source: [u8; 4], destination: [u8; 4], ttl: u8, payload: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    PacketBuilder::ipv4(source, destination, ttl)
+        .udp(1000, 2000)
+        .write(&mut out, &vec![0xab; payload])
+        .unwrap();
+    out
+}
+
+fn ipv6(source: &str, destination: &str, hops: u8, payload: usize) -> Vec<u8> {
+    let octets = |a: &str| a.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let mut out = Vec::new();
+    PacketBuilder::ipv6(octets(source), octets(destination), hops)
+        .udp(1000, 2000)
+        .write(&mut out, &vec![0xab; payload])
+        .unwrap();
+    out
+}
+
+fn framed(to: MacAddr, packet: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; 14];
+    let kind = if packet[0] >> 4 == 6 {
+        EtherType::IPV6
+    } else {
+        EtherType::IPV4
+    };
+    ethernet::write(&mut frame, to, HOST, kind);
+    frame.extend_from_slice(packet);
+    frame
+}
+
+/// A frame from the inside host to the far side.
+fn outbound(destination: [u8; 4], ttl: u8, payload: usize) -> Vec<u8> {
+    framed(mac(OVERLAY), &ipv4(INSIDE, destination, ttl, payload))
+}
+
+/// A frame from the tunnel's far end that carries `inner`; `numbered` uses the second tunnel.
+fn inbound(inner: &[u8], numbered: bool) -> Vec<u8> {
+    let far = Tunnel {
+        local: tunnel().remote,
+        remote: tunnel().local,
+        okey: numbered.then_some(GreKey(42)),
+        oseq: numbered,
+        ..tunnel()
+    };
+    let mut buf = VecBuf::new(64, inner);
+    tunnel::encapsulate(&far, &mut buf, &TunnelState::new(0, 1, Arc::default())).unwrap();
+    framed(mac(UNDERLAY), buf.data())
+}
+
+fn service(reason: PuntReason) -> Verdict {
+    Verdict::Punt(reason, PuntTo::Service)
+}
+
+fn into_tun(reason: PuntReason) -> Verdict {
+    Verdict::Punt(reason, PuntTo::Tunnel(TunnelId(0)))
+}
+
+#[test]
+fn an_outbound_packet_is_encapsulated_and_addressed_to_the_underlay_neighbour() {
+    let mut bed = Bed::new();
+    let (verdict, frame) = bed.run(&outbound(OUTSIDE, 64, 32), OVERLAY);
+    assert_eq!(verdict, Verdict::Transmit(UNDERLAY));
+    let ethernet = Ethernet::parse(&frame).unwrap();
+    assert_eq!(
+        (ethernet.destination(), ethernet.source()),
+        (PEER, mac(UNDERLAY))
+    );
+    let outer = Ipv4::parse(ethernet.payload()).unwrap();
+    assert_eq!((outer.protocol(), outer.ttl()), (protocol::GRE, 63));
+    // gre-7: the inner TTL went down by one, and its checksum with it.
+    assert_eq!(&frame[14 + 24..], ipv4(INSIDE, OUTSIDE, 63, 32));
+    let counters = &bed.record(0).state.counters;
+    assert_eq!(
+        (counters.tx_packets.get(), counters.tx_bytes.get()),
+        (1, 60)
+    );
+}
+
+#[test]
+fn an_inbound_packet_is_decapsulated_and_addressed_to_the_inner_neighbour() {
+    let mut bed = Bed::new();
+    for (sent, expected) in [
+        (ipv4(OUTSIDE, INSIDE, 64, 32), ipv4(OUTSIDE, INSIDE, 63, 32)),
+        (
+            ipv6("fd02::2", "fd01::2", 9, 5),
+            ipv6("fd02::2", "fd01::2", 8, 5),
+        ),
+    ] {
+        bed.routes = Bed::new().routes;
+        let (verdict, frame) = bed.run(&inbound(&sent, false), UNDERLAY);
+        assert_eq!(verdict, Verdict::Transmit(OVERLAY));
+        let ethernet = Ethernet::parse(&frame).unwrap();
+        assert_eq!(
+            (ethernet.destination(), ethernet.source()),
+            (HOST, mac(OVERLAY))
+        );
+        assert_eq!(ethernet.payload(), expected);
+    }
+    let counters = &bed.record(0).state.counters;
+    assert_eq!(counters.rx_packets.get(), 2);
+    assert_eq!(counters.rx_bytes.get(), 60 + 53);
+}
+
+#[test]
+fn every_outbound_exception_goes_to_the_kernel_as_it_came() {
+    let fragment = {
+        let mut frame = outbound(OUTSIDE, 64, 32);
+        frame[14 + 6] = 0x20;
+        frame
+    };
+    let v6 = |source, destination| framed(mac(OVERLAY), &ipv6(source, destination, 64, 8));
+    let hop_by_hop = {
+        let mut frame = v6("fd01::2", "fd02::2");
+        frame[14 + 6] = 0;
+        frame
+    };
+    let from = |source| framed(mac(OVERLAY), &ipv4(source, OUTSIDE, 64, 8));
+    let cases: &[(&str, Vec<u8>, PuntReason)] = &[
+        ("ttl 1", outbound(OUTSIDE, 1, 8), PuntReason::TtlExpiring),
+        ("fragment", fragment, PuntReason::NotPlain),
+        ("hop by hop", hop_by_hop, PuntReason::NotPlain),
+        (
+            "multicast",
+            outbound([224, 0, 0, 5], 64, 8),
+            PuntReason::NotPlain,
+        ),
+        ("martian source", from([127, 0, 0, 1]), PuntReason::NotPlain),
+        ("link-local", v6("fe80::1", "fd02::2"), PuntReason::NotPlain),
+        (
+            "to the router",
+            outbound([10, 1, 0, 1], 64, 8),
+            PuntReason::LocalDelivery,
+        ),
+        (
+            "no route",
+            outbound([198, 51, 100, 1], 64, 8),
+            PuntReason::NoRoute,
+        ),
+        (
+            "not into a tunnel",
+            outbound([10, 9, 0, 1], 64, 8),
+            PuntReason::NoRoute,
+        ),
+        (
+            "one over the mtu",
+            outbound(OUTSIDE, 64, 1477 - 28),
+            PuntReason::TooBig,
+        ),
+    ];
+    for (name, frame, reason) in cases {
+        let mut bed = Bed::new();
+        let (verdict, after) = bed.run(frame, OVERLAY);
+        assert_eq!(verdict, service(*reason), "{name}");
+        assert_eq!(after, frame[14..], "{name}: changed");
+    }
+    let fits = outbound(OUTSIDE, 64, 1476 - 28);
+    let mut bed = Bed::new();
+    assert_eq!(bed.verdict(&fits, OVERLAY), Verdict::Transmit(UNDERLAY));
+}
+
+#[test]
+fn what_the_kernel_has_switched_off_is_left_to_it() {
+    let frame = outbound(OUTSIDE, 64, 8);
+    let mut bed = Bed::new();
+    bed.ports[1].forwards.v4 = false;
+    assert_eq!(
+        bed.verdict(&frame, OVERLAY),
+        service(PuntReason::ForwardingOff)
+    );
+
+    let mut bed = Bed::new();
+    bed.tunnels[0].1.adjacency = None;
+    let not_ready = service(PuntReason::TunnelNotReady);
+    assert_eq!(bed.verdict(&frame, OVERLAY), not_ready);
+
+    let mut bed = Bed::new();
+    bed.tunnels[0].0.up = false;
+    assert_eq!(bed.verdict(&frame, OVERLAY), not_ready);
+    bed.routes = Bed::new().routes;
+    let arriving = inbound(&ipv4(OUTSIDE, INSIDE, 64, 8), false);
+    assert_eq!(
+        bed.verdict(&arriving, UNDERLAY),
+        service(PuntReason::UnknownTunnel)
+    );
+
+    let mut bed = Bed::new();
+    bed.tunnels[0].1.forwards.v4 = false;
+    assert_eq!(
+        bed.verdict(&arriving, UNDERLAY),
+        into_tun(PuntReason::ForwardingOff)
+    );
+}
+
+#[test]
+fn every_inbound_exception_goes_into_the_tunnels_device() {
+    let to = |destination, ttl, payload| ipv4(OUTSIDE, destination, ttl, payload);
+    let cases = [
+        ("ttl 1", to(INSIDE, 1, 8), PuntReason::TtlExpiring),
+        (
+            "the router itself",
+            to([10, 1, 0, 1], 64, 8),
+            PuntReason::LocalDelivery,
+        ),
+        (
+            "unknown neighbour",
+            to([10, 1, 0, 77], 64, 8),
+            PuntReason::Unresolved,
+        ),
+        (
+            "no route",
+            to([198, 51, 100, 1], 64, 8),
+            PuntReason::NoRoute,
+        ),
+        (
+            "into a tunnel",
+            to([10, 3, 0, 1], 64, 8),
+            PuntReason::TunnelToTunnel,
+        ),
+        ("multicast", to([224, 0, 0, 5], 1, 8), PuntReason::NotPlain),
+    ];
+    for (name, inner, reason) in cases {
+        let mut bed = Bed::new();
+        let (verdict, after) = bed.run(&inbound(&inner, false), UNDERLAY);
+        assert_eq!(verdict, into_tun(reason), "{name}");
+        assert_eq!(after, inner, "{name}: changed");
+        // The slow path counts these when it delivers them.
+        assert_eq!(bed.record(0).state.counters.rx_packets.get(), 0);
+    }
+    let mut bed = Bed::new();
+    bed.ports[1].mtu = 1400;
+    bed.routes.insert(
+        "10.1.0.0/24".parse().unwrap(),
+        NextHop::Connected {
+            port: OVERLAY,
+            mtu: 1400,
+        },
+    );
+    let big = inbound(&to(INSIDE, 64, 1401 - 28), false);
+    assert_eq!(bed.verdict(&big, UNDERLAY), into_tun(PuntReason::TooBig));
+}
+
+#[test]
+fn broken_tunnel_packets_are_dropped_for_their_own_reason() {
+    let good = inbound(&ipv4(OUTSIDE, INSIDE, 64, 8), false);
+    let with = |at: usize, value: u8| {
+        let mut frame = good.clone();
+        frame[at] = value;
+        frame
+    };
+    let cases = [
+        ("gre routing bit", with(34, 0x40), DropReason::GreFlags),
+        (
+            "unknown payload",
+            with(36, 0x99),
+            DropReason::UnknownProtocol,
+        ),
+        ("inner version", with(38, 0x55), DropReason::InnerVersion),
+        ("inner length", with(41, 0xff), DropReason::InnerTotalLength),
+        ("inner checksum", with(48, 0xff), DropReason::InnerChecksum),
+        ("outer checksum", with(15, 0xff), DropReason::OuterChecksum),
+        ("outer length", with(16, 0xff), DropReason::OuterTotalLength),
+        (
+            "outer truncated",
+            good[..14 + 19].to_vec(),
+            DropReason::OuterTruncated,
+        ),
+    ];
+    for (name, frame, reason) in cases {
+        let verdict = Bed::new().verdict(&frame, UNDERLAY);
+        assert_eq!(verdict, Verdict::Drop(reason), "{name}");
+    }
+    let mut bed = Bed::new();
+    bed.verdict(&with(36, 0x99), UNDERLAY);
+    let counted: Vec<_> = bed.record(0).drops.iter().filter(|(_, n)| *n > 0).collect();
+    assert_eq!(counted, [(DropReason::UnknownProtocol, 1)]);
+    // PPTP is somebody else's GRE.
+    assert_eq!(
+        Bed::new().verdict(&with(35, 1), UNDERLAY),
+        service(PuntReason::NotPlain)
+    );
+}
+
+#[test]
+fn frames_that_are_not_ours_to_touch_are_dropped() {
+    let mut other = outbound(OUTSIDE, 64, 8);
+    other[5] ^= 1;
+    assert_eq!(
+        Bed::new().verdict(&other, OVERLAY),
+        Verdict::Drop(DropReason::OtherMac)
+    );
+    let mut arp = outbound(OUTSIDE, 64, 8);
+    arp[13] = 0x06;
+    assert_eq!(
+        Bed::new().verdict(&arp, OVERLAY),
+        Verdict::Drop(DropReason::NotIp)
+    );
+    assert_eq!(
+        Bed::new().verdict(&[0; 13], OVERLAY),
+        Verdict::Drop(DropReason::NotIp)
+    );
+}
+
+#[test]
+fn sequence_numbers_are_left_to_their_owner() {
+    let out = outbound([10, 3, 0, 2], 64, 8);
+    let arriving = inbound(&ipv4([10, 3, 0, 2], INSIDE, 64, 8), true);
+    let mut bed = Bed::new();
+    bed.state.owns_sequences = false;
+    let owner = Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Owner(TunnelId(1)));
+    assert_eq!(bed.run(&out, OVERLAY), (owner, out[14..].to_vec()));
+    bed.routes = Bed::new().routes;
+    assert_eq!(
+        bed.run(&arriving, UNDERLAY),
+        (owner, arriving[14..].to_vec())
+    );
+    bed.routes = Bed::new().routes;
+    bed.state.owns_sequences = true;
+    assert_eq!(bed.verdict(&out, OVERLAY), Verdict::Transmit(UNDERLAY));
+    bed.routes = Bed::new().routes;
+    assert_eq!(bed.verdict(&arriving, UNDERLAY), Verdict::Transmit(OVERLAY));
+    bed.routes = Bed::new().routes;
+    assert_eq!(
+        bed.verdict(&arriving, UNDERLAY),
+        Verdict::Drop(DropReason::SequenceOld)
+    );
+}
+
+#[test]
+fn handed_over_packets_take_the_same_ways() {
+    let mut bed = Bed::new();
+    let fib = bed.fib();
+    let mut run = |kind, bytes: &[u8]| {
+        let mut buf = VecBuf::new(64, bytes);
+        forward_handover(&mut buf, kind, &fib, &mut bed.state)
+    };
+    let inner = ipv4(INSIDE, [10, 3, 0, 2], 64, 8);
+    let into = HandoverKind::IntoTunnel(TunnelId(1));
+    assert_eq!(run(into, &inner), Verdict::Transmit(UNDERLAY));
+    let from = HandoverKind::FromOverlay(OVERLAY);
+    assert_eq!(run(from, &inner), Verdict::Transmit(UNDERLAY));
+    let arriving = inbound(&ipv4([10, 3, 0, 2], INSIDE, 64, 8), true);
+    let outer = HandoverKind::FromUnderlay;
+    assert_eq!(run(outer, &arriving[14..]), Verdict::Transmit(OVERLAY));
+    let unknown = HandoverKind::IntoTunnel(TunnelId(9));
+    assert_eq!(run(unknown, &inner), Verdict::Drop(DropReason::TunnelDown));
+
+    let mut bed = Bed::new();
+    bed.tunnels[1].1.adjacency = None;
+    let fib = bed.fib();
+    let mut buf = VecBuf::new(64, &inner);
+    let verdict = forward_handover(&mut buf, into, &fib, &mut bed.state);
+    let out = PuntTo::Underlay(TunnelId(1));
+    assert_eq!(verdict, Verdict::Punt(PuntReason::TunnelNotReady, out));
+    assert_eq!(
+        Ipv4::parse(buf.data()).unwrap().protocol(),
+        protocol::GRE,
+        "finished by its owner"
+    );
+}
+
+#[test]
+fn unfinished_checksums_are_completed_on_ports_that_have_them_only() {
+    let whole = outbound(OUTSIDE, 64, 9);
+    let mut unfinished = whole.clone();
+    let pseudo = crate::packet::Checksum::new()
+        .add_bytes(&whole[14 + 12..14 + 20])
+        .add_u16(17)
+        .add_u16(17)
+        .fold();
+    unfinished[40..42].copy_from_slice(&pseudo.to_be_bytes());
+    for veth in [true, false] {
+        let mut bed = Bed::new();
+        bed.ports[1].partial_checksums = veth;
+        let (verdict, frame) = bed.run(&unfinished, OVERLAY);
+        assert_eq!(verdict, Verdict::Transmit(UNDERLAY));
+        let sent = &frame[14 + 24 + 26..14 + 24 + 28];
+        let expected = if veth { &whole } else { &unfinished };
+        assert_eq!(sent, &expected[40..42]);
+        assert_eq!(bed.state.stats.checksums_completed.get(), u64::from(veth));
+    }
+}

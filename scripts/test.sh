@@ -1,0 +1,188 @@
+#!/usr/bin/env bash
+# Every check and every test there is. Ends with the line "N passed, N failed, N skipped".
+#
+# As root it runs everything; without root what needs namespaces is skipped, each test by name.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+YES=''
+case ${1:-} in
+    '') ;;
+    --yes) YES=yes ;;
+    -h | --help) echo "usage: [sudo] scripts/test.sh [--yes]     --yes: install Rust with rustup if it is missing" && exit ;;
+    *) echo "usage: [sudo] scripts/test.sh [--yes]" >&2 && exit 2 ;;
+esac
+
+cd "$ROOT"
+PASSED=0 FAILED=0 SKIPPED=0
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+count() {
+    PASSED=$((PASSED + $1)) FAILED=$((FAILED + $2)) SKIPPED=$((SKIPPED + $3))
+}
+
+# A check that passes or fails as a whole: its name, then the command.
+check() {
+    local name=$1
+    shift
+    if "$@" >"$WORK/out" 2>&1 </dev/null; then
+        ok "$name"
+        count 1 0 0
+    else
+        quote <"$WORK/out"
+        bad "$name"
+        count 0 1 0
+    fi
+}
+
+skip() {
+    note "skipped: $1"
+    count 0 0 1
+}
+
+install_tools() {
+    local missing
+    local tools=(python3-pytest python3-scapy shellcheck iproute2 iputils-ping traceroute ethtool procps tcpdump tshark)
+    if is_root; then
+        install_packages "${BUILD_PACKAGES[@]}" "${tools[@]}"
+    elif command -v dpkg-query >/dev/null; then
+        mapfile -t missing < <(missing_packages "${BUILD_PACKAGES[@]}" "${tools[@]}")
+        [[ ${#missing[@]} -eq 0 ]] || note "not root, and missing: ${missing[*]}"
+    fi
+    find_rust "$YES"
+    has_component fmt || add_component rustfmt rustfmt
+    has_component clippy || add_component clippy rust-clippy
+}
+
+has_component() { as_builder cargo "$1" --version >/dev/null 2>&1; }
+
+# A component of Rust, from wherever Rust came: rustup's name, then the distribution's.
+add_component() {
+    note "adding $1"
+    if as_builder rustup --version >/dev/null 2>&1; then
+        as_builder rustup component add "$1" 2>&1 | quote || true
+    elif is_root; then
+        install_packages "$2" || true
+    fi
+}
+
+lint_rust() {
+    if has_component fmt; then check "cargo fmt" as_builder cargo fmt --check; else skip "cargo fmt: no rustfmt"; fi
+    if has_component clippy; then
+        check "clippy" as_builder cargo clippy --locked --all-targets --target-dir target -- -D warnings
+    else
+        skip "clippy: none here"
+    fi
+}
+
+lint_scripts() {
+    if command -v shellcheck >/dev/null; then
+        check "shellcheck" shellcheck -x scripts/*.sh .ci/run
+    else
+        skip "shellcheck: none here"
+    fi
+}
+
+# Builds every test and prints, per executable, its name and path.
+built_tests() {
+    as_builder cargo test --locked --no-run --target-dir target --message-format json 2>"$WORK/build" </dev/null |
+        /usr/bin/python3 -c '
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("executable") and message["profile"]["test"]:
+        print(message["target"]["name"], message["executable"])'
+}
+
+# Adds up the results that the Rust test harness printed, and shows what failed or was skipped.
+count_rust() {
+    local name=$1 status=$2 passed failed ignored
+    read -r passed failed ignored < <(awk '/^test result:/ {n++; p += $4; f += $6; i += $8} END {if (n) print p, f, i}' \
+        "$WORK/out") || true
+    sed -n 's/^test \(.*\) \.\.\. ignored\(, \)\?\(.*\)/skipped: \1 (\3)/p' "$WORK/out" | quote
+    if [[ -z $passed || ($status -ne 0 && $failed -eq 0) ]]; then
+        tail -n 40 "$WORK/out" | quote
+        bad "$name: ended with $status before its last test"
+        count "${passed:-0}" 1 "${ignored:-0}"
+    elif [[ $failed -ne 0 ]]; then
+        sed -n '/^failures:/,$p' "$WORK/out" | quote
+        bad "$name: $passed passed, $failed failed"
+        count "$passed" "$failed" "$ignored"
+    else
+        ok "$name: $passed passed"
+        count "$passed" "$failed" "$ignored"
+    fi
+}
+
+# What needs root is marked "ignored" in Rust, which then names it when it is left out.
+test_rust() {
+    local name path status extra=()
+    is_root && extra=(--include-ignored)
+    if ! built_tests >"$WORK/tests"; then
+        tail -n 40 "$WORK/build" | quote
+        bad "cargo test does not build"
+        count 0 1 0
+        return
+    fi
+    while read -r name path; do
+        status=0
+        timeout 900 "$path" "${extra[@]}" >"$WORK/out" 2>&1 </dev/null || status=$?
+        count_rust "$name" "$status"
+    done <"$WORK/tests"
+    status=0
+    as_builder cargo test --locked --doc --target-dir target >"$WORK/out" 2>&1 </dev/null || status=$?
+    count_rust "documentation" "$status"
+}
+
+# The namespace tests, against the release that demo.sh builds too.
+test_namespaces() {
+    local status=0
+    if ! /usr/bin/python3 -c 'import pytest, scapy' 2>/dev/null; then
+        skip "tests/netns: no pytest or no scapy"
+        return
+    fi
+    check "release build" as_builder cargo build --release --locked --target-dir target
+    GREYHOUND=$ROOT/target/release/greyhound PYTHONDONTWRITEBYTECODE=1 timeout 1800 /usr/bin/python3 -m pytest \
+        -p no:cacheprovider -q --tb=short --color=no --junit-xml="$WORK/junit.xml" tests/netns </dev/null || status=$?
+    count_pytest "$status"
+}
+
+count_pytest() {
+    local passed failed skipped
+    if [[ ! -s $WORK/junit.xml ]]; then
+        bad "pytest ended with $1"
+        count 0 1 0
+        return
+    fi
+    /usr/bin/python3 - "$WORK/junit.xml" >"$WORK/out" <<'END'
+import sys, xml.etree.ElementTree as tree
+suites = list(tree.parse(sys.argv[1]).iter("testsuite"))
+total, failures, errors, skipped = (sum(int(s.get(k)) for s in suites) for k in ("tests", "failures", "errors", "skipped"))
+print(total - failures - errors - skipped, failures + errors, skipped)
+for case in tree.parse(sys.argv[1]).iter("testcase"):
+    for reason in case.iter("skipped"):
+        print(f"skipped: {case.get('classname')}.{case.get('name')} ({reason.get('message')})")
+END
+    read -r passed failed skipped <"$WORK/out"
+    tail -n +2 "$WORK/out" | quote
+    [[ $1 -eq 0 || $failed -gt 0 ]] || failed=1
+    if [[ $failed -eq 0 ]]; then ok "tests/netns: $passed passed"; else bad "tests/netns: $failed failed"; fi
+    count "$passed" "$failed" "$skipped"
+}
+
+step "What it takes"
+install_tools
+step "Format and lints"
+lint_rust
+lint_scripts
+step "Unit, property and integration tests"
+test_rust
+step "Namespace tests"
+test_namespaces
+
+printf '\n%d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPPED"
+[[ $FAILED -eq 0 ]]

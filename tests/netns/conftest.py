@@ -1,0 +1,60 @@
+"""Fixtures: every test gets a bed of its own, in both modes of steering."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from beds import Pair, Single  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    """Without root no namespace can be made: the tests are skipped, each by name."""
+    if os.geteuid() != 0:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(params=["auto", "off"])
+def xdp(request) -> str:
+    """Steering as good as the devices allow, and none: the slow path alone."""
+    return request.param
+
+
+@pytest.fixture
+def single(tmp_path):
+    """One router; call it with a tunnel to get it running."""
+    beds: list[Single] = []
+
+    def build(**kwargs) -> Single:
+        beds.append(Single(tmp_path, **kwargs))
+        return beds[-1]
+
+    yield build
+    for bed in beds:
+        bed.close()
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two routers back to back; call it with the tunnels to get them running."""
+    beds: list[Pair] = []
+
+    def build(*args, **kwargs) -> Pair:
+        beds.append(Pair(tmp_path, *args, **kwargs))
+        return beds[-1]
+
+    yield build
+    for bed in beds:
+        bed.close()
+
+
+def need(program: str) -> str:
+    """The path of a program, or a skip that names it."""
+    return shutil.which(program) or pytest.skip(f"needs {program}")
