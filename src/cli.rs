@@ -1,1 +1,172 @@
-//! (stub)
+//! The command line: what can be typed, as types. The words follow iproute2. What the verbs do is in [`act`].
+
+pub mod act;
+
+use std::{collections::HashSet, ffi::OsString, path::PathBuf};
+
+use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::control::config::{DEFAULT_CONFIG, DEFAULT_CONTROL};
+
+/// A kernel-bypass tunnel router for Linux: GRE over AF_XDP
+#[derive(Debug, Parser)]
+#[command(
+    name = "greyhound",
+    version,
+    infer_subcommands = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the router in the foreground
+    Run {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// How log lines are written to stderr
+        #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+        log_format: LogFormat,
+        /// error, warn, info, debug or trace, or tracing's filter syntax
+        #[arg(
+            long,
+            value_name = "LEVEL",
+            env = "GREYHOUND_LOG",
+            default_value = "info"
+        )]
+        log_level: String,
+    },
+    /// Validate the configuration and this host; exit 0 fit, 1 not
+    Check {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tunnels of the running router
+    #[command(subcommand, infer_subcommands = true, arg_required_else_help = true)]
+    Tunnel(TunnelVerb),
+    /// Counters per tunnel, worker and drop reason
+    Stats {
+        /// One tunnel only
+        name: Option<String>,
+        /// Print again every second, until interrupted
+        #[arg(long)]
+        watch: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TunnelVerb {
+    /// Show running tunnels, like `ip -s tunnel show`
+    Show {
+        /// One tunnel only
+        name: Option<String>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// The configuration file
+    #[arg(long = "config", value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    pub path: PathBuf,
+}
+
+/// What every verb needs that asks the running router.
+#[derive(Debug, Args)]
+pub struct Ask {
+    /// The running router's control socket
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL)]
+    pub socket: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Cli {
+    /// Parses the command line; options may stand before the verb or after it. Usage errors end the process with 2.
+    pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(options_last(args))
+    }
+}
+
+/// Moves options behind the words, so that each verb can own its options (and its help be exact) although they may stand
+/// before it. A `--` ends this, as ever.
+fn options_last(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let takes_value = options_with_value(&Cli::command());
+    let mut args = args.into_iter().peekable();
+    let (mut words, mut options) = (Vec::new(), Vec::new());
+    words.extend(args.next());
+    while let Some(arg) = args.next_if(|arg| arg != "--") {
+        if !arg.as_encoded_bytes().starts_with(b"-") {
+            words.push(arg);
+            continue;
+        }
+        let wants_value = arg.to_str().is_some_and(|name| takes_value.contains(name));
+        options.push(arg);
+        if wants_value {
+            options.extend(args.next());
+        }
+    }
+    words.extend(options);
+    words.extend(args);
+    words
+}
+
+/// The options of all verbs that take their value from the next argument.
+fn options_with_value(command: &Command) -> HashSet<String> {
+    let own = command
+        .get_arguments()
+        .filter(|arg| arg.get_action().takes_values())
+        .filter_map(|arg| Some(format!("--{}", arg.get_long()?)));
+    let theirs = command.get_subcommands().flat_map(options_with_value);
+    own.chain(theirs).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reordered(line: &str) -> String {
+        let args = line.split_whitespace().map(OsString::from);
+        let joined = options_last(args).join(&OsString::from(" "));
+        joined.into_string().unwrap()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_move_behind_the_verb_with_their_values() {
+        for (typed, read) in [
+            ("g --json tunnel show gre1", "g tunnel show gre1 --json"),
+            (
+                "g --socket /s --json stats gre1",
+                "g stats gre1 --socket /s --json",
+            ),
+            ("g --socket=/s stats", "g stats --socket=/s"),
+            ("g tunnel --json show", "g tunnel show --json"),
+            ("g stats --json -- --watch", "g stats --json -- --watch"),
+            ("g --version", "g --version"),
+            ("g", "g"),
+        ] {
+            assert_eq!(reordered(typed), read);
+        }
+    }
+}

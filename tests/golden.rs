@@ -5,13 +5,13 @@
 //! given to our decapsulation: we must accept and deliver what the kernel delivered, and nothing else. Where ours differs
 //! on purpose, the difference is named in `own_way`.
 
-use std::{fs, net::Ipv4Addr, path::Path};
+use std::{fs, net::Ipv4Addr, path::Path, sync::Arc};
 
 use greyhound::{
     packet::{GreKey, Ipv4, PacketBuf, VecBuf, ipv4, ipv6, protocol},
     tunnel::{
-        Mode, Outer, Refusal, Tos, Ttl, Tunnel, TunnelId, TunnelState, TunnelTable, decapsulate,
-        encapsulate,
+        Mode, Outer, Refusal, Sequences, Tos, Ttl, Tunnel, TunnelId, TunnelState, TunnelTable,
+        decapsulate, encapsulate,
     },
 };
 
@@ -172,7 +172,8 @@ fn what_the_kernel_sent_is_what_we_send() {
     let mut compared = 0;
     for (name, t) in cases() {
         let far = swapped(&t);
-        let (sender, receiver) = (TunnelState::new(0, 1), TunnelState::new(0, 1));
+        let receiver = TunnelState::new(0, 1, Arc::default());
+        let mut sender = TunnelState::new(0, 1, Arc::default());
         for frame in case(name) {
             let ours = frame.outer_side && frame.from_kernel();
             let Ok(ip) = Ipv4::parse(frame.ip()) else {
@@ -197,7 +198,7 @@ fn what_the_kernel_sent_is_what_we_send() {
                 let sequence = ip.payload()[ip.payload().len() - inner.len() - 4..][..4]
                     .try_into()
                     .unwrap();
-                sender.adopt_sequences((u32::from_be_bytes(sequence), 0));
+                sender.sequences = Sequences::starting_at(u32::from_be_bytes(sequence), 0).into();
             }
             encapsulate(&t, &mut buf, &sender).unwrap();
             let mut expected = comparable(frame.ip());
@@ -243,7 +244,7 @@ fn is_forwarded(inner: &[u8]) -> bool {
 fn what_the_kernel_received_is_what_we_receive() {
     let (mut delivered, mut refused, mut own) = (0, 0, 0);
     for (name, t) in cases() {
-        let state = TunnelState::new(0, 1);
+        let state = TunnelState::new(0, 1, Arc::default());
         let frames = case(name);
         for (i, frame) in frames.iter().enumerate() {
             let Ok(ip) = Ipv4::parse(frame.ip()) else {

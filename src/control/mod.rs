@@ -1,1 +1,23 @@
-//! (stub)
+//! Everything around the packet path: configuration, the mirror of the kernel, tunnel devices, the slow path, statistics,
+//! the control socket. It owns the threads.
+//!
+//! Workers never wait for this room: it publishes immutable snapshots to them and reads their counters. The kernel is the
+//! control plane: what routes and neighbours there are is read from it ([`mirror`]), never from configuration, and compiled
+//! ([`compile`]) into what the workers and the steering program decide by.
+
+pub mod check;
+pub mod compile;
+pub mod config;
+mod fastpath;
+pub mod mirror;
+pub mod netlink;
+pub mod report;
+mod router;
+pub mod slowpath;
+pub mod socket;
+mod statistics;
+mod tunnels;
+mod wake;
+mod worker_thread;
+
+pub use router::run;

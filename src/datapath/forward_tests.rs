@@ -85,7 +85,7 @@ impl Bed {
             state: ForwardState {
                 stats: Arc::default(),
                 tunnels: (0..2)
-                    .map(|_| Some(Arc::new(TunnelRecord::new(0, 1))))
+                    .map(|_| Some(Arc::new(TunnelRecord::new(0, 1, Arc::default()))))
                     .collect(),
                 owns_sequences: true,
             },
@@ -165,7 +165,7 @@ fn inbound(inner: &[u8], numbered: bool) -> Vec<u8> {
         ..tunnel()
     };
     let mut buf = VecBuf::new(64, inner);
-    tunnel::encapsulate(&far, &mut buf, &TunnelState::new(0, 1)).unwrap();
+    tunnel::encapsulate(&far, &mut buf, &TunnelState::new(0, 1, Arc::default())).unwrap();
     framed(mac(UNDERLAY), buf.data())
 }
 

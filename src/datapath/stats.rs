@@ -1,9 +1,12 @@
 //! Counters that one worker writes and everybody may read.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use super::{DropReason, PuntReason};
-use crate::tunnel::{Counter, TunnelState};
+use crate::tunnel::{Counter, Sequences, TunnelState};
 
 /// Discarded packets by reason.
 #[derive(Debug)]
@@ -70,9 +73,9 @@ pub struct TunnelRecord {
 
 impl TunnelRecord {
     /// The record for thread number `thread` of `threads`; see [`TunnelState::new`].
-    pub fn new(thread: u32, threads: u32) -> Self {
+    pub fn new(thread: u32, threads: u32, sequences: Arc<Sequences>) -> Self {
         Self {
-            state: TunnelState::new(thread, threads),
+            state: TunnelState::new(thread, threads, sequences),
             drops: DropCounts::default(),
         }
     }

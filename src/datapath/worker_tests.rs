@@ -103,7 +103,7 @@ impl Bed {
     fn publish(&self) {
         let snapshot = Snapshot {
             fib: Arc::new(fib()),
-            tunnels: vec![Some(Arc::new(TunnelRecord::new(0, 1)))],
+            tunnels: vec![Some(Arc::new(TunnelRecord::new(0, 1, Arc::default())))],
         };
         self.snapshots.try_send(snapshot).unwrap();
     }

@@ -6,7 +6,7 @@
 
 mod routes;
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use rustc_hash::FxBuildHasher;
 
@@ -118,7 +118,7 @@ pub struct Egress {
 #[derive(Debug, Default)]
 pub struct Fib {
     ports: Vec<PortInfo>,
-    tunnels: TunnelTable,
+    tunnels: Arc<TunnelTable>,
     egress: Vec<Egress>,
     routes: RouteTable,
     neighbours: HashMap<(PortId, IpAddr), MacAddr, FxBuildHasher>,
@@ -142,7 +142,7 @@ impl Fib {
         }));
         Self {
             ports,
-            tunnels,
+            tunnels: Arc::new(tunnels),
             egress,
             routes,
             neighbours: HashMap::default(),
@@ -166,6 +166,11 @@ impl Fib {
     #[inline]
     pub fn tunnels(&self) -> &TunnelTable {
         &self.tunnels
+    }
+
+    /// The tunnels, for those who need no more than them.
+    pub fn shared_tunnels(&self) -> Arc<TunnelTable> {
+        self.tunnels.clone()
     }
 
     pub fn routes(&self) -> &RouteTable {

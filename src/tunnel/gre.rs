@@ -143,7 +143,7 @@ pub fn encapsulate<B: PacketBuf>(
         protocol: inner.protocol,
         checksum: tunnel.ocsum,
         key: tunnel.okey,
-        sequence: tunnel.oseq.then(|| state.next_sequence()),
+        sequence: tunnel.oseq.then(|| state.sequences.next()),
     };
     let (header, rest) = out
         .split_first_chunk_mut::<{ ipv4::HEADER_LEN }>()
@@ -189,7 +189,7 @@ pub fn decapsulate<B: PacketBuf>(
     }
     match (tunnel.iseq, outer.sequence) {
         (true, None) => return Err(Refusal::SequenceMissing),
-        (true, Some(n)) if !state.sequence_acceptable(n) => return Err(Refusal::SequenceOld),
+        (true, Some(n)) if !state.sequences.acceptable(n) => return Err(Refusal::SequenceOld),
         _ => {}
     }
     let inner = data.get(outer.inner_at..outer.end).ok_or(short)?;
@@ -219,7 +219,7 @@ pub fn decapsulate<B: PacketBuf>(
         }
     }
     if let (true, Some(sequence)) = (tunnel.iseq, outer.sequence) {
-        state.accept_sequence(sequence);
+        state.sequences.accept(sequence);
     }
     Ok(())
 }

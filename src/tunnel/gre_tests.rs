@@ -5,7 +5,7 @@ use crate::{
 };
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, sync::Arc};
 
 /// The inner packet's IP fields that reach the outer header.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +55,7 @@ const PLAIN: Fields = Fields {
 };
 
 fn state() -> TunnelState {
-    TunnelState::new(0, 1)
+    TunnelState::new(0, 1, Arc::default())
 }
 
 /// What the other end of `tunnel` has configured.

@@ -10,7 +10,7 @@ mod state;
 mod table;
 
 pub use gre::{Outer, decapsulate, encapsulate};
-pub use state::{Counter, TunnelCounters, TunnelState};
+pub use state::{Counter, Sequences, TunnelCounters, TunnelState};
 pub use table::TunnelTable;
 
 use std::net::Ipv4Addr;

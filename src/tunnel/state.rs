@@ -3,7 +3,10 @@
 //! One [`TunnelState`] per tunnel and thread. Only its owning thread writes it, with plain relaxed loads and
 //! stores (no locked instructions); the control room reads it at any time. It outlives snapshots and threads.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+};
 
 /// A counter that one thread writes and others read.
 #[derive(Debug, Default)]
@@ -36,14 +39,53 @@ pub struct TunnelCounters {
     pub tx_bytes: Counter,
 }
 
+/// A tunnel's sequence numbers. Every thread can reach them, and only the one that owns them at the time may: numbers
+/// have to leave, and to be judged, in order.
+#[derive(Debug, Default)]
+pub struct Sequences {
+    /// The next number to send; the first is 0 (RFC 2890 section 2.2).
+    tx: AtomicU32,
+    /// The next number expected; 0 accepts any, as the kernel's `i_seqno` does.
+    rx: AtomicU32,
+}
+
+impl Sequences {
+    /// Numbers that go on where others ended: the next to send, the next expected.
+    pub fn starting_at(tx: u32, rx: u32) -> Self {
+        Self {
+            tx: AtomicU32::new(tx),
+            rx: AtomicU32::new(rx),
+        }
+    }
+
+    /// The number of the next packet to send.
+    #[inline]
+    pub fn next(&self) -> u32 {
+        let n = self.tx.load(Relaxed);
+        self.tx.store(n.wrapping_add(1), Relaxed);
+        n
+    }
+
+    /// Whether a received number is acceptable: as the kernel's `ip_tunnel_rcv`, any when the expected number is 0,
+    /// else one whose signed distance to it is not negative.
+    #[inline]
+    pub fn acceptable(&self, sequence: u32) -> bool {
+        let expected = self.rx.load(Relaxed);
+        expected == 0 || sequence.wrapping_sub(expected) as i32 >= 0
+    }
+
+    /// Remembers an accepted number.
+    #[inline]
+    pub fn accept(&self, sequence: u32) {
+        self.rx.store(sequence.wrapping_add(1), Relaxed);
+    }
+}
+
 /// What one thread keeps about one tunnel.
 #[derive(Debug)]
 pub struct TunnelState {
     pub counters: TunnelCounters,
-    /// The next sequence number to send; the first is 0 (RFC 2890 section 2.2).
-    tx_sequence: AtomicU32,
-    /// The next sequence number expected; 0 accepts any, as the kernel's `i_seqno` does.
-    rx_sequence: AtomicU32,
+    pub sequences: Arc<Sequences>,
     /// The last outer IPv4 identification sent.
     identification: AtomicU32,
     /// Threads share the identification space by stepping over each other's numbers.
@@ -52,11 +94,10 @@ pub struct TunnelState {
 
 impl TunnelState {
     /// The state for thread number `thread` of `threads` (both count from zero, `threads` at least 1).
-    pub fn new(thread: u32, threads: u32) -> Self {
+    pub fn new(thread: u32, threads: u32, sequences: Arc<Sequences>) -> Self {
         Self {
             counters: TunnelCounters::default(),
-            tx_sequence: AtomicU32::new(0),
-            rx_sequence: AtomicU32::new(0),
+            sequences,
             identification: AtomicU32::new(thread),
             stride: threads.max(1),
         }
@@ -74,42 +115,6 @@ impl TunnelState {
             }
         }
     }
-
-    /// The sequence number of the next packet to send.
-    #[inline]
-    pub fn next_sequence(&self) -> u32 {
-        let n = self.tx_sequence.load(Relaxed);
-        self.tx_sequence.store(n.wrapping_add(1), Relaxed);
-        n
-    }
-
-    /// Whether a received sequence number is acceptable: as the kernel's `ip_tunnel_rcv`, any when the
-    /// expected number is 0, else one whose signed distance to it is not negative.
-    #[inline]
-    pub fn sequence_acceptable(&self, sequence: u32) -> bool {
-        let expected = self.rx_sequence.load(Relaxed);
-        expected == 0 || sequence.wrapping_sub(expected) as i32 >= 0
-    }
-
-    /// Remembers an accepted sequence number.
-    #[inline]
-    pub fn accept_sequence(&self, sequence: u32) {
-        self.rx_sequence.store(sequence.wrapping_add(1), Relaxed);
-    }
-
-    /// Sequence numbers as (next to send, next expected), to hand on to another thread.
-    pub fn sequences(&self) -> (u32, u32) {
-        (
-            self.tx_sequence.load(Relaxed),
-            self.rx_sequence.load(Relaxed),
-        )
-    }
-
-    /// Takes over the sequence numbers of a state whose thread has ended.
-    pub fn adopt_sequences(&self, (tx, rx): (u32, u32)) {
-        self.tx_sequence.store(tx, Relaxed);
-        self.rx_sequence.store(rx, Relaxed);
-    }
 }
 
 #[cfg(test)]
@@ -118,22 +123,19 @@ mod tests {
 
     #[test]
     fn sequence_numbers_start_at_zero_and_wrap() {
-        let state = TunnelState::new(0, 1);
-        assert_eq!((state.next_sequence(), state.next_sequence()), (0, 1));
-        state.adopt_sequences((u32::MAX, 0));
-        assert_eq!(
-            (state.next_sequence(), state.next_sequence()),
-            (u32::MAX, 0)
-        );
+        let first = Sequences::default();
+        assert_eq!((first.next(), first.next()), (0, 1));
+        let last = Sequences::starting_at(u32::MAX, 0);
+        assert_eq!((last.next(), last.next()), (u32::MAX, 0));
     }
 
     #[test]
     fn received_sequences_follow_the_kernel_window() {
-        let state = TunnelState::new(0, 1);
+        let sequences = Sequences::default();
         let mut take = |n: u32| {
-            let ok = state.sequence_acceptable(n);
+            let ok = sequences.acceptable(n);
             if ok {
-                state.accept_sequence(n);
+                sequences.accept(n);
             }
             ok
         };
@@ -168,7 +170,8 @@ mod tests {
 
     #[test]
     fn identification_is_never_zero_and_distinct_between_threads() {
-        let (a, b) = (TunnelState::new(0, 2), TunnelState::new(1, 2));
+        let state = |thread| TunnelState::new(thread, 2, Arc::default());
+        let (a, b) = (state(0), state(1));
         let mut seen = std::collections::HashSet::new();
         for _ in 0..32_000 {
             let (x, y) = (a.next_identification(), b.next_identification());

@@ -1,1 +1,31 @@
-//! (stub)
+//! AF_XDP and the BPF program: the only unsafe code.
+//!
+//! This room loads and feeds the steering program ([`Steer`], told what to do by a [`Plan`]) and makes a device queue into
+//! a [`Port`](crate::datapath::Port). It moves frames and decides nothing about them; it knows no routes, no configuration
+//! and no tunnels beyond the addresses that their packets carry. Every unsafe block says who owns the memory or the frame
+//! at that moment.
+
+#![allow(unsafe_code)]
+
+mod abi;
+mod address;
+mod attach;
+mod frame;
+mod kick;
+mod metadata;
+mod offload;
+mod open;
+mod plan;
+mod port;
+mod statistics;
+mod steer;
+mod umem;
+
+pub use frame::Frame;
+pub use kick::KickCounters;
+pub use offload::TagsInFrame;
+pub use open::{Mode, PortError, PortSet, PortSpec, RingOptions, Want, open_ports};
+pub use plan::{Changes, Plan, PortPlan, PrefixAction, TunnelMatch};
+pub use port::{XskPort, XskStatistics};
+pub use steer::{Attached, Limits, Steer, SteerError};
+pub use umem::{Ledger, Memory};

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* Headers, taken one after another from a cursor that knows where the frame ends. */
+#ifndef PARSE_H
+#define PARSE_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+struct cursor {
+	const void *at;
+	const void *end;
+};
+
+static __always_inline const void *take_bytes(struct cursor *cursor, __u32 size)
+{
+	const void *header = cursor->at;
+
+	if (header + size > cursor->end)
+		return NULL;
+	cursor->at = header + size;
+	return header;
+}
+
+/* The next header as a pointer to `type`, and the cursor behind it; NULL where the frame ends too early. */
+#define take(cursor, type) ((const type *)take_bytes(cursor, sizeof(type)))
+
+#define IPV4_PLAIN 0x45 /* version 4, no options */
+#define IPV4_MORE_OR_OFFSET 0x3fff
+#define IPV6_VERSION 0x60
+
+/* RFC 791 section 3.1: the sum over a header without options, its checksum included, is all ones. */
+static __always_inline bool ipv4_checksum_good(const struct iphdr *ip)
+{
+	const __u32 *word = (const __u32 *)ip;
+	__u64 sum = (__u64)word[0] + word[1] + word[2] + word[3] + word[4];
+
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff;
+}
+
+/* RFC 2784 and 2890. Bits 6 to 12 are reserved and ignored on receipt. */
+#define GRE_CHECKSUM 0x8000
+#define GRE_KEY 0x2000
+#define GRE_SEQUENCE 0x1000
+#define GRE_VERSION 0x0007
+/* RFC 2784 section 2.3: discard where bit 1 (RFC 1701: routing), 4 or 5 is set. */
+#define GRE_REFUSED 0x4c00
+
+struct gre_base {
+	__be16 flags;
+	__be16 protocol;
+};
+
+static __always_inline __u32 gre_length(__u16 flags)
+{
+	__u32 length = sizeof(struct gre_base);
+
+	if (flags & GRE_CHECKSUM)
+		length += 4;
+	if (flags & GRE_KEY)
+		length += 4;
+	if (flags & GRE_SEQUENCE)
+		length += 4;
+	return length;
+}
+
+#endif

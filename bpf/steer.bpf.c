@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+/*
+ * Steers frames: ours and plain go to the AF_XDP socket of their receive queue, everything else to the
+ * kernel, untouched. Nothing is ever dropped or changed here, and in doubt the kernel gets it.
+ *
+ * greyhound_steer   the program; tags that the device keeps beside the frame are invisible to it
+ * greyhound_tags    the same, and it asks the device for such tags (Linux 6.8, bound to its device)
+ * greyhound_raw     the filter of the slow path's raw socket for protocol 47
+ */
+#include <linux/errno.h>
+
+#include "parse.h"
+#include "steer.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* One per attachment; all other maps are shared. Sizes marked 1 are set before loading. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct steer_port);
+} port SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct steer_tunnel);
+	__type(value, __u32);
+} tunnels SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct steer_peer);
+	__type(value, __u32);
+} peers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct steer_prefix4);
+	__type(value, struct steer_route);
+} prefixes4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct steer_prefix6);
+	__type(value, struct steer_route);
+} prefixes6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, STEER_REASON_COUNT);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+/* Weak, so that the other programs load where the kernel has no such function. */
+extern int bpf_xdp_metadata_rx_vlan_tag(const struct xdp_md *ctx, __be16 *vlan_proto,
+					__u16 *vlan_tci) __ksym __weak;
+
+/* 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3: what no router forwards, as source or destination. */
+static __always_inline bool martian4(__be32 address)
+{
+	__u32 host = bpf_ntohl(address);
+	__u32 net = host >> 24;
+
+	return net == 0 || net == 127 || net >= 224 || host >> 16 == 0xa9fe;
+}
+
+/* ::/64 holds the unspecified, the loopback and the IPv4-mapped addresses; then fe80::/10 and ff00::/8. */
+static __always_inline bool martian6(const struct in6_addr *address)
+{
+	const __be32 *word = address->in6_u.u6_addr32;
+
+	return (word[0] | word[1]) == 0 ||
+	       (word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000) ||
+	       (word[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+static __always_inline bool known_tunnel(struct steer_tunnel *tunnel, __u32 flags)
+{
+	/* 0 stands for any in the map; as a source it is nobody. */
+	if (!tunnel->remote)
+		return false;
+	if (bpf_map_lookup_elem(&tunnels, tunnel))
+		return true;
+	if (!(flags & STEER_PORT_ANY_REMOTE) || martian4(tunnel->remote))
+		return false;
+	tunnel->remote = 0;
+	return bpf_map_lookup_elem(&tunnels, tunnel);
+}
+
+/* A GRE packet of `length` bytes, header included; the cursor stands behind the plain IPv4 header. */
+static __always_inline enum steer_reason judge_gre(struct cursor cursor, const struct iphdr *ip,
+						   __u32 length, __u32 port_flags)
+{
+	struct steer_tunnel tunnel = { .local = ip->daddr, .remote = ip->saddr };
+	const struct gre_base *gre = take(&cursor, struct gre_base);
+	const __be32 *key;
+	__u16 flags;
+
+	if (!gre)
+		return STEER_bad_header;
+	flags = bpf_ntohs(gre->flags);
+	if (flags & GRE_VERSION)
+		return STEER_gre_version;
+	if (flags & GRE_REFUSED)
+		return STEER_gre_flags;
+	if (length < sizeof(*ip) + gre_length(flags))
+		return STEER_bad_header;
+	if (flags & GRE_KEY) {
+		if (flags & GRE_CHECKSUM && !take(&cursor, __be32))
+			return STEER_bad_header;
+		key = take(&cursor, __be32);
+		if (!key)
+			return STEER_bad_header;
+		tunnel.key = *key;
+		tunnel.has_key = 1;
+	}
+	return known_tunnel(&tunnel, port_flags) ? STEER_redirected_underlay : STEER_unknown_tunnel;
+}
+
+/* What the route says about a packet of `length` bytes; `otherwise` is the reason where it has none. */
+static __always_inline enum steer_reason judge_route(const struct steer_route *route, __u32 length,
+						     enum steer_reason otherwise)
+{
+	if (!route)
+		return otherwise;
+	if (!route->mtu)
+		return STEER_kernel_route;
+	if (length > route->mtu)
+		return STEER_too_big;
+	return STEER_redirected_overlay;
+}
+
+/*
+ * A sender behind a veth may leave the transport checksum to the hardware that is not there. TCP and UDP are
+ * completed by the worker, ICMP is always complete; others (SCTP, tunnels in which it happens again) are not ours.
+ */
+static __always_inline bool may_be_partial(__u8 protocol, __u32 port_flags)
+{
+	return port_flags & STEER_PORT_PARTIAL_CHECKSUMS && protocol != IPPROTO_TCP &&
+	       protocol != IPPROTO_UDP && protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6;
+}
+
+static __always_inline enum steer_reason overlay4(const struct iphdr *ip, __u32 length,
+						  __u32 port_flags, enum steer_reason otherwise)
+{
+	struct steer_prefix4 prefix = { .length = 32, .address = ip->daddr };
+	enum steer_reason reason;
+
+	if (!(port_flags & STEER_PORT_FORWARD4))
+		return STEER_forwarding_off;
+	if ((ip->daddr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000))
+		return STEER_multicast;
+	if (martian4(ip->daddr) || martian4(ip->saddr))
+		return STEER_martian;
+	if (ip->ttl <= 1)
+		return STEER_ttl;
+	reason = judge_route(bpf_map_lookup_elem(&prefixes4, &prefix), length, otherwise);
+	if (reason == STEER_redirected_overlay && may_be_partial(ip->protocol, port_flags))
+		return STEER_partial_checksum;
+	return reason;
+}
+
+static __always_inline enum steer_reason judge4(struct cursor cursor, __u32 port_flags)
+{
+	const struct iphdr *ip = take(&cursor, struct iphdr);
+	enum steer_reason reason = STEER_no_route;
+	__u8 first;
+	__u32 length;
+
+	if (!ip)
+		return STEER_bad_header;
+	first = *(const __u8 *)ip;
+	if (first != IPV4_PLAIN)
+		return first > IPV4_PLAIN && first < 0x50 ? STEER_ip_options : STEER_bad_header;
+	/* What follows the total length is Ethernet padding. */
+	length = bpf_ntohs(ip->tot_len);
+	if (length < sizeof(*ip) || (const void *)ip + length > cursor.end)
+		return STEER_bad_header;
+	if (ip->frag_off & bpf_htons(IPV4_MORE_OR_OFFSET))
+		return STEER_fragment;
+	if (!ipv4_checksum_good(ip))
+		return STEER_bad_checksum;
+
+	if (port_flags & STEER_PORT_UNDERLAY) {
+		reason = STEER_not_gre;
+		if (ip->protocol == IPPROTO_GRE) {
+			reason = judge_gre(cursor, ip, length, port_flags);
+			if (reason == STEER_redirected_underlay)
+				return reason;
+		}
+	}
+	/* GRE that is not ours may still be an inner packet on its way into a tunnel. */
+	if (port_flags & STEER_PORT_OVERLAY)
+		return overlay4(ip, length, port_flags,
+				reason == STEER_not_gre ? STEER_no_route : reason);
+	return reason;
+}
+
+static __always_inline enum steer_reason judge6(struct cursor cursor, __u32 port_flags)
+{
+	const struct ipv6hdr *ip = take(&cursor, struct ipv6hdr);
+	struct steer_prefix6 prefix = { .length = 128 };
+	enum steer_reason reason;
+	__u32 length;
+
+	if (!(port_flags & STEER_PORT_OVERLAY))
+		return STEER_not_gre;
+	if (!ip || (*(const __u8 *)ip & 0xf0) != IPV6_VERSION)
+		return STEER_bad_header;
+	length = bpf_ntohs(ip->payload_len);
+	if (cursor.at + length > cursor.end)
+		return STEER_bad_header;
+	if (!(port_flags & STEER_PORT_FORWARD6))
+		return STEER_forwarding_off;
+	if (ip->nexthdr == IPPROTO_FRAGMENT)
+		return STEER_fragment;
+	if (ip->nexthdr == IPPROTO_HOPOPTS || ip->nexthdr == IPPROTO_ROUTING ||
+	    ip->nexthdr == IPPROTO_DSTOPTS)
+		return STEER_ip_options;
+	if (ip->daddr.in6_u.u6_addr8[0] == 0xff)
+		return STEER_multicast;
+	if (martian6(&ip->daddr) || martian6(&ip->saddr))
+		return STEER_martian;
+	if (ip->hop_limit <= 1)
+		return STEER_ttl;
+	__builtin_memcpy(prefix.address, &ip->daddr, sizeof(prefix.address));
+	reason = judge_route(bpf_map_lookup_elem(&prefixes6, &prefix), sizeof(*ip) + length,
+			     STEER_no_route);
+	if (reason == STEER_redirected_overlay && may_be_partial(ip->nexthdr, port_flags))
+		return STEER_partial_checksum;
+	return reason;
+}
+
+static __always_inline bool own_mac(const struct ethhdr *ethernet, const struct steer_port *port)
+{
+	const __u16 *a = (const __u16 *)ethernet->h_dest;
+	const __u16 *b = (const __u16 *)port->mac;
+
+	return ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2])) == 0;
+}
+
+static __always_inline enum steer_reason judge(struct xdp_md *ctx, const struct steer_port *port)
+{
+	struct cursor cursor = {
+		.at = (const void *)(long)ctx->data,
+		.end = (const void *)(long)ctx->data_end,
+	};
+	const struct ethhdr *ethernet = take(&cursor, struct ethhdr);
+
+	if (!(port->flags & (STEER_PORT_UNDERLAY | STEER_PORT_OVERLAY)))
+		return STEER_port_off;
+	if (!ethernet)
+		return STEER_bad_header;
+	if (ethernet->h_proto == bpf_htons(ETH_P_8021Q) ||
+	    ethernet->h_proto == bpf_htons(ETH_P_8021AD))
+		return STEER_vlan_tag;
+	if (ethernet->h_proto != bpf_htons(ETH_P_IP) && ethernet->h_proto != bpf_htons(ETH_P_IPV6))
+		return STEER_not_ip;
+	if (!own_mac(ethernet, port))
+		return STEER_other_mac;
+	if (ethernet->h_proto == bpf_htons(ETH_P_IP))
+		return judge4(cursor, port->flags);
+	return judge6(cursor, port->flags);
+}
+
+/* Only a plain "there is none" lets the frame go on: a tag must never be lost. */
+static __always_inline bool has_tag_beside(struct xdp_md *ctx)
+{
+	__be16 protocol;
+	__u16 tci;
+
+	return bpf_xdp_metadata_rx_vlan_tag(ctx, &protocol, &tci) != -ENODATA;
+}
+
+static __always_inline int steer(struct xdp_md *ctx, bool ask_for_tag)
+{
+	__u32 zero = 0, queue = ctx->rx_queue_index, slot = 0, reason;
+	const struct steer_port *self = bpf_map_lookup_elem(&port, &zero);
+	__u64 *counter;
+
+	if (!self)
+		return XDP_PASS;
+	reason = judge(ctx, self);
+	if (reason <= STEER_redirected_overlay) {
+		slot = self->first_slot + queue;
+		if (ask_for_tag && has_tag_beside(ctx))
+			reason = STEER_vlan_tag;
+		else if (queue >= self->queues || !bpf_map_lookup_elem(&xsks, &slot))
+			reason = STEER_no_socket;
+	}
+	counter = bpf_map_lookup_elem(&counters, &reason);
+	if (counter)
+		*counter += 1;
+	if (reason > STEER_redirected_overlay)
+		return XDP_PASS;
+	return bpf_redirect_map(&xsks, slot, XDP_PASS);
+}
+
+SEC("xdp")
+int greyhound_steer(struct xdp_md *ctx)
+{
+	return steer(ctx, false);
+}
+
+SEC("xdp")
+int greyhound_tags(struct xdp_md *ctx)
+{
+	return steer(ctx, true);
+}
+
+/*
+ * The kernel hands the raw socket every packet of protocol 47 for this host, beginning with its IP header.
+ * Let through: packets of our tunnels, and what our peers send malformed (user space counts it).
+ */
+SEC("socket")
+int greyhound_raw(struct __sk_buff *skb)
+{
+	const int drop = 0, whole = 0x7fffffff;
+	struct steer_tunnel tunnel = {};
+	struct steer_peer peer = {};
+	struct gre_base gre;
+	struct iphdr ip;
+	__u32 zero = 0, offset;
+	__u16 flags;
+	const struct steer_port *self = bpf_map_lookup_elem(&port, &zero);
+
+	if (!self || bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)) || ip.version != 4)
+		return drop;
+	peer.local = ip.daddr;
+	peer.remote = ip.saddr;
+	if (!bpf_map_lookup_elem(&peers, &peer)) {
+		peer.remote = 0;
+		if (!(self->flags & STEER_PORT_ANY_REMOTE) || !bpf_map_lookup_elem(&peers, &peer))
+			return drop;
+	}
+	offset = ip.ihl * 4;
+	if (bpf_skb_load_bytes(skb, offset, &gre, sizeof(gre)))
+		return whole;
+	flags = bpf_ntohs(gre.flags);
+	if (flags & GRE_VERSION)
+		return drop;
+	if (flags & GRE_REFUSED)
+		return whole;
+	tunnel.local = ip.daddr;
+	tunnel.remote = ip.saddr;
+	if (flags & GRE_KEY) {
+		offset += flags & GRE_CHECKSUM ? 8 : 4;
+		if (bpf_skb_load_bytes(skb, offset, &tunnel.key, sizeof(tunnel.key)))
+			return whole;
+		tunnel.has_key = 1;
+	}
+	return known_tunnel(&tunnel, self->flags) ? whole : drop;
+}

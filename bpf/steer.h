@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * What the steering program and user space agree on: the maps' keys and values, and the reasons.
+ * The Rust side is src/xdp/abi.rs; a unit test there reads this file and compares the reasons.
+ *
+ * Addresses, ports and keys stand in network byte order, everything else in the host's.
+ */
+#ifndef STEER_H
+#define STEER_H
+
+#include <linux/types.h>
+
+/* Why a frame was redirected or passed. Every frame is counted under exactly one. */
+#define STEER_REASONS(X)                                                                          \
+	X(redirected_underlay) /* a packet of one of our tunnels */                                \
+	X(redirected_overlay)  /* a packet that routes into one of our tunnels */                  \
+	X(port_off)            /* the device has no role in the plan */                            \
+	X(not_ip)              /* neither IPv4 nor IPv6 */                                         \
+	X(other_mac)           /* not for the device's own address */                              \
+	X(vlan_tag)            /* 802.1Q or 802.1ad, in the frame or beside it */                  \
+	X(ip_options)          /* IPv4 options, or IPv6 extension headers for routers */           \
+	X(bad_header)          /* truncated, wrong version, lengths beyond the frame */            \
+	X(bad_checksum)        /* IPv4 header checksum */                                          \
+	X(fragment)            /* an IPv4 or IPv6 fragment */                                      \
+	X(not_gre)             /* an underlay device's other traffic */                            \
+	X(gre_version)         /* not version 0: PPTP */                                           \
+	X(gre_flags)           /* routing, or bits that must be zero */                            \
+	X(unknown_tunnel)      /* no tunnel has these addresses and this key */                    \
+	X(forwarding_off)      /* the kernel would not forward this family from here */            \
+	X(multicast)           /* multicast destination */                                         \
+	X(martian)             /* an address that no router forwards */                            \
+	X(ttl)                 /* TTL or hop limit would reach zero */                             \
+	X(no_route)            /* no prefix of the plan covers the destination */                  \
+	X(kernel_route)        /* the longest match is not a tunnel */                             \
+	X(too_big)             /* larger than the tunnel's MTU */                                  \
+	X(partial_checksum)    /* may carry a checksum that only the kernel can finish */          \
+	X(no_socket)           /* no AF_XDP socket on this receive queue */
+
+enum steer_reason {
+#define STEER_ENUM(name) STEER_##name,
+	STEER_REASONS(STEER_ENUM)
+#undef STEER_ENUM
+	STEER_REASON_COUNT,
+};
+
+enum steer_port_flags {
+	STEER_PORT_UNDERLAY = 1 << 0,
+	STEER_PORT_OVERLAY = 1 << 1,
+	STEER_PORT_FORWARD4 = 1 << 2,
+	STEER_PORT_FORWARD6 = 1 << 3,
+	/* Local programs behind this device (a veth) may leave transport checksums unfinished. */
+	STEER_PORT_PARTIAL_CHECKSUMS = 1 << 4,
+	/* Some tunnel has no remote address: a second lookup is worth its time. */
+	STEER_PORT_ANY_REMOTE = 1 << 5,
+};
+
+/* The device that a program is attached to; each attachment has its own. */
+struct steer_port {
+	__u8 mac[6];
+	__u16 flags;
+	__u32 first_slot; /* in the XSKMAP: receive queue q has slot first_slot + q */
+	__u32 queues;
+};
+
+/* A tunnel as its packets name it: local is the outer destination, remote the outer source or 0. */
+struct steer_tunnel {
+	__be32 local;
+	__be32 remote;
+	__be32 key;
+	__u32 has_key; /* no key is not key 0 */
+};
+
+/* The outer addresses alone, for the raw socket's filter. */
+struct steer_peer {
+	__be32 local;
+	__be32 remote;
+};
+
+struct steer_prefix4 {
+	__u32 length; /* in bits, 0..32 */
+	__be32 address;
+};
+
+struct steer_prefix6 {
+	__u32 length; /* in bits, 0..128 */
+	__be32 address[4];
+};
+
+/* Where a prefix leads: into a tunnel that takes packets of up to mtu bytes, or with mtu 0 to the kernel. */
+struct steer_route {
+	__u32 mtu;
+};
+
+#endif

@@ -1,0 +1,27 @@
+//! Compiles the steering program and generates its skeleton into OUT_DIR.
+
+use std::{env, path::PathBuf};
+
+use libbpf_cargo::SkeletonBuilder;
+
+fn main() {
+    println!("cargo:rerun-if-changed=bpf");
+    let variable = |name| env::var(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let skeleton = PathBuf::from(variable("OUT_DIR")).join("steer.skel.rs");
+    // Debian and Ubuntu keep asm/types.h in the multiarch directory, which clang does not search
+    // when it compiles for the BPF target. Elsewhere the directory does not exist and does no harm.
+    let multiarch = format!(
+        "-I/usr/include/{}-linux-gnu",
+        variable("CARGO_CFG_TARGET_ARCH")
+    );
+    let built = SkeletonBuilder::new()
+        .source("bpf/steer.bpf.c")
+        .clang_args(["-Wall", "-Wextra", "-Werror", "-mcpu=v3", &multiarch])
+        .build_and_generate(&skeleton);
+    if let Err(error) = built {
+        panic!(
+            "bpf/steer.bpf.c does not build (needed: clang, llvm, libelf-dev, zlib1g-dev, \
+             linux-libc-dev): {error:#}"
+        );
+    }
+}

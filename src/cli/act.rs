@@ -1,0 +1,128 @@
+//! What the verbs do. Each returns the exit status: 0 done, 1 refused or failed.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+    thread::sleep,
+    time::Duration,
+};
+
+use anyhow::Context;
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use super::{Ask, Cli, LogFormat, TunnelVerb, Verb};
+use crate::control::{
+    self, check,
+    config::Config,
+    report::{Statistics, TunnelReport, human},
+    socket::{Client, Request},
+};
+
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Cursor home and clear the screen (ECMA-48), as watch(1) does.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// Does what was asked. A reader that went away (a closed pipe) is no failure.
+pub fn act(cli: Cli) -> anyhow::Result<ExitCode> {
+    let done = match cli.verb {
+        Verb::Run {
+            config,
+            log_format,
+            log_level,
+        } => {
+            start_logging(log_format, &log_level)?;
+            control::run(Config::load(&config.path)?, &config.path).map_err(Into::into)
+        }
+        Verb::Check { config, json } => return closed_pipe_is_fine(check(&config.path, json)),
+        Verb::Tunnel(TunnelVerb::Show { name, ask }) => tunnel_show(name, &ask),
+        Verb::Stats { name, watch, ask } => stats(name, watch, &ask),
+    };
+    closed_pipe_is_fine(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn closed_pipe_is_fine(result: anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
+    result.or_else(|e| match e.downcast_ref::<io::Error>() {
+        Some(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        _ => Err(e),
+    })
+}
+
+fn start_logging(format: LogFormat, level: &str) -> anyhow::Result<()> {
+    let filter: EnvFilter = level.parse().context("--log-level")?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+fn check(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let findings = match Config::load(path) {
+        Ok(config) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start looking at the host")?
+            .block_on(check::examine(&config)),
+        Err(e) => vec![check::refused(&e)],
+    };
+    let report = check::Report::new(findings);
+    let fit = report.fit;
+    match json {
+        true => print_json(&report)?,
+        false => print(&report.to_string())?,
+    }
+    Ok(if fit {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn tunnel_show(name: Option<String>, ask: &Ask) -> anyhow::Result<()> {
+    let mut client = Client::connect(&ask.socket)?;
+    let tunnels: Vec<TunnelReport> = client.ask(&Request::TunnelShow { name })?;
+    match ask.json {
+        true => print_json(&tunnels),
+        false => print(&human::tunnels(&tunnels)),
+    }
+}
+
+fn stats(name: Option<String>, watch: bool, ask: &Ask) -> anyhow::Result<()> {
+    let mut client = Client::connect(&ask.socket)?;
+    let request = Request::Stats { name };
+    loop {
+        let statistics: Statistics = client.ask(&request)?;
+        match (ask.json, watch) {
+            (true, false) => print_json(&statistics)?,
+            // One object per line, for whoever reads them one by one.
+            (true, true) => print(&(serde_json::to_string(&statistics)? + "\n"))?,
+            (false, _) => {
+                let screen = watch && io::stdout().is_terminal();
+                let clear = if screen { CLEAR } else { "" };
+                let gap = if watch && !screen { "\n" } else { "" };
+                print(&format!("{clear}{}{gap}", human::statistics(&statistics)))?;
+            }
+        }
+        if !watch {
+            return Ok(());
+        }
+        sleep(WATCH_INTERVAL);
+    }
+}
+
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}

@@ -1,0 +1,166 @@
+//! What the kernel would do to forwarded packets, and the fast path goes past: netfilter, tc, policy routing.
+
+use super::{
+    Finding,
+    host::{Chain, Host, Link},
+};
+use crate::control::config::{Config, XdpMode};
+
+/// Queueing disciplines that only queue: the kernel's defaults, and those that keep packets as they are.
+const PLAIN_QDISCS: &[&str] = &[
+    "noqueue",
+    "mq",
+    "pfifo_fast",
+    "fq_codel",
+    "fq",
+    "pfifo",
+    "bfifo",
+    "noop",
+];
+/// Where a forwarded packet passes.
+const FORWARD_HOOKS: &[&str] = &["prerouting", "forward", "postrouting", "ingress", "egress"];
+
+const SLOW_PATH_KEEPS: &str = "keep it from tunnels that need it with xdp = \"off\"";
+
+pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
+    let mut findings = input(host);
+    if config.router.xdp == XdpMode::Off {
+        return findings;
+    }
+    findings.push(netfilter(config, host));
+    findings.extend(legacy(host));
+    findings.extend(
+        config
+            .router
+            .devices()
+            .iter()
+            .filter_map(|name| host.link(name))
+            .filter_map(|link| tc(host, link)),
+    );
+    findings.push(rules(host));
+    findings
+}
+
+fn netfilter(config: &Config, host: &Host) -> Finding {
+    let chains = match &host.chains {
+        Ok(chains) => chains,
+        Err(why) => {
+            let found = format!("could not look: {why}");
+            let mend = "apt install nftables, and run as root";
+            return Finding::warn("netfilter", "host", found).mend(mend);
+        }
+    };
+    let devices = config.router.devices();
+    let ours = |chain: &&Chain| {
+        let on_our_device = chain
+            .device
+            .as_deref()
+            .is_none_or(|device| devices.contains(&device));
+        let works = chain.rules > 0 || chain.drops_by_default;
+        let forwards = FORWARD_HOOKS.contains(&chain.hook.as_str());
+        forwards && works && on_our_device && !matches!(chain.family.as_str(), "bridge" | "arp")
+    };
+    let passed: Vec<String> = chains.iter().filter(ours).map(describe).collect();
+    if passed.is_empty() {
+        return Finding::ok("netfilter", "host", "no rules on the forward path");
+    }
+    let found = format!("the fast path goes past {}", passed.join(", "));
+    let mend = format!("nft list ruleset; {SLOW_PATH_KEEPS}");
+    Finding::warn("netfilter", "host", found).mend(mend)
+}
+
+fn describe(chain: &Chain) -> String {
+    let Chain {
+        family,
+        table,
+        name,
+        hook,
+        rules,
+        ..
+    } = chain;
+    let policy = if chain.drops_by_default {
+        ", policy drop"
+    } else {
+        ""
+    };
+    let hook = if hook == name {
+        String::new()
+    } else {
+        format!(" ({hook})")
+    };
+    let plural = if *rules == 1 { "rule" } else { "rules" };
+    format!("{family} {table} {name}{hook}: {rules} {plural}{policy}")
+}
+
+/// Fragments and other exceptions come in by a raw socket, behind the input hook.
+fn input(host: &Host) -> Vec<Finding> {
+    let chains = host.chains.as_deref().unwrap_or_default().iter();
+    let closed = chains.filter(|chain| {
+        chain.hook == "input"
+            && chain.drops_by_default
+            && matches!(chain.family.as_str(), "inet" | "ip")
+    });
+    closed
+        .map(|chain| {
+            let Chain {
+                family,
+                table,
+                name,
+                ..
+            } = chain;
+            let found = format!(
+                "{family} {table} {name} drops by default: the slow path needs GRE accepted there"
+            );
+            let mend = format!("nft insert rule {family} {table} {name} ip protocol gre accept");
+            Finding::warn("input", "host", found).mend(mend)
+        })
+        .collect()
+}
+
+fn legacy(host: &Host) -> Option<Finding> {
+    if host.legacy_tables.is_empty() {
+        return None;
+    }
+    let found = format!(
+        "the fast path goes past old iptables: {}",
+        host.legacy_tables.join(", ")
+    );
+    let mend = format!("iptables-legacy-save; ip6tables-legacy-save; {SLOW_PATH_KEEPS}");
+    Some(Finding::warn("netfilter", "host", found).mend(mend))
+}
+
+fn tc(host: &Host, link: &Link) -> Option<Finding> {
+    let name = &link.name;
+    let qdiscs = match &host.qdiscs {
+        Ok(qdiscs) => qdiscs,
+        Err(why) => return Some(Finding::warn("tc", name, format!("could not look: {why}"))),
+    };
+    let kinds = qdiscs
+        .iter()
+        .filter(|(index, _)| *index == link.index)
+        .map(|(_, kind)| kind.as_str());
+    let mut passed: Vec<&str> = kinds.filter(|kind| !PLAIN_QDISCS.contains(kind)).collect();
+    passed.sort_unstable();
+    passed.dedup();
+    if passed.is_empty() {
+        return Some(Finding::ok("tc", name, "no filters, no shaping"));
+    }
+    let found = format!("the fast path goes past tc: {}", passed.join(", "));
+    Some(Finding::warn("tc", name, found).mend(format!(
+        "tc qdisc show dev {name}; tc filter show dev {name} ingress"
+    )))
+}
+
+fn rules(host: &Host) -> Finding {
+    match &host.rules {
+        Err(why) => Finding::warn("rules", "host", format!("could not look: {why}")),
+        Ok(rules) if rules.is_empty() => Finding::ok("rules", "host", "no policy routing"),
+        Ok(rules) => {
+            let found = format!(
+                "policy rules beside the kernel's own switch the fast path off: {}",
+                rules.join("; ")
+            );
+            Finding::warn("rules", "host", found).mend("ip rule; ip -6 rule")
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The underlay and overlay devices: there, up, and of a kind that XDP runs on.
+
+use super::{
+    Finding,
+    host::{Host, Link, Offloads},
+};
+use crate::control::config::{Config, XdpMode};
+
+/// What fits one page beside the room that XDP and drivers want in it, in bytes.
+const SINGLE_BUFFER_MTU: u32 = 3498;
+/// The kernel that lets an XDP program read a tag that the device took off the frame (bpf_xdp_metadata_rx_vlan_tag).
+const READS_TAGS: (u32, u32) = (6, 8);
+/// The virtual kinds whose drivers run XDP themselves; all others have it done for them after the fact (generic).
+const NATIVE_KINDS: &[&str] = &["veth", "bond"];
+
+pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
+    if let Err(why) = &host.links {
+        return vec![Finding::fail(
+            "device",
+            "host",
+            format!("cannot read the devices: {why}"),
+        )];
+    }
+    let mut findings = Vec::new();
+    for name in config.router.devices() {
+        let Some(link) = host.link(name) else {
+            let mend = "name a device that exists: ip -brief link";
+            findings.push(Finding::fail("device", name, "there is no such device").mend(mend));
+            continue;
+        };
+        findings.push(state(link));
+        if config.router.xdp == XdpMode::Off {
+            continue;
+        }
+        findings.extend(kind(config.router.xdp, link));
+        findings.extend(master(host, link));
+        findings.extend(program(host, link));
+        findings.extend(jumbo(link));
+        findings.extend(vlans(host, link));
+        findings.extend(offloads(config.router.xdp, host, link));
+    }
+    findings
+}
+
+fn state(link: &Link) -> Finding {
+    let name = &link.name;
+    if !link.up {
+        return Finding::fail("device", name, "is down").mend(format!("ip link set {name} up"));
+    }
+    let kind = link.kind.as_deref().unwrap_or("hardware");
+    if !link.carrier {
+        let mend = "look at the cable, or at the veth's other end: ip link";
+        return Finding::warn("device", name, format!("{kind}, up, no carrier")).mend(mend);
+    }
+    Finding::ok("device", name, format!("{kind}, up, MTU {}", link.mtu))
+}
+
+fn kind(xdp: XdpMode, link: &Link) -> Option<Finding> {
+    let name = &link.name;
+    if !link.ethernet {
+        let found = "is no Ethernet device: AF_XDP carries Ethernet frames";
+        return Some(
+            Finding::fail("kind", name, found)
+                .mend("name an Ethernet device, or set xdp = \"off\""),
+        );
+    }
+    let kind = link.kind.as_deref()?;
+    if xdp == XdpMode::ZeroCopy {
+        let found = format!("{kind} has no zero-copy");
+        return Some(Finding::fail("kind", name, found).mend("set xdp = \"auto\""));
+    }
+    if xdp == XdpMode::Generic || NATIVE_KINDS.contains(&kind) {
+        return None;
+    }
+    let found = format!("{kind} runs XDP in generic mode only, which is slow");
+    Some(Finding::warn("kind", name, found).mend("name the hardware device beneath it"))
+}
+
+fn master(host: &Host, link: &Link) -> Option<Finding> {
+    let index = link.master?;
+    let master = host.name_of(index);
+    let kind = host
+        .link_by_index(index)
+        .and_then(|master| master.kind.as_deref());
+    let kind = kind.unwrap_or("unknown");
+    if kind == "vrf" {
+        let found = format!("is in VRF {master}: only the main table's routes are followed");
+        return Some(
+            Finding::warn("master", &link.name, found)
+                .mend(format!("ip link set {} nomaster", link.name)),
+        );
+    }
+    let found = format!("is a port of {master} ({kind}), which owns its addresses and its packets");
+    Some(Finding::fail("master", &link.name, found).mend(format!(
+        "name {master}, or: ip link set {} nomaster",
+        link.name
+    )))
+}
+
+fn program(host: &Host, link: &Link) -> Option<Finding> {
+    let (id, program) = link.xdp.as_ref()?;
+    let program = program
+        .as_ref()
+        .map_or(String::new(), |name| format!(" ({name})"));
+    let found = format!("runs XDP program {id}{program}");
+    if let Some(pid) = host.running {
+        let found = format!("{found}; greyhound (pid {pid}) is running");
+        return Some(Finding::ok("xdp", &link.name, found));
+    }
+    let mend = format!(
+        "ip link set {} xdp off   (busy: its owner holds it; see bpftool link)",
+        link.name
+    );
+    Some(Finding::fail("xdp", &link.name, format!("{found} of somebody else")).mend(mend))
+}
+
+fn jumbo(link: &Link) -> Option<Finding> {
+    if link.mtu <= SINGLE_BUFFER_MTU {
+        return None;
+    }
+    let found = format!(
+        "MTU {} may not fit one buffer per packet; {SINGLE_BUFFER_MTU} does",
+        link.mtu
+    );
+    let mend = format!("ip link set {} mtu {SINGLE_BUFFER_MTU}", link.name);
+    Some(Finding::warn("mtu", &link.name, found).mend(mend))
+}
+
+/// VLAN devices above a port: their frames belong to the kernel, so their tags must be seen.
+fn vlans(host: &Host, link: &Link) -> Option<Finding> {
+    let links = host.links.as_ref().ok()?.iter();
+    let above = links.filter(|other| other.is("vlan") && other.lower == Some(link.index));
+    let above: Vec<&str> = above.map(|vlan| vlan.name.as_str()).collect();
+    if above.is_empty() {
+        return None;
+    }
+    let found = format!("carries {}", above.join(", "));
+    let blind = link.is("veth") && host.kernel_version() < Some(READS_TAGS);
+    if !blind {
+        return Some(Finding::ok(
+            "vlan",
+            &link.name,
+            format!("{found}: tagged frames go to the kernel"),
+        ));
+    }
+    let found =
+        format!("{found}: before Linux 6.8 a veth hides tags from XDP, so nothing is steered here");
+    Some(
+        Finding::warn("vlan", &link.name, found)
+            .mend("ethtool -K PEER txvlan off, or use Linux 6.8 or later"),
+    )
+}
+
+fn offloads(xdp: XdpMode, host: &Host, link: &Link) -> Vec<Finding> {
+    let name = &link.name;
+    let offloads = match host.offloads.get(name) {
+        None => return Vec::new(),
+        Some(Ok(offloads)) => *offloads,
+        Some(Err(why)) => {
+            let found = format!("could not look: {why}");
+            return vec![Finding::warn("offload", name, found).mend("apt install ethtool")];
+        }
+    };
+    let Offloads {
+        rxvlan,
+        lro,
+        rx_gro_hw,
+        gro,
+    } = offloads;
+    let mut findings = Vec::new();
+    if rxvlan == (true, true) {
+        let found =
+            "takes VLAN tags off received frames and cannot be told not to: tags are lost to XDP";
+        findings.push(
+            Finding::warn("offload", name, found).mend("keep tagged traffic off this device"),
+        );
+    }
+    let generic = xdp == XdpMode::Generic;
+    for ((on, fixed), word, matters) in [
+        (lro, "lro", true),
+        (rx_gro_hw, "rx-gro-hw", true),
+        (gro, "gro", generic),
+    ] {
+        if on && matters {
+            let found = format!(
+                "{word} is on{}: merged packets are too large to steer",
+                if fixed { ", fixed" } else { "" }
+            );
+            findings.push(
+                Finding::warn("offload", name, found).mend(format!("ethtool -K {name} {word} off")),
+            );
+        }
+    }
+    findings
+}

@@ -1,0 +1,150 @@
+//! What was seen of this host: plain data, so that judging it can be tested without one.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::IpNet;
+
+/// An observation that may have been impossible, and then says why.
+pub(super) type Seen<T> = Result<T, String>;
+
+/// This host at one moment.
+#[derive(Debug, Clone)]
+pub(super) struct Host {
+    /// Kernel release, as uname(2) has it.
+    pub kernel: String,
+    /// Effective capabilities, one bit each.
+    pub capabilities: Seen<u64>,
+    /// RLIMIT_MEMLOCK in bytes; none when unlimited.
+    pub memlock: Option<u64>,
+    /// The TUN driver can be opened.
+    pub tun: Seen<()>,
+    /// The kernel has AF_XDP.
+    pub af_xdp: Seen<()>,
+    /// CPUs that are online.
+    pub cpus: Seen<Vec<usize>>,
+    /// The kernel's own GRE is loaded.
+    pub kernel_gre: bool,
+    /// A greyhound that answers on the configured control path.
+    pub running: Option<u32>,
+    pub links: Seen<Vec<Link>>,
+    /// Addresses with the index of their device.
+    pub addresses: Seen<Vec<(u32, IpNet)>>,
+    /// Policy rules that are not the kernel's own, as text.
+    pub rules: Seen<Vec<String>>,
+    /// Queueing disciplines: device index and kind.
+    pub qdiscs: Seen<Vec<(u32, String)>>,
+    /// The kernel's route to each remote address.
+    pub routes: BTreeMap<Ipv4Addr, Seen<RouteTo>>,
+    /// IP settings by device name; `all` among them.
+    pub settings: BTreeMap<String, IpSettings>,
+    /// Offloads of physical devices, in ethtool's words.
+    pub offloads: BTreeMap<String, Seen<Offloads>>,
+    /// Base chains of the nftables ruleset.
+    pub chains: Seen<Vec<Chain>>,
+    /// Tables of the old iptables that are in use.
+    pub legacy_tables: Vec<String>,
+}
+
+/// A network device.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Link {
+    pub index: u32,
+    pub name: String,
+    pub mtu: u32,
+    pub up: bool,
+    pub carrier: bool,
+    pub ethernet: bool,
+    /// The kind of a virtual device (`veth`, `tun`, `vlan` …); none for hardware.
+    pub kind: Option<String>,
+    /// The bridge, bond or VRF that it belongs to.
+    pub master: Option<u32>,
+    /// The device beneath it, or a veth's peer, when that lies in this namespace.
+    pub lower: Option<u32>,
+    /// An XDP program that runs on it: id, and name where the kernel tells.
+    pub xdp: Option<(u32, Option<String>)>,
+    /// Receive and transmit queues in use.
+    pub queues: (u32, u32),
+}
+
+/// Where the kernel would send a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RouteTo {
+    /// Index of the egress device.
+    pub device: u32,
+    pub gateway: Option<IpAddr>,
+    /// Length of the prefix that matched.
+    pub prefix_len: u8,
+    /// The address is this host's own.
+    pub local: bool,
+}
+
+/// Per-device settings under /proc/sys/net; none where there is no such file.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct IpSettings {
+    pub forwarding_v4: Option<u32>,
+    pub forwarding_v6: Option<u32>,
+    pub rp_filter: Option<u32>,
+}
+
+/// What `ethtool -k` says, as far as it matters here; (on, fixed).
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Offloads {
+    pub rxvlan: (bool, bool),
+    pub lro: (bool, bool),
+    pub rx_gro_hw: (bool, bool),
+    pub gro: (bool, bool),
+}
+
+/// A base chain of nftables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Chain {
+    pub family: String,
+    pub table: String,
+    pub name: String,
+    pub hook: String,
+    /// The device of a netdev chain.
+    pub device: Option<String>,
+    pub drops_by_default: bool,
+    pub rules: usize,
+}
+
+impl Host {
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links
+            .as_ref()
+            .ok()?
+            .iter()
+            .find(|link| link.name == name)
+    }
+
+    pub fn link_by_index(&self, index: u32) -> Option<&Link> {
+        self.links
+            .as_ref()
+            .ok()?
+            .iter()
+            .find(|link| link.index == index)
+    }
+
+    /// The name of the device with this index.
+    pub fn name_of(&self, index: u32) -> String {
+        match self.link_by_index(index) {
+            Some(link) => link.name.clone(),
+            None => format!("device {index}"),
+        }
+    }
+
+    /// Kernel version, as far as it can be read.
+    pub fn kernel_version(&self) -> Option<(u32, u32)> {
+        let mut numbers = self.kernel.split(|c: char| !c.is_ascii_digit());
+        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    }
+}
+
+impl Link {
+    pub fn is(&self, kind: &str) -> bool {
+        self.kind.as_deref() == Some(kind)
+    }
+}

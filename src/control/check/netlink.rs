@@ -1,0 +1,250 @@
+//! What the kernel's tables say, read once over rtnetlink.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use futures_util::{Stream, TryStreamExt, pin_mut};
+use ipnet::IpNet;
+use rtnetlink::{
+    Error, Handle, IpVersion, RouteMessageBuilder,
+    packet_route::{
+        address::AddressAttribute,
+        link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
+        route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType},
+        rule::{RuleAttribute, RuleMessage},
+        tc::TcAttribute,
+    },
+};
+
+use super::host::{Link, RouteTo, Seen};
+use crate::control::config::Config;
+
+/// The kernel's tables, each by itself: one that cannot be read hides no other.
+pub(super) struct Tables {
+    pub links: Seen<Vec<Link>>,
+    pub addresses: Seen<Vec<(u32, IpNet)>>,
+    pub rules: Seen<Vec<String>>,
+    pub qdiscs: Seen<Vec<(u32, String)>>,
+    pub routes: BTreeMap<Ipv4Addr, Seen<RouteTo>>,
+}
+
+pub(super) async fn tables(config: &Config) -> Tables {
+    let (connection, handle, _) = match rtnetlink::new_connection() {
+        Ok(connection) => connection,
+        Err(e) => return blind(&format!("netlink: {e}")),
+    };
+    let connection = tokio::spawn(connection);
+    let mut routes = BTreeMap::new();
+    for tunnel in &config.tunnels {
+        routes.insert(tunnel.remote, route(&handle, tunnel.remote).await);
+    }
+    let tables = Tables {
+        links: links(&handle).await,
+        addresses: addresses(&handle).await,
+        rules: rules(&handle).await,
+        qdiscs: qdiscs(&handle).await,
+        routes,
+    };
+    connection.abort();
+    tables
+}
+
+fn blind(why: &str) -> Tables {
+    Tables {
+        links: Err(why.to_owned()),
+        addresses: Err(why.to_owned()),
+        rules: Err(why.to_owned()),
+        qdiscs: Err(why.to_owned()),
+        routes: BTreeMap::new(),
+    }
+}
+
+async fn all<T>(messages: impl Stream<Item = Result<T, Error>>) -> Seen<Vec<T>> {
+    messages.try_collect().await.map_err(|e| plain(&e))
+}
+
+/// The kernel's error in its own words.
+fn plain(error: &Error) -> String {
+    match error {
+        Error::NetlinkError(message) => message.to_io().to_string(),
+        other => other.to_string(),
+    }
+}
+
+async fn links(handle: &Handle) -> Seen<Vec<Link>> {
+    let messages = all(handle.link().get().execute()).await?;
+    Ok(messages.iter().map(link).collect())
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        ..Link::default()
+    };
+    let mut elsewhere = false;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name.clone(),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(index) => link.master = Some(*index),
+            LinkAttribute::Link(index) => link.lower = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::NumRxQueues(n) => link.queues.0 = *n,
+            LinkAttribute::NumTxQueues(n) => link.queues.1 = *n,
+            LinkAttribute::Xdp(xdp) => link.xdp = program(xdp).map(|id| (id, None)),
+            LinkAttribute::LinkInfo(info) => {
+                link.kind = info.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    if elsewhere {
+        link.lower = None;
+    }
+    link
+}
+
+fn program(xdp: &[LinkXdp]) -> Option<u32> {
+    xdp.iter().find_map(|attribute| match attribute {
+        LinkXdp::ProgId(id)
+        | LinkXdp::DrvProgId(id)
+        | LinkXdp::SkbProgId(id)
+        | LinkXdp::HwProgId(id) => (*id != 0).then_some(*id),
+        _ => None,
+    })
+}
+
+async fn addresses(handle: &Handle) -> Seen<Vec<(u32, IpNet)>> {
+    let messages = all(handle.address().get().execute()).await?;
+    let mut addresses = Vec::new();
+    for message in messages {
+        let prefix_len = message.header.prefix_len;
+        // IFA_LOCAL is the device's own address; IFA_ADDRESS is the peer's on a point-to-point device.
+        let own = |attribute: &AddressAttribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        };
+        let any = |attribute: &AddressAttribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        };
+        let attributes = &message.attributes;
+        let address = attributes
+            .iter()
+            .find_map(own)
+            .or_else(|| attributes.iter().find_map(any));
+        if let Some(Ok(address)) = address.map(|address| IpNet::new(address, prefix_len)) {
+            addresses.push((message.header.index, address));
+        }
+    }
+    Ok(addresses)
+}
+
+async fn rules(handle: &Handle) -> Seen<Vec<String>> {
+    let mut foreign = Vec::new();
+    for (version, flag) in [(IpVersion::V4, ""), (IpVersion::V6, "-6 ")] {
+        let rules = all(handle.rule().get(version).execute()).await?;
+        foreign.extend(
+            rules
+                .iter()
+                .filter(|rule| !is_default(rule))
+                .map(|rule| describe(rule, flag)),
+        );
+    }
+    Ok(foreign)
+}
+
+/// The rules that every kernel starts with: 0 local, 32766 main, 32767 default, for all packets.
+fn is_default(rule: &RuleMessage) -> bool {
+    let (priority, table) = priority_and_table(rule);
+    let known = matches!((priority, table), (0, 255) | (32766, 254) | (32767, 253));
+    let selects = rule.header.src_len != 0
+        || rule.header.dst_len != 0
+        || rule.attributes.iter().any(|attribute| {
+            matches!(
+                attribute,
+                RuleAttribute::FwMark(_) | RuleAttribute::Iifname(_) | RuleAttribute::Oifname(_)
+            )
+        });
+    known && !selects
+}
+
+fn priority_and_table(rule: &RuleMessage) -> (u32, u32) {
+    let (mut priority, mut table) = (0, u32::from(rule.header.table));
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Priority(n) => priority = *n,
+            RuleAttribute::Table(n) => table = *n,
+            _ => {}
+        }
+    }
+    (priority, table)
+}
+
+fn describe(rule: &RuleMessage, flag: &str) -> String {
+    let (priority, table) = priority_and_table(rule);
+    format!("{flag}{priority}: table {table}")
+}
+
+async fn qdiscs(handle: &Handle) -> Seen<Vec<(u32, String)>> {
+    let messages = all(handle.qdisc().get().execute()).await?;
+    let mut qdiscs = Vec::new();
+    for message in messages {
+        let kind = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                TcAttribute::Kind(kind) => Some(kind.clone()),
+                _ => None,
+            });
+        if let (Some(kind), Ok(index)) = (kind, u32::try_from(message.header.index)) {
+            qdiscs.push((index, kind));
+        }
+    }
+    Ok(qdiscs)
+}
+
+/// Asks the kernel twice: where a packet would go, and which prefix decides that.
+async fn route(handle: &Handle, remote: Ipv4Addr) -> Seen<RouteTo> {
+    let lookup = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(remote, 32)
+        .build();
+    let mut entry = lookup.clone();
+    entry.header.flags |= RouteFlags::FibMatch;
+    let found = first(handle, lookup).await?;
+    let entry = first(handle, entry).await?;
+    let device = found
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+    let gateway = found
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => Some((*gateway).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) => Some((*gateway).into()),
+            _ => None,
+        });
+    Ok(RouteTo {
+        device: device.ok_or("the route names no device")?,
+        gateway,
+        prefix_len: entry.header.destination_prefix_length,
+        local: found.header.kind == RouteType::Local,
+    })
+}
+
+async fn first(handle: &Handle, lookup: RouteMessage) -> Seen<RouteMessage> {
+    let answers = handle.route().get(lookup).execute();
+    pin_mut!(answers);
+    let answer = answers.try_next().await.map_err(|e| plain(&e))?;
+    answer.ok_or_else(|| "no answer".to_owned())
+}

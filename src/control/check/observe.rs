@@ -1,0 +1,174 @@
+//! Looking at the host: /proc, /sys and what a socket tells. Netlink is in [`netlink`](super::netlink), programs that are
+//! asked in [`programs`](super::programs). Nothing is changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
+
+use rustix::process::{Resource, getrlimit};
+use socket2::{Domain, Socket, Type};
+
+use super::{
+    host::{Host, IpSettings, Link, Seen},
+    netlink, programs,
+};
+use crate::control::{
+    config::{Config, XdpMode},
+    report::Status,
+    socket::{Client, Request},
+};
+
+/// AF_XDP (linux/socket.h).
+const AF_XDP: i32 = 44;
+
+/// Everything that [`judge`](super::judge) wants to know.
+pub(super) async fn host(config: &Config) -> Host {
+    let mut tables = netlink::tables(config).await;
+    if let Ok(links) = &mut tables.links {
+        links.iter_mut().for_each(complete);
+    }
+    let physical = |name: &&str| {
+        let links = tables.links.as_deref().unwrap_or_default();
+        links
+            .iter()
+            .any(|link| link.name == **name && link.kind.is_none())
+    };
+    let devices = config.router.devices();
+    let offloads = devices
+        .iter()
+        .filter(|name| config.router.xdp != XdpMode::Off && physical(name));
+    Host {
+        kernel: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
+        capabilities: capabilities(),
+        memlock: getrlimit(Resource::Memlock).current,
+        tun: tun(),
+        af_xdp: af_xdp(),
+        cpus: cpus(),
+        kernel_gre: kernel_gre(),
+        running: running(config),
+        offloads: offloads
+            .map(|name| ((*name).to_owned(), programs::offloads(name)))
+            .collect(),
+        settings: settings(config),
+        chains: programs::chains(),
+        legacy_tables: legacy_tables(),
+        links: tables.links,
+        addresses: tables.addresses,
+        rules: tables.rules,
+        qdiscs: tables.qdiscs,
+        routes: tables.routes,
+    }
+}
+
+fn capabilities() -> Seen<u64> {
+    let status = fs::read_to_string("/proc/self/status").map_err(|e| e.to_string())?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .ok_or_else(|| "no CapEff line in /proc/self/status".to_owned())
+}
+
+fn tun() -> Seen<()> {
+    let options = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun");
+    options.map(|_| ()).map_err(|e| e.to_string())
+}
+
+fn af_xdp() -> Seen<()> {
+    let socket = Socket::new(Domain::from(AF_XDP), Type::RAW, None);
+    socket.map(|_| ()).map_err(|e| e.to_string())
+}
+
+fn cpus() -> Seen<Vec<usize>> {
+    let text = fs::read_to_string("/sys/devices/system/cpu/online").map_err(|e| e.to_string())?;
+    cpu_list(text.trim()).ok_or_else(|| format!("cannot read {text:?} as a list of CPUs"))
+}
+
+/// The kernel's list format: `0-3,5`.
+fn cpu_list(text: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+fn kernel_gre() -> bool {
+    let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
+    modules.lines().any(|line| line.starts_with("ip_gre "))
+}
+
+fn running(config: &Config) -> Option<u32> {
+    let mut client = Client::connect(&config.router.control).ok()?;
+    let status: Status = client.ask(&Request::Status {}).ok()?;
+    Some(status.pid)
+}
+
+fn settings(config: &Config) -> BTreeMap<String, IpSettings> {
+    let tunnels = config.tunnels.iter().map(|tunnel| tunnel.name.as_str());
+    let mut names: BTreeSet<&str> = config.router.devices().into_iter().chain(tunnels).collect();
+    names.insert("all");
+    let read = |path: String| fs::read_to_string(path).ok()?.trim().parse().ok();
+    let of = |name: &str| IpSettings {
+        forwarding_v4: read(format!("/proc/sys/net/ipv4/conf/{name}/forwarding")),
+        forwarding_v6: read(format!("/proc/sys/net/ipv6/conf/{name}/forwarding")),
+        rp_filter: read(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")),
+    };
+    names
+        .into_iter()
+        .map(|name| (name.to_owned(), of(name)))
+        .collect()
+}
+
+fn legacy_tables() -> Vec<String> {
+    let mut tables = Vec::new();
+    for (file, family) in [("ip_tables_names", "IPv4"), ("ip6_tables_names", "IPv6")] {
+        let names = fs::read_to_string(format!("/proc/net/{file}")).unwrap_or_default();
+        tables.extend(names.lines().map(|table| format!("{family} {table}")));
+    }
+    tables
+}
+
+/// Adds what netlink does not tell: how many queues are in use (it tells how many there could be), and the name of the
+/// XDP program.
+fn complete(link: &mut Link) {
+    if let Some((id, name)) = &mut link.xdp {
+        *name = programs::bpf_name(*id);
+    }
+    let device = format!("/sys/class/net/{}", link.name);
+    // /sys may be another namespace's: believe it only where it means the same device.
+    let index = fs::read_to_string(format!("{device}/ifindex")).unwrap_or_default();
+    if index.trim() != link.index.to_string() {
+        return;
+    }
+    let Ok(entries) = fs::read_dir(format!("{device}/queues")) else {
+        return;
+    };
+    let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+    let count = |prefix: &[u8]| {
+        let of_kind = names
+            .iter()
+            .filter(|name| name.as_encoded_bytes().starts_with(prefix));
+        of_kind.count() as u32
+    };
+    link.queues = (count(b"rx-"), count(b"tx-"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_list_of_cpus_is_read() {
+        assert_eq!(cpu_list("0"), Some(vec![0]));
+        assert_eq!(cpu_list("0-2,5"), Some(vec![0, 1, 2, 5]));
+        assert_eq!(cpu_list(""), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! What other programs and the BPF subsystem say: nft, ethtool, loaded programs.
+
+use std::{io, process::Command};
+
+use libbpf_rs::query::ProgInfoIter;
+use serde_json::Value;
+
+use super::host::{Chain, Offloads, Seen};
+
+/// The name of a loaded BPF program, where the kernel tells (it needs CAP_SYS_ADMIN).
+pub(super) fn bpf_name(id: u32) -> Option<String> {
+    let program = ProgInfoIter::default().find(|program| program.id == id)?;
+    Some(program.name.to_string_lossy().into_owned())
+}
+
+/// The base chains of the nftables ruleset, iptables-nft's among them.
+pub(super) fn chains() -> Seen<Vec<Chain>> {
+    let ruleset = output("nft", &["-j", "list", "ruleset"])?;
+    let ruleset =
+        serde_json::from_str(&ruleset).map_err(|e| format!("nft -j list ruleset: {e}"))?;
+    Ok(base_chains(&ruleset))
+}
+
+fn base_chains(ruleset: &Value) -> Vec<Chain> {
+    let objects = || ruleset["nftables"].as_array().into_iter().flatten();
+    let text = |object: &Value, key: &str| object[key].as_str().unwrap_or_default().to_owned();
+    let place = |object: &Value, name: &str| {
+        (
+            text(object, "family"),
+            text(object, "table"),
+            text(object, name),
+        )
+    };
+    let mut chains = Vec::new();
+    for chain in objects()
+        .map(|object| &object["chain"])
+        .filter(|chain| chain["hook"].is_string())
+    {
+        let at = place(chain, "name");
+        let rules = objects().map(|object| &object["rule"]);
+        let rules = rules
+            .filter(|rule| rule.is_object() && place(rule, "chain") == at)
+            .count();
+        chains.push(Chain {
+            hook: text(chain, "hook"),
+            device: chain["dev"].as_str().map(str::to_owned),
+            drops_by_default: chain["policy"] == "drop",
+            rules,
+            family: at.0,
+            table: at.1,
+            name: at.2,
+        });
+    }
+    chains
+}
+
+/// The offloads of a device that matter to a router.
+pub(super) fn offloads(device: &str) -> Seen<Offloads> {
+    output("ethtool", &["-k", device]).map(|text| read_offloads(&text))
+}
+
+fn read_offloads(text: &str) -> Offloads {
+    let feature = |name: &str| {
+        let value = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "));
+        let value = value.unwrap_or("off [fixed]");
+        (value.starts_with("on"), value.ends_with("[fixed]"))
+    };
+    Offloads {
+        rxvlan: feature("rx-vlan-offload"),
+        lro: feature("large-receive-offload"),
+        rx_gro_hw: feature("rx-gro-hw"),
+        gro: feature("generic-receive-offload"),
+    }
+}
+
+fn output(program: &str, arguments: &[&str]) -> Seen<String> {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => format!("{program} is not installed"),
+        _ => format!("{program}: {e}"),
+    })?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let why = stderr.lines().next().unwrap_or("it failed");
+        return Err(format!("{program}: {why}"));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_chains_come_with_the_number_of_their_rules() {
+        let ruleset = serde_json::json!({"nftables": [
+            {"metainfo": {"version": "1.0.9"}},
+            {"table": {"family": "inet", "name": "filter"}},
+            {"chain": {"family": "inet", "table": "filter", "name": "forward", "type": "filter", "hook": "forward",
+                       "prio": 0, "policy": "drop"}},
+            {"chain": {"family": "inet", "table": "filter", "name": "helper"}},
+            {"chain": {"family": "netdev", "table": "edge", "name": "in", "hook": "ingress", "dev": "eth0",
+                       "policy": "accept"}},
+            {"rule": {"family": "inet", "table": "filter", "chain": "forward", "expr": []}},
+            {"rule": {"family": "inet", "table": "filter", "chain": "forward", "expr": []}},
+            {"rule": {"family": "ip", "table": "filter", "chain": "forward", "expr": []}},
+            {"rule": {"family": "inet", "table": "filter", "chain": "helper", "expr": []}},
+        ]});
+        let chains = base_chains(&ruleset);
+        let seen: Vec<_> = chains
+            .iter()
+            .map(|c| {
+                (
+                    c.name.as_str(),
+                    c.rules,
+                    c.drops_by_default,
+                    c.device.as_deref(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            seen,
+            [("forward", 2, true, None), ("in", 0, false, Some("eth0"))]
+        );
+    }
+
+    #[test]
+    fn offloads_are_read_in_ethtools_words() {
+        let text = "Features for eth0:\nrx-checksumming: on\ngeneric-receive-offload: on\n\
+                    large-receive-offload: off [fixed]\nrx-vlan-offload: on [fixed]\nrx-gro-hw: off\n";
+        let offloads = read_offloads(text);
+        assert_eq!(offloads.gro, (true, false));
+        assert_eq!(offloads.lro, (false, true));
+        assert_eq!(offloads.rxvlan, (true, true));
+        assert_eq!(offloads.rx_gro_hw, (false, false));
+    }
+}

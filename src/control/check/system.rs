@@ -1,0 +1,151 @@
+//! The process and the kernel: privileges, version, drivers.
+
+use super::{Finding, host::Host};
+use crate::control::config::{Config, Workers, XdpMode};
+
+// linux/capability.h
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
+const CAP_IPC_LOCK: u32 = 14;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_BPF: u32 = 39;
+
+/// The oldest kernel that this is tested on (Debian 12 has 6.1, Ubuntu 22.04 has 5.15).
+const OLDEST_KERNEL: (u32, u32) = (5, 15);
+/// Locked memory that a worker's packet buffers may take, in bytes.
+const LOCKED_PER_WORKER: u64 = 64 << 20;
+
+const RUN_AS_ROOT: &str = "run as root, or: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock+ep \"$(command -v greyhound)\"";
+
+pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
+    let mut findings = vec![capabilities(config, host), kernel(host), tun(host)];
+    if config.router.xdp != XdpMode::Off {
+        findings.push(af_xdp(host));
+        findings.extend(memlock(host));
+    }
+    findings.extend(cpus(config, host));
+    findings.extend(kernel_gre(host));
+    findings.extend(host.running.map(|pid| {
+        let control = config.router.control.display();
+        Finding::ok(
+            "running",
+            "host",
+            format!("a greyhound (pid {pid}) answers on {control}"),
+        )
+    }));
+    findings
+}
+
+fn has(host: &Host, capability: u32) -> bool {
+    host.capabilities
+        .as_ref()
+        .is_ok_and(|set| set >> capability & 1 == 1)
+}
+
+fn capabilities(config: &Config, host: &Host) -> Finding {
+    if let Err(why) = &host.capabilities {
+        return Finding::warn("capabilities", "host", format!("could not look: {why}"));
+    }
+    let mut missing = Vec::new();
+    for (capability, name) in [
+        (CAP_NET_ADMIN, "CAP_NET_ADMIN"),
+        (CAP_NET_RAW, "CAP_NET_RAW"),
+    ] {
+        if !has(host, capability) {
+            missing.push(name);
+        }
+    }
+    let bpf = has(host, CAP_BPF) || has(host, CAP_SYS_ADMIN);
+    if !bpf && config.router.xdp != XdpMode::Off {
+        missing.push("CAP_BPF");
+    }
+    if missing.is_empty() {
+        return Finding::ok("capabilities", "host", "all that are needed");
+    }
+    let found = format!("missing: {}", missing.join(", "));
+    Finding::fail("capabilities", "host", found).mend(RUN_AS_ROOT)
+}
+
+fn kernel(host: &Host) -> Finding {
+    let release = format!("Linux {}", host.kernel);
+    match host.kernel_version() {
+        Some(version) if version < OLDEST_KERNEL => {
+            let (major, minor) = OLDEST_KERNEL;
+            Finding::fail(
+                "kernel",
+                "host",
+                format!("{release} is older than {major}.{minor}"),
+            )
+            .mend(format!("boot Linux {major}.{minor} or later"))
+        }
+        Some(_) => Finding::ok("kernel", "host", release),
+        None => Finding::warn(
+            "kernel",
+            "host",
+            format!("{release}: no version that can be read"),
+        ),
+    }
+}
+
+fn tun(host: &Host) -> Finding {
+    match &host.tun {
+        Ok(()) => Finding::ok("tun", "host", "/dev/net/tun opens"),
+        Err(why) => {
+            let mend = "modprobe tun; in a container: pass /dev/net/tun into it";
+            Finding::fail("tun", "host", format!("/dev/net/tun: {why}")).mend(mend)
+        }
+    }
+}
+
+fn af_xdp(host: &Host) -> Finding {
+    match &host.af_xdp {
+        Ok(()) => Finding::ok("af_xdp", "host", "a socket opens"),
+        Err(why) => Finding::fail("af_xdp", "host", format!("socket(AF_XDP): {why}"))
+            .mend("use a kernel with CONFIG_XDP_SOCKETS=y and run as root, or set xdp = \"off\""),
+    }
+}
+
+fn memlock(host: &Host) -> Option<Finding> {
+    let limit = host.memlock.filter(|_| !has(host, CAP_IPC_LOCK))?;
+    if limit >= LOCKED_PER_WORKER {
+        return None;
+    }
+    let found = format!(
+        "at most {} KiB may be locked, and CAP_IPC_LOCK is missing: packet buffers need up to {} KiB per worker",
+        limit >> 10,
+        LOCKED_PER_WORKER >> 10
+    );
+    Some(
+        Finding::warn("memlock", "host", found)
+            .mend("ulimit -l unlimited (systemd: LimitMEMLOCK=infinity)"),
+    )
+}
+
+fn cpus(config: &Config, host: &Host) -> Vec<Finding> {
+    let (Workers::Cpus(wanted), Ok(online)) = (&config.router.workers, &host.cpus) else {
+        return Vec::new();
+    };
+    let absent: Vec<String> = wanted
+        .iter()
+        .filter(|cpu| !online.contains(cpu))
+        .map(usize::to_string)
+        .collect();
+    if absent.is_empty() {
+        return vec![Finding::ok(
+            "workers",
+            "host",
+            format!("{} CPUs, all online", wanted.len()),
+        )];
+    }
+    let found = format!(
+        "workers names CPUs that are not online: {}",
+        absent.join(", ")
+    );
+    vec![Finding::fail("workers", "host", found).mend("choose from: lscpu --online --extended")]
+}
+
+fn kernel_gre(host: &Host) -> Option<Finding> {
+    let found = "the kernel's ip_gre is loaded: it answers tunnel packets on the slow path with ICMP protocol unreachable";
+    host.kernel_gre
+        .then(|| Finding::warn("ip_gre", "host", found).mend("modprobe -r ip_gre"))
+}

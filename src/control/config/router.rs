@@ -1,0 +1,112 @@
+//! The `[router]` section.
+
+use std::path::PathBuf;
+
+use super::{
+    ConfigError, DEFAULT_CONTROL, RouterConfig, Workers, XdpMode,
+    reader::{Section, Value},
+};
+
+const ACCEPTED: &[&str] = &[
+    "underlay", "overlay", "workers", "xdp", "control", "persist",
+];
+const LATER: &[&str] = &["metrics", "accelerate", "busy_poll"];
+
+/// The longest path that `struct sockaddr_un` holds, in bytes (unix(7)).
+const SOCKET_PATH_LIMIT: usize = 107;
+/// The largest CPU number that the kernel can be built for (NR_CPUS on x86-64), less one.
+const CPU_LIMIT: i64 = 8191;
+
+const DEVICES: &str = r#"a list of device names such as ["eth0"]"#;
+
+pub(super) fn parse(section: &Section<'_>) -> Result<RouterConfig, ConfigError> {
+    section.only(ACCEPTED, LATER)?;
+    let xdp = section.optional("xdp", XdpMode::Auto, xdp_mode)?;
+    let overlay = section.optional("overlay", Vec::new(), devices)?;
+    if overlay.is_empty() && xdp != XdpMode::Off {
+        let message = format!("overlay names no device: expected {DEVICES}, or xdp = \"off\"");
+        return Err(section.error(&message));
+    }
+    let underlay = devices(&section.need("underlay", DEVICES)?)?;
+    if underlay.is_empty() {
+        return Err(section.error(&format!("underlay names no device: expected {DEVICES}")));
+    }
+    Ok(RouterConfig {
+        underlay,
+        overlay,
+        workers: section.optional("workers", Workers::Auto, workers)?,
+        xdp,
+        control: section.optional("control", DEFAULT_CONTROL.into(), control)?,
+        persist: section.optional("persist", true, |v| v.boolean())?,
+    })
+}
+
+/// Whether the kernel takes this as a device's name: dev_valid_name(), and no `%`, which it would expand.
+pub(super) fn is_device_name(name: &str) -> bool {
+    let forbidden = |c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace();
+    (1..=15).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.contains(forbidden)
+        && !name.chars().any(char::is_control)
+}
+
+/// What to say to a name that the kernel would refuse.
+pub(super) const DEVICE_NAME: &str = "a device name: 1 to 15 bytes without space, '/', ':' or '%'";
+
+fn devices(value: &Value<'_>) -> Result<Vec<String>, ConfigError> {
+    let mut names: Vec<String> = Vec::new();
+    for item in value.items().ok_or_else(|| value.refuse(DEVICES))? {
+        let name = item.text().filter(|name| is_device_name(name));
+        let name = name.ok_or_else(|| item.refuse(DEVICE_NAME))?;
+        if names.iter().any(|other| other == name) {
+            return Err(item.complain("named twice: expected each device once"));
+        }
+        names.push(name.to_owned());
+    }
+    Ok(names)
+}
+
+fn xdp_mode(value: &Value<'_>) -> Result<XdpMode, ConfigError> {
+    let modes = [
+        XdpMode::Auto,
+        XdpMode::ZeroCopy,
+        XdpMode::Copy,
+        XdpMode::Generic,
+        XdpMode::Off,
+    ];
+    modes
+        .into_iter()
+        .find(|mode| value.text() == Some(mode.as_str()))
+        .ok_or_else(|| value.refuse("auto, zero-copy, copy, generic or off"))
+}
+
+fn workers(value: &Value<'_>) -> Result<Workers, ConfigError> {
+    let expected = r#""auto" or a list of CPUs such as [2, 3]"#;
+    if value.text() == Some("auto") {
+        return Ok(Workers::Auto);
+    }
+    let items = value.items().filter(|items| !items.is_empty());
+    let mut cpus = Vec::new();
+    for item in items.ok_or_else(|| value.refuse(expected))? {
+        let cpu = item.integer(0..=CPU_LIMIT);
+        let cpu = cpu.ok_or_else(|| item.refuse(&format!("a CPU, 0..{CPU_LIMIT}")))? as usize;
+        if cpus.contains(&cpu) {
+            return Err(item.complain("named twice: expected each CPU once"));
+        }
+        cpus.push(cpu);
+    }
+    Ok(Workers::Cpus(cpus))
+}
+
+fn control(value: &Value<'_>) -> Result<PathBuf, ConfigError> {
+    let fits = |path: &&str| {
+        path.starts_with('/') && !path.ends_with('/') && path.len() <= SOCKET_PATH_LIMIT
+    };
+    let path = value.text().filter(fits).ok_or_else(|| {
+        value.refuse(&format!(
+            "an absolute path of at most {SOCKET_PATH_LIMIT} bytes"
+        ))
+    })?;
+    Ok(path.into())
+}

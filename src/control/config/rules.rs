@@ -1,0 +1,110 @@
+//! What values mean to each other: within a tunnel, between a tunnel and the router, and between tunnels.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{ConfigError, RouterConfig, TunnelConfig, reader::Section};
+
+/// The kernel's rules for one tunnel by itself.
+pub(super) fn tunnel_alone(
+    section: &Section<'_>,
+    tunnel: &TunnelConfig,
+) -> Result<(), ConfigError> {
+    if tunnel.remote == tunnel.local {
+        let expected = "same as local: expected the other end's address";
+        return Err(complain(section, "remote", expected));
+    }
+    if tunnel.ignore_df && tunnel.pmtudisc {
+        let expected = "not with pmtudisc = true: expected pmtudisc = false beside it";
+        return Err(complain(section, "ignore_df", expected));
+    }
+    Ok(())
+}
+
+/// A tunnel is a device of its own, not one that the router takes packets from.
+pub(super) fn tunnel_on_router(
+    section: &Section<'_>,
+    tunnel: &TunnelConfig,
+    router: &RouterConfig,
+) -> Result<(), ConfigError> {
+    if router.devices().contains(&tunnel.name.as_str()) {
+        let expected = "an underlay or overlay device already: expected a name of its own";
+        return Err(complain(section, "name", expected));
+    }
+    if tunnel.dev.as_ref() == Some(&tunnel.name) {
+        let expected = "the tunnel itself: expected an underlay device";
+        return Err(complain(section, "dev", expected));
+    }
+    Ok(())
+}
+
+/// A tunnel beside one that stands before it in the file.
+pub(super) fn tunnel_beside(
+    section: &Section<'_>,
+    tunnel: &TunnelConfig,
+    other: &TunnelConfig,
+) -> Result<(), ConfigError> {
+    if tunnel.name == other.name {
+        return Err(complain(
+            section,
+            "name",
+            "another tunnel's already: expected each name once",
+        ));
+    }
+    // As ip_tunnel_find(): the device that a tunnel is bound to tells it from another as well.
+    let identity = |t: &TunnelConfig| (t.local, t.remote, t.ikey, t.dev.clone());
+    if identity(tunnel) == identity(other) {
+        let key = tunnel
+            .ikey
+            .map_or("no key".to_owned(), |key| format!("key {key}"));
+        return Err(section.error(&format!(
+            "local {}, remote {} and {key} are those of tunnel {:?}: expected another ikey",
+            tunnel.local, tunnel.remote, other.name
+        )));
+    }
+    let address = tunnel.address.iter().find(|address| {
+        !may_be_shared(address) && other.address.iter().any(|a| a.addr() == address.addr())
+    });
+    if let Some(address) = address {
+        return Err(complain_about(section, "address", address, &other.name));
+    }
+    match tunnel
+        .routes
+        .iter()
+        .find(|route| other.routes.contains(route))
+    {
+        Some(route) => Err(complain_about(section, "routes", route, &other.name)),
+        None => Ok(()),
+    }
+}
+
+/// Addresses that several devices may have: unnumbered links share a host address, and link-local ones are per link.
+fn may_be_shared(address: &IpNet) -> bool {
+    let link_local = match address.addr() {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    link_local || address.prefix_len() == address.max_prefix_len()
+}
+
+fn complain(section: &Section<'_>, key: &str, message: &str) -> ConfigError {
+    match section.get(key) {
+        Some(value) => value.complain(message),
+        None => section.error(message),
+    }
+}
+
+/// Complains about the one item of a list that another tunnel has already.
+fn complain_about(section: &Section<'_>, key: &str, item: &IpNet, other: &str) -> ConfigError {
+    let message = format!("tunnel {other:?} has it already: expected each once");
+    let items = section
+        .get(key)
+        .and_then(|list| list.items())
+        .unwrap_or_default();
+    let parses = |text: Option<&str>| text.and_then(|t| t.parse().ok()) == Some(*item);
+    match items.iter().find(|value| parses(value.text())) {
+        Some(value) => value.complain(&message),
+        None => complain(section, key, &message),
+    }
+}

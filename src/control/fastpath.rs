@@ -1,0 +1,336 @@
+//! The fast path as one thing that is there or not: the steering program on the devices, and a worker per receive queue.
+
+use std::{collections::BTreeMap, fs, io, os::fd::AsFd, sync::Arc};
+
+use super::{
+    compile::Device,
+    config::{RouterConfig, Workers, XdpMode},
+    slowpath::{Owner, SlowPath},
+    worker_thread::WorkerHandle,
+};
+use crate::{
+    datapath::{Snapshot, TunnelRecord, punt_queue},
+    fib::Fib,
+    xdp::{PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want, open_ports},
+};
+
+/// Packets that wait for the slow path, per worker.
+const PUNTS: usize = 1024;
+/// The largest packet that can be punted, in bytes: what fits a frame.
+const PUNT_LEN: usize = 4096;
+
+/// Why there is no fast path.
+#[derive(Debug, thiserror::Error)]
+pub enum FastPathError {
+    #[error(transparent)]
+    Steer(#[from] SteerError),
+    #[error(transparent)]
+    Port(#[from] PortError),
+    #[error("cannot start a worker: {0}")]
+    Thread(io::Error),
+    #[error(
+        "{device} has {found} receive queues and {other} has {wanted}: every port needs the same number, one per worker; \
+         mend it with: ethtool -L {device} combined {wanted}  (or rx {wanted} tx {wanted})"
+    )]
+    UnequalQueues {
+        device: String,
+        found: u32,
+        other: String,
+        wanted: u32,
+    },
+}
+
+/// A device as it is found when the fast path starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundDevice {
+    pub name: String,
+    pub ifindex: u32,
+    pub mtu: u32,
+    pub underlay: bool,
+    pub overlay: bool,
+}
+
+/// The running fast path. The [`Steer`] that it works with outlives it: it also filters the slow path's raw socket.
+pub struct FastPath {
+    workers: Vec<WorkerHandle>,
+    devices: Vec<Device>,
+    /// By device: attached generically.
+    generic: BTreeMap<u32, bool>,
+    /// Workers whose slots are empty because they hang.
+    hung: Vec<bool>,
+    /// A worker did not take the last snapshot.
+    behind: bool,
+    #[allow(
+        dead_code,
+        reason = "held, not used: dropping it restores the devices' VLAN offload"
+    )]
+    tags: Vec<TagsInFrame>,
+}
+
+/// Receive queues in use, as sysfs shows them; at least 1.
+pub fn queues(device: &str) -> u32 {
+    let entries = fs::read_dir(format!("/sys/class/net/{device}/queues"));
+    let is_rx = |e: &fs::DirEntry| e.file_name().to_string_lossy().starts_with("rx-");
+    let count = entries.map(|all| all.flatten().filter(is_rx).count());
+    count.map_or(1, |n| n.max(1) as u32)
+}
+
+/// The one number of queues that all devices have.
+fn common_queues(devices: &[FoundDevice]) -> Result<u32, FastPathError> {
+    let Some(first) = devices.first() else {
+        return Ok(1);
+    };
+    let wanted = queues(&first.name);
+    for device in devices {
+        let found = queues(&device.name);
+        if found != wanted {
+            // The device with more queues is the one that can be told to have fewer.
+            let (more, less) = if found > wanted {
+                (device, first)
+            } else {
+                (first, device)
+            };
+            return Err(FastPathError::UnequalQueues {
+                device: more.name.clone(),
+                found: found.max(wanted),
+                other: less.name.clone(),
+                wanted: found.min(wanted),
+            });
+        }
+    }
+    Ok(wanted)
+}
+
+/// The CPU of each worker: as configured, or from the last one down, because interrupts tend to the first.
+fn cpus(workers: &Workers, queues: u32) -> Vec<usize> {
+    let pool: Vec<usize> = match workers {
+        Workers::Cpus(cpus) => cpus.clone(),
+        Workers::Auto => {
+            let mut ids: Vec<usize> = core_affinity::get_core_ids()
+                .unwrap_or_default()
+                .into_iter()
+                .map(|core| core.id)
+                .collect();
+            ids.sort_unstable();
+            ids.reverse();
+            ids
+        }
+    };
+    (0..queues as usize)
+        .map(|n| pool.get(n % pool.len().max(1)).copied().unwrap_or(0))
+        .collect()
+}
+
+impl FastPath {
+    /// Attaches the program and starts the workers. Nothing is steered before the first [`publish`](Self::publish).
+    pub fn start(
+        config: &RouterConfig,
+        found: &[FoundDevice],
+        slow: &SlowPath,
+        steer: &mut Steer,
+    ) -> Result<Self, FastPathError> {
+        let mut path = Self {
+            workers: Vec::new(),
+            devices: Vec::new(),
+            generic: BTreeMap::new(),
+            hung: Vec::new(),
+            behind: false,
+            tags: Vec::new(),
+        };
+        match path.bring_up(config, found, slow, steer) {
+            Ok(()) => Ok(path),
+            Err(why) => {
+                path.stop(slow, steer);
+                Err(why)
+            }
+        }
+    }
+
+    fn bring_up(
+        &mut self,
+        config: &RouterConfig,
+        found: &[FoundDevice],
+        slow: &SlowPath,
+        steer: &mut Steer,
+    ) -> Result<(), FastPathError> {
+        let queues = common_queues(found)?;
+        for device in found {
+            self.attach(device, config.xdp, queues, steer)?;
+        }
+        for (id, cpu) in cpus(&config.workers, queues).into_iter().enumerate() {
+            let worker = self.start_worker(id as u32, cpu, config.xdp, found, slow)?;
+            for (device, socket) in self.devices.iter().zip(&worker.sockets) {
+                steer.set_socket(device.ifindex, worker.id, socket.as_fd())?;
+            }
+            self.workers.push(worker);
+            self.hung.push(false);
+        }
+        Ok(())
+    }
+
+    fn attach(
+        &mut self,
+        device: &FoundDevice,
+        mode: XdpMode,
+        queues: u32,
+        steer: &mut Steer,
+    ) -> Result<(), FastPathError> {
+        let (name, ifindex) = (device.name.as_str(), device.ifindex);
+        let attached = match steer.attach(ifindex, name, queues, mode == XdpMode::Generic) {
+            Err(why) if mode == XdpMode::Auto && !matches!(why, SteerError::Busy { .. }) => {
+                tracing::warn!("{name}: no native XDP ({why}); trying generic");
+                steer.attach(ifindex, name, queues, true)?
+            }
+            other => other?,
+        };
+        let mut sees_tags = attached.sees_tags;
+        if !sees_tags {
+            sees_tags = match TagsInFrame::stripped_by(name) {
+                Ok(false) => true,
+                _ => match TagsInFrame::keep(name) {
+                    Ok(kept) => {
+                        tracing::info!("{name}: VLAN tags are left in the frame (rxvlan off)");
+                        self.tags.push(kept);
+                        true
+                    }
+                    Err(why) => {
+                        tracing::warn!(
+                            "{name}: VLAN tags cannot be seen ({why}); steered only while no VLAN device is on it"
+                        );
+                        false
+                    }
+                },
+            };
+        }
+        let how = if attached.native { "native" } else { "generic" };
+        tracing::info!("{name}: XDP attached ({how}), {queues} queue(s)");
+        self.generic.insert(ifindex, !attached.native);
+        self.devices.push(Device {
+            name: device.name.clone(),
+            ifindex,
+            underlay: device.underlay,
+            overlay: device.overlay,
+            sees_tags,
+        });
+        Ok(())
+    }
+
+    fn start_worker(
+        &self,
+        id: u32,
+        cpu: usize,
+        mode: XdpMode,
+        found: &[FoundDevice],
+        slow: &SlowPath,
+    ) -> Result<WorkerHandle, FastPathError> {
+        let generic = self.generic.values().any(|generic| *generic);
+        let want = match mode {
+            XdpMode::ZeroCopy => Want::ZeroCopy,
+            XdpMode::Auto if !generic => Want::Auto,
+            _ => Want::Copy,
+        };
+        let specs: Vec<PortSpec> = found
+            .iter()
+            .map(|device| PortSpec {
+                device: device.name.clone(),
+                queue: id,
+                mtu: device.mtu,
+            })
+            .collect();
+        let ports = open_ports(&specs, want, RingOptions::default())?;
+        let (queue, source) = punt_queue(PUNTS, PUNT_LEN, Box::new(slow.waker()));
+        slow.add_punts(id, source);
+        let worker = WorkerHandle::start(id, cpu, ports, queue).map_err(FastPathError::Thread)?;
+        let first = worker.sockets.first();
+        let got = first.map_or("no", |socket| socket.mode.as_str());
+        let why = first.and_then(|socket| socket.why_not_zero_copy.as_deref());
+        match why {
+            Some(why) => tracing::info!("worker {id}: CPU {cpu}, {got} mode; not zero-copy: {why}"),
+            None => tracing::info!("worker {id}: CPU {cpu}, {got} mode"),
+        }
+        Ok(worker)
+    }
+
+    /// The devices in the order of their ports.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    pub fn workers(&self) -> &[WorkerHandle] {
+        &self.workers
+    }
+
+    pub fn is_generic(&self, device: &str) -> bool {
+        let known = self.devices.iter().find(|d| d.name == device);
+        known.is_some_and(|d| self.generic.get(&d.ifindex) == Some(&true))
+    }
+
+    /// The way to the worker that owns the sequence numbers.
+    pub fn owner(&self) -> Option<Owner> {
+        self.workers.first().map(|worker| Owner {
+            queue: worker.handovers.clone(),
+            waker: Box::new(worker.waker.clone()),
+        })
+    }
+
+    /// Puts a forwarding table in force. `records` gives each worker's tunnel records by slot.
+    pub fn publish(
+        &mut self,
+        fib: &Arc<Fib>,
+        records: impl Fn(u32) -> Vec<Option<Arc<TunnelRecord>>>,
+    ) {
+        self.behind = false;
+        for worker in &self.workers {
+            let snapshot = Snapshot {
+                fib: fib.clone(),
+                tunnels: records(worker.id),
+            };
+            self.behind |= !worker.publish(snapshot);
+            worker.collect_spent();
+        }
+    }
+
+    /// Whether a worker missed a snapshot and needs another.
+    pub fn is_behind(&self) -> bool {
+        self.behind
+    }
+
+    /// Once a second: frees what workers are done with, and takes a worker that hangs out of the steering, so that the
+    /// kernel carries its packets.
+    pub fn heartbeat(&mut self, steer: &mut Steer) {
+        for (worker, hung) in self.workers.iter_mut().zip(&mut self.hung) {
+            worker.collect_spent();
+            let hangs = !worker.beats();
+            if hangs == *hung {
+                continue;
+            }
+            *hung = hangs;
+            let id = worker.id;
+            match hangs {
+                true => tracing::error!("worker {id} hangs: its packets go through the kernel"),
+                false => tracing::info!("worker {id} is back"),
+            }
+            for (device, socket) in self.devices.iter().zip(&worker.sockets) {
+                let result = match hangs {
+                    true => steer.clear_socket(device.ifindex, id),
+                    false => steer.set_socket(device.ifindex, id, socket.as_fd()),
+                };
+                if let Err(why) = result {
+                    tracing::error!("{}: {why}", device.name);
+                }
+            }
+        }
+    }
+
+    /// Leaves all packets to the kernel, lets the workers finish what they have, and ends them.
+    pub fn stop(mut self, slow: &SlowPath, steer: &mut Steer) {
+        for device in &self.devices {
+            steer.detach(device.ifindex);
+        }
+        for worker in std::mem::take(&mut self.workers) {
+            let id = worker.id;
+            drop(worker);
+            slow.remove_punts(id);
+        }
+    }
+}

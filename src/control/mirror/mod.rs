@@ -1,0 +1,40 @@
+//! The mirror of what the kernel forwards by: links, addresses, routes, neighbours, forwarding switches, policy rules.
+//!
+//! [`State`] is plain data and knows no I/O: it takes [`Event`]s and says what changed and what can no longer be
+//! trusted. [`Monitor`] owns the netlink socket: it subscribes before it dumps, keeps the state live, and reads a part
+//! anew after an overrun or any doubt. Nobody else reads kernel state, and nothing here changes it.
+//!
+//! Attributes are decoded here rather than by a general parser: a mirror needs few of them, and an attribute of a newer
+//! kernel that a strict parser refuses must not cost us a link.
+
+mod attribute;
+mod decode;
+mod model;
+mod monitor;
+mod parts;
+mod route;
+mod socket;
+mod state;
+mod table;
+
+pub use decode::{Event, NetConfChange, RouteEvent};
+pub use model::{Address, Link, Neighbour, NetConf, Nud, Rule};
+pub use monitor::{Change, Monitor, Options, Statistics};
+pub use parts::Parts;
+pub use route::{Hop, Insertion, Route, RouteKind, Table};
+pub use state::{Effect, Lookup, State};
+pub use table::{Best, Prefix, RouteTable};
+
+/// Why the mirror could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    #[error(
+        "cannot open the netlink socket that mirrors the kernel's routes ({0}): is CONFIG_NETLINK there?"
+    )]
+    Socket(std::io::Error),
+    #[error("the kernel did not answer a dump of its {what}: {error}")]
+    Dump {
+        what: &'static str,
+        error: std::io::Error,
+    },
+}

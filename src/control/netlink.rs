@@ -1,0 +1,245 @@
+//! Requests that change the kernel's state: devices, addresses, routes, neighbours and device settings.
+//!
+//! Each is idempotent: what is already so is success. Each error is one line that names what was attempted, on which device,
+//! and the kernel's reason. Reading is the mirror's job.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use rtnetlink::{
+    LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
+    packet_route::{
+        neighbour::{NeighbourFlags, NeighbourState},
+        route::RouteScope,
+    },
+};
+use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+
+/// A device to be changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    pub index: u32,
+    /// For messages; requests go by the index.
+    pub name: Box<str>,
+}
+
+/// A change that the kernel refused, or could not be asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {attempt} on device {device}: {reason}{}", hint(reason))]
+pub struct RequestError {
+    attempt: String,
+    device: Box<str>,
+    reason: io::Error,
+}
+
+impl RequestError {
+    /// The kernel's error number, where there is one.
+    pub fn errno(&self) -> Option<i32> {
+        self.reason.raw_os_error()
+    }
+}
+
+fn hint(reason: &io::Error) -> &'static str {
+    match reason.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "; CAP_NET_ADMIN is needed",
+        Some(libc::ENETDOWN) => "; set the device up first",
+        _ => "",
+    }
+}
+
+/// The way to the kernel. Clones share one socket.
+#[derive(Debug, Clone)]
+pub struct Handle(rtnetlink::Handle);
+
+impl Handle {
+    /// Opens a socket in the calling thread's network namespace; must be called within a tokio runtime, which serves it.
+    pub fn open() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    /// The device of that name, if there is one.
+    pub fn device(&self, name: &str) -> Result<Option<Device>, RequestError> {
+        let index = socket(AddressFamily::INET, SocketType::DGRAM, None)
+            .and_then(|any| netdevice::name_to_index(&any, name));
+        match index {
+            Ok(index) => Ok(Some(Device {
+                index,
+                name: name.into(),
+            })),
+            Err(rustix::io::Errno::NODEV) => Ok(None),
+            Err(errno) => Err(RequestError {
+                attempt: "look for the index".into(),
+                device: name.into(),
+                reason: errno.into(),
+            }),
+        }
+    }
+
+    /// Sets the device up or down.
+    pub async fn set_up(&self, device: &Device, up: bool) -> Result<(), RequestError> {
+        let link = LinkUnspec::new_with_index(device.index);
+        let (link, word) = if up {
+            (link.up(), "up")
+        } else {
+            (link.down(), "down")
+        };
+        let attempt = || format!("set the link {word}");
+        self.change(device, link, attempt).await
+    }
+
+    /// Sets the MTU, in bytes.
+    pub async fn set_mtu(&self, device: &Device, mtu: u32) -> Result<(), RequestError> {
+        let link = LinkUnspec::new_with_index(device.index).mtu(mtu);
+        self.change(device, link, || format!("set the MTU {mtu}"))
+            .await
+    }
+
+    async fn change(
+        &self,
+        device: &Device,
+        link: LinkMessageBuilder<LinkUnspec>,
+        attempt: impl FnOnce() -> String,
+    ) -> Result<(), RequestError> {
+        let outcome = self.0.link().change(link.build()).execute().await;
+        check(outcome, device, attempt)
+    }
+
+    /// Removes the device, and with it its addresses and routes. One that is not there any more is success.
+    pub async fn delete_link(&self, device: &Device) -> Result<(), RequestError> {
+        let outcome = self.0.link().del(device.index).execute().await;
+        let result = check(outcome, device, || "delete the link".into());
+        result.or_else(|error| match error.errno() {
+            Some(libc::ENODEV) => Ok(()),
+            _ => Err(error),
+        })
+    }
+
+    /// Puts an address on the device.
+    pub async fn add_address(&self, device: &Device, address: IpNet) -> Result<(), RequestError> {
+        let add = (self.0.address()).add(device.index, address.addr(), address.prefix_len());
+        let outcome = add.replace().execute().await;
+        check(outcome, device, || format!("add the address {address}"))
+    }
+
+    /// Installs a route out of the device in table main, protocol static, default metric. A route of the
+    /// same prefix and metric is replaced. The device must be up.
+    pub async fn add_route(&self, device: &Device, prefix: IpNet) -> Result<(), RequestError> {
+        let attempt = || format!("add the route {prefix}");
+        let prefix = prefix.trunc();
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(prefix.addr(), prefix.prefix_len())
+            .map_err(|error| RequestError {
+                attempt: attempt(),
+                device: device.name.clone(),
+                reason: io::Error::new(ErrorKind::InvalidInput, error.to_string()),
+            })?
+            .output_interface(device.index)
+            // As iproute2: without a gateway the destinations are on the link. IPv6 knows no scopes.
+            .scope(match prefix {
+                IpNet::V4(_) => RouteScope::Link,
+                IpNet::V6(_) => RouteScope::Universe,
+            })
+            .build();
+        let outcome = self.0.route().add(route).replace().execute().await;
+        check(outcome, device, attempt)
+    }
+
+    /// Tells the kernel that a neighbour is in use (NTF_USE), so that it resolves the address, or probes it when stale,
+    /// as if it sent a packet there. Not for permanent entries (`Nud::is_static`): they would lose that.
+    pub async fn use_neighbour(&self, device: &Device, ip: IpAddr) -> Result<(), RequestError> {
+        let add = self.0.neighbours().add(device.index, ip);
+        let add = add.state(NeighbourState::None).flags(NeighbourFlags::Use);
+        // With NLM_F_EXCL an entry that exists would be an error.
+        let outcome = add.replace().execute().await;
+        check(outcome, device, || format!("resolve the neighbour {ip}"))
+    }
+}
+
+fn check(
+    outcome: Result<(), rtnetlink::Error>,
+    device: &Device,
+    attempt: impl FnOnce() -> String,
+) -> Result<(), RequestError> {
+    let reason = match outcome {
+        Ok(()) => return Ok(()),
+        Err(rtnetlink::Error::NetlinkError(message)) => message.to_io(),
+        Err(other) => io::Error::other(other),
+    };
+    Err(RequestError {
+        attempt: attempt(),
+        device: device.name.clone(),
+        reason,
+    })
+}
+
+/// The family of a device's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+/// A device setting that could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {verb} {path}: {reason}")]
+pub struct SettingError {
+    verb: String,
+    path: String,
+    reason: io::Error,
+}
+
+/// Where a setting of a device (or of "all") lies, for instance `forwarding` or `rp_filter`.
+fn setting_path(family: Family, device: &str, key: &str) -> String {
+    let family = match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    };
+    format!("/proc/sys/net/{family}/conf/{device}/{key}")
+}
+
+/// A setting of a device in the calling thread's network namespace (net.ipv4.conf.DEVICE.KEY), without the line's end.
+pub fn read_setting(family: Family, device: &str, key: &str) -> Result<String, SettingError> {
+    let path = setting_path(family, device, key);
+    match plain(device).and_then(|()| fs::read_to_string(&path)) {
+        Ok(value) => Ok(value.trim_end().to_owned()),
+        Err(reason) => Err(SettingError {
+            verb: "read".into(),
+            path,
+            reason,
+        }),
+    }
+}
+
+/// Writes a setting of a device; see [`read_setting`].
+pub fn write_setting(
+    family: Family,
+    device: &str,
+    key: &str,
+    value: &str,
+) -> Result<(), SettingError> {
+    let path = setting_path(family, device, key);
+    plain(device)
+        .and_then(|()| fs::write(&path, value))
+        .map_err(|reason| SettingError {
+            verb: format!("write {value} to"),
+            path,
+            reason,
+        })
+}
+
+/// A device's name is one component of a path.
+fn plain(device: &str) -> io::Result<()> {
+    if device.is_empty() || device.contains('/') || device == "." || device == ".." {
+        return Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            "not a device's name",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,273 @@
+//! Statistics as data: the types behind `greyhound stats --json` and `greyhound tunnel show --json`.
+//!
+//! The field names are a contract: scripts and dashboards rely on them. Fields may be added, none renamed. The router
+//! fills these structures; [`human`] turns them into text.
+
+pub mod human;
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::config::TunnelConfig;
+use super::socket::{Request, Response};
+use crate::tunnel::{Tos, Ttl};
+
+/// Packets by reason; reasons with nothing to say may be absent.
+pub type Reasons = BTreeMap<String, u64>;
+
+/// Everything that the router counts, as of one moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Statistics {
+    pub tunnels: Vec<TunnelReport>,
+    pub workers: Vec<WorkerReport>,
+    /// Packets dropped, whatever the tunnel and the thread.
+    pub drops: Reasons,
+    /// What the slow path did, beside the tunnels' own counters.
+    pub slow_path: SlowPathReport,
+    /// The steering program's verdicts, per device: what it left to the kernel, and why.
+    pub xdp: BTreeMap<String, Reasons>,
+    pub mirror: MirrorReport,
+    pub router: Status,
+}
+
+/// Packets, and the inner bytes of those.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Packets that took one of the two paths.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PathShare {
+    pub rx_packets: u64,
+    pub tx_packets: u64,
+}
+
+/// One tunnel: what it is, how it is, and what it carried.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TunnelReport {
+    pub name: String,
+    pub mode: String,
+    pub local: String,
+    pub remote: String,
+    /// `up`, `down`, `no-route` (the remote cannot be reached) or `unresolved` (its next hop has no link address yet).
+    pub state: String,
+    /// The tunnel device's MTU, in bytes; 0 when there is no device.
+    pub mtu: u32,
+    pub ikey: Option<u32>,
+    pub okey: Option<u32>,
+    pub icsum: bool,
+    pub ocsum: bool,
+    pub iseq: bool,
+    pub oseq: bool,
+    pub ttl: ByteOrInherit,
+    pub tos: ByteOrInherit,
+    pub pmtudisc: bool,
+    pub ignore_df: bool,
+    pub dev: Option<String>,
+    /// Where the outer packets go, as far as it is known.
+    pub next_hop: Option<NextHopReport>,
+    /// Came out of the tunnel (decapsulated), on both paths.
+    pub rx: Traffic,
+    /// Went into the tunnel, on both paths.
+    pub tx: Traffic,
+    pub fast: PathShare,
+    pub slow: PathShare,
+    pub drops: Reasons,
+}
+
+/// A next hop, as the kernel knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NextHopReport {
+    pub device: String,
+    /// The gateway, or the remote itself where it is on the link.
+    pub via: String,
+    /// The link address; none as long as it is not resolved.
+    pub lladdr: Option<String>,
+}
+
+/// One worker thread.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerReport {
+    pub id: u32,
+    pub cpu: u32,
+    pub rx_packets: u64,
+    pub tx_packets: u64,
+    pub punted: u64,
+    /// The same by reason.
+    pub punts: Reasons,
+    pub drops: Reasons,
+    /// Unfinished TCP and UDP checksums that were completed.
+    pub checksums_completed: u64,
+    /// Where this worker's frames are at the moment (free, fill, rx, tx …); their sum never changes.
+    pub frames: Reasons,
+    pub ports: Vec<PortReport>,
+}
+
+/// One AF_XDP socket. The counters are the kernel's (XDP_STATISTICS).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PortReport {
+    pub device: String,
+    pub queue: u32,
+    /// `zero-copy`, `copy`, `generic` or `down`.
+    pub mode: String,
+    /// What the kernel said to zero-copy, where it was tried and refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why_not_zero_copy: Option<String>,
+    pub rx_dropped: u64,
+    pub rx_ring_full: u64,
+    pub fill_ring_empty: u64,
+    pub rx_invalid: u64,
+    pub tx_invalid: u64,
+    pub tx_ring_empty: u64,
+}
+
+/// What the slow path did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SlowPathReport {
+    /// Packets that workers handed to the kernel, by reason.
+    pub punts: Reasons,
+    pub drops: Reasons,
+}
+
+/// The mirror of the kernel's tables.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MirrorReport {
+    /// Milliseconds since the mirror was last known to agree with the kernel.
+    pub age_ms: u64,
+    pub routes: u64,
+    pub neighbours: u64,
+    /// Full dumps after an overrun or any doubt.
+    pub dumps: u64,
+}
+
+/// Who answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub uptime_seconds: u64,
+    pub config: PathBuf,
+}
+
+/// A header byte that is fixed, or copied from the inner packet; in JSON a number or `"inherit"`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ByteOrInherit {
+    #[default]
+    Inherit,
+    Fixed(u8),
+}
+
+impl From<Ttl> for ByteOrInherit {
+    fn from(ttl: Ttl) -> Self {
+        match ttl {
+            Ttl::Inherit => ByteOrInherit::Inherit,
+            Ttl::Fixed(n) => ByteOrInherit::Fixed(n),
+        }
+    }
+}
+
+impl From<Tos> for ByteOrInherit {
+    fn from(tos: Tos) -> Self {
+        match tos {
+            Tos::Inherit => ByteOrInherit::Inherit,
+            Tos::Fixed(n) => ByteOrInherit::Fixed(n),
+        }
+    }
+}
+
+impl Serialize for ByteOrInherit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            ByteOrInherit::Inherit => serializer.serialize_str("inherit"),
+            ByteOrInherit::Fixed(n) => serializer.serialize_u8(*n),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteOrInherit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            Fixed(u8),
+            Word(String),
+        }
+        match Raw::deserialize(deserializer)? {
+            Raw::Fixed(n) => Ok(ByteOrInherit::Fixed(n)),
+            Raw::Word(word) if word == "inherit" => Ok(ByteOrInherit::Inherit),
+            Raw::Word(_) => Err(de::Error::custom("expected 0..255 or inherit")),
+        }
+    }
+}
+
+impl From<&TunnelConfig> for TunnelReport {
+    /// What the configuration says; state, MTU, next hop and counters are the router's to fill in.
+    fn from(tunnel: &TunnelConfig) -> Self {
+        TunnelReport {
+            name: tunnel.name.clone(),
+            mode: tunnel.mode.as_str().to_owned(),
+            local: tunnel.local.to_string(),
+            remote: tunnel.remote.to_string(),
+            state: "down".to_owned(),
+            ikey: tunnel.ikey,
+            okey: tunnel.okey,
+            icsum: tunnel.icsum,
+            ocsum: tunnel.ocsum,
+            iseq: tunnel.iseq,
+            oseq: tunnel.oseq,
+            ttl: tunnel.ttl.into(),
+            tos: tunnel.tos.into(),
+            pmtudisc: tunnel.pmtudisc,
+            ignore_df: tunnel.ignore_df,
+            dev: tunnel.dev.clone(),
+            ..TunnelReport::default()
+        }
+    }
+}
+
+impl Statistics {
+    /// The answer to a request on the control socket.
+    pub fn answer(mut self, request: &Request) -> Response {
+        let name = match request {
+            Request::Stats { name } | Request::TunnelShow { name } => name.as_deref(),
+            Request::Status {} => None,
+        };
+        if let Some(name) = name {
+            if !self.tunnels.iter().any(|tunnel| tunnel.name == name) {
+                return Response::Error(self.no_such_tunnel(name));
+            }
+            self.tunnels.retain(|tunnel| tunnel.name == name);
+        }
+        match request {
+            Request::Stats { .. } => Response::ok(&self),
+            Request::TunnelShow { .. } => Response::ok(&self.tunnels),
+            Request::Status {} => Response::ok(&self.router),
+        }
+    }
+
+    fn no_such_tunnel(&self, name: &str) -> String {
+        /// More names than this help nobody.
+        const NAMES: usize = 8;
+        let mut names: Vec<&str> = self.tunnels.iter().map(|t| t.name.as_str()).collect();
+        let more = names.len() > NAMES;
+        names.truncate(NAMES);
+        let dots = if more { ", …" } else { "" };
+        match names.is_empty() {
+            true => format!("no tunnel {name:?}: there are none"),
+            false => format!("no tunnel {name:?}: there are {}{dots}", names.join(", ")),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Statistics for people, in the manner of `ip -s tunnel show` and `ip -s link`: terse, aligned, plain words.
+
+use std::fmt::Write;
+
+use super::{
+    ByteOrInherit, NextHopReport, PathShare, PortReport, Reasons, Statistics, TunnelReport,
+    WorkerReport,
+};
+
+/// `greyhound tunnel show`.
+pub fn tunnels(tunnels: &[TunnelReport]) -> String {
+    if tunnels.is_empty() {
+        return "no tunnels\n".to_owned();
+    }
+    tunnels.iter().map(tunnel).collect()
+}
+
+/// `greyhound stats`.
+pub fn statistics(statistics: &Statistics) -> String {
+    let mut text = tunnel_table(&statistics.tunnels);
+    if !statistics.workers.is_empty() {
+        text.push('\n');
+        text += &worker_table(&statistics.workers);
+        text.push('\n');
+        text += &port_table(&statistics.workers);
+    }
+    let mut reasons = vec![
+        ("drops".to_owned(), &statistics.drops),
+        ("slow path punts".to_owned(), &statistics.slow_path.punts),
+        ("slow path drops".to_owned(), &statistics.slow_path.drops),
+    ];
+    for (device, counters) in &statistics.xdp {
+        reasons.push((format!("steering on {device}"), counters));
+    }
+    let mut gap = "\n";
+    for (what, counters) in reasons {
+        if let Some(list) = nonzero(counters) {
+            let _ = writeln!(text, "{gap}{what}: {list}");
+            gap = "";
+        }
+    }
+    text
+}
+
+fn tunnel(t: &TunnelReport) -> String {
+    let mut text = format!("{}: {}\n", t.name, options(t).join("  "));
+    let _ = writeln!(text, "    {}", state(t));
+    let fast = [t.fast.rx_packets, t.fast.tx_packets];
+    let slow = [t.slow.rx_packets, t.slow.tx_packets];
+    for (i, (direction, traffic)) in [("RX", t.rx), ("TX", t.tx)].into_iter().enumerate() {
+        let _ = writeln!(
+            text,
+            "    {direction}:{:>17} {:>12} {:>12} {:>12} {:>7}",
+            "bytes", "packets", "fast", "slow", "share"
+        );
+        let _ = writeln!(
+            text,
+            "       {:>17} {:>12} {:>12} {:>12} {:>7}",
+            traffic.bytes,
+            traffic.packets,
+            fast[i],
+            slow[i],
+            share(fast[i], slow[i])
+        );
+    }
+    if let Some(drops) = nonzero(&t.drops) {
+        let _ = writeln!(text, "    drops: {drops}");
+    }
+    text
+}
+
+/// The first line of a tunnel, in iproute2's words; what is the default goes unsaid, as there.
+fn options(t: &TunnelReport) -> Vec<String> {
+    let mut words = vec![
+        format!("{}/ip", t.mode),
+        format!("remote {}", t.remote),
+        format!("local {}", t.local),
+    ];
+    words.extend(t.dev.as_ref().map(|dev| format!("dev {dev}")));
+    words.push(match t.ttl {
+        ByteOrInherit::Inherit => "ttl inherit".to_owned(),
+        ByteOrInherit::Fixed(n) => format!("ttl {n}"),
+    });
+    match t.tos {
+        ByteOrInherit::Inherit => words.push("tos inherit".to_owned()),
+        ByteOrInherit::Fixed(0) => {}
+        ByteOrInherit::Fixed(n) => words.push(format!("tos {n:#04x}")),
+    }
+    match (t.ikey, t.okey) {
+        (Some(ikey), Some(okey)) if ikey == okey => words.push(format!("key {ikey}")),
+        (ikey, okey) => {
+            words.extend(ikey.map(|key| format!("ikey {key}")));
+            words.extend(okey.map(|key| format!("okey {key}")));
+        }
+    }
+    let flags = [
+        (t.icsum && t.ocsum, "csum"),
+        (t.icsum && !t.ocsum, "icsum"),
+        (t.ocsum && !t.icsum, "ocsum"),
+        (t.iseq && t.oseq, "seq"),
+        (t.iseq && !t.oseq, "iseq"),
+        (t.oseq && !t.iseq, "oseq"),
+    ];
+    let flags: Vec<&str> = flags
+        .iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, word)| *word)
+        .collect();
+    if !flags.is_empty() {
+        words.push(flags.join(" "));
+    }
+    if !t.pmtudisc {
+        words.push("nopmtudisc".to_owned());
+    }
+    if t.ignore_df {
+        words.push("ignore-df".to_owned());
+    }
+    if t.mtu != 0 {
+        words.push(format!("mtu {}", t.mtu));
+    }
+    words
+}
+
+fn state(t: &TunnelReport) -> String {
+    let Some(NextHopReport {
+        device,
+        via,
+        lladdr,
+    }) = &t.next_hop
+    else {
+        return format!("state {}", t.state);
+    };
+    let mut text = format!("state {}  via {via} dev {device}", t.state);
+    if let Some(lladdr) = lladdr {
+        let _ = write!(text, " lladdr {lladdr}");
+    }
+    text
+}
+
+fn tunnel_table(tunnels: &[TunnelReport]) -> String {
+    let head = [
+        "tunnel",
+        "state",
+        "rx packets",
+        "rx bytes",
+        "tx packets",
+        "tx bytes",
+        "fast",
+        "drops",
+    ];
+    let rows = tunnels.iter().map(|t| {
+        let PathShare {
+            rx_packets,
+            tx_packets,
+        } = t.fast;
+        let slow = t.slow.rx_packets.saturating_add(t.slow.tx_packets);
+        vec![
+            t.name.clone(),
+            t.state.clone(),
+            t.rx.packets.to_string(),
+            t.rx.bytes.to_string(),
+            t.tx.packets.to_string(),
+            t.tx.bytes.to_string(),
+            share(rx_packets.saturating_add(tx_packets), slow),
+            total(&t.drops).to_string(),
+        ]
+    });
+    table(&head, 2, rows.collect())
+}
+
+fn worker_table(workers: &[WorkerReport]) -> String {
+    let head = [
+        "worker",
+        "cpu",
+        "rx packets",
+        "tx packets",
+        "punted",
+        "drops",
+        "checksums",
+    ];
+    let rows = workers.iter().map(|w| {
+        vec![
+            w.id.to_string(),
+            w.cpu.to_string(),
+            w.rx_packets.to_string(),
+            w.tx_packets.to_string(),
+            w.punted.to_string(),
+            total(&w.drops).to_string(),
+            w.checksums_completed.to_string(),
+        ]
+    });
+    table(&head, 0, rows.collect())
+}
+
+fn port_table(workers: &[WorkerReport]) -> String {
+    let head = [
+        "device",
+        "mode",
+        "queue",
+        "worker",
+        "rx dropped",
+        "rx ring full",
+        "fill ring empty",
+        "invalid",
+    ];
+    let row = |w: &WorkerReport, p: &PortReport| {
+        vec![
+            p.device.clone(),
+            p.mode.clone(),
+            p.queue.to_string(),
+            w.id.to_string(),
+            p.rx_dropped.to_string(),
+            p.rx_ring_full.to_string(),
+            p.fill_ring_empty.to_string(),
+            p.rx_invalid.saturating_add(p.tx_invalid).to_string(),
+        ]
+    };
+    let rows = workers
+        .iter()
+        .flat_map(|w| w.ports.iter().map(move |p| row(w, p)));
+    table(&head, 2, rows.collect())
+}
+
+/// Aligned columns: the first `words` of them to the left, the numbers after them to the right.
+fn table(head: &[&str], words: usize, mut rows: Vec<Vec<String>>) -> String {
+    rows.insert(0, head.iter().map(|title| (*title).to_owned()).collect());
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..head.len())
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, &width))| {
+                if column < words {
+                    format!("{cell:<width$}")
+                } else {
+                    format!("{cell:>width$}")
+                }
+            });
+        let line = cells.collect::<Vec<_>>().join("  ");
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// Reasons that counted something, the most frequent first.
+fn nonzero(reasons: &Reasons) -> Option<String> {
+    let mut counted: Vec<_> = reasons.iter().filter(|(_, count)| **count > 0).collect();
+    counted.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let words = counted
+        .iter()
+        .map(|(reason, count)| format!("{reason} {count}"));
+    (!counted.is_empty()).then(|| words.collect::<Vec<_>>().join("  "))
+}
+
+fn total(reasons: &Reasons) -> u64 {
+    reasons
+        .values()
+        .fold(0, |sum, count| sum.saturating_add(*count))
+}
+
+/// The fast path's share. Rounded down, so that 100 % means every packet.
+fn share(fast: u64, slow: u64) -> String {
+    let all = u128::from(fast) + u128::from(slow);
+    if all == 0 {
+        return "-".to_owned();
+    }
+    let tenths = u128::from(fast) * 1000 / all;
+    format!("{}.{}%", tenths / 10, tenths % 10)
+}

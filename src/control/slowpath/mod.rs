@@ -1,0 +1,154 @@
+//! The slow path: tunnels by way of the kernel.
+//!
+//! Its one job is to carry what the fast path does not, and with `xdp = "off"` everything. What the kernel routes into a
+//! tunnel's TUN device is encapsulated and leaves by a raw socket; what a raw socket receives is decapsulated and enters the
+//! tunnel's TUN device; what workers punt goes where they say. The codecs are those of the fast path.
+//!
+//! It runs in one thread, which owns every socket and device here. That thread never blocks but in its poll, takes a bounded
+//! burst from each source in turn, and never logs per packet: a packet is carried, handed on, or dropped for a counted reason.
+//! It knows no configuration: tunnels come as snapshots, devices and queues as commands.
+
+mod fragment;
+mod raw;
+mod stats;
+mod thread;
+mod tun;
+
+pub use super::wake::Waker;
+pub use raw::{RawError, RawReceiver};
+pub use stats::SlowStats;
+pub use tun::{ServiceTun, Tun, TunError};
+
+use std::{io, sync::Arc, thread::JoinHandle};
+
+use crossbeam_channel::{Sender, unbounded};
+
+use crate::{
+    datapath::{Handover, PuntSource, TunnelRecord, Wake},
+    tunnel::{TunnelId, TunnelTable},
+};
+
+/// Why the slow path did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SlowPathError {
+    #[error(transparent)]
+    Raw(#[from] RawError),
+    #[error("cannot start the slow path: {what}: {source}")]
+    Start {
+        what: &'static str,
+        source: io::Error,
+    },
+}
+
+impl SlowPathError {
+    fn start(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| SlowPathError::Start { what, source }
+    }
+}
+
+/// The worker that owns the sequence numbers.
+pub struct Owner {
+    /// Bounded; what does not fit is dropped and counted.
+    pub queue: Sender<Handover>,
+    pub waker: Box<dyn Wake>,
+}
+
+/// The tunnels as of now.
+#[derive(Default)]
+pub struct SlowSnapshot {
+    pub table: Arc<TunnelTable>,
+    /// By slot, as in the table. The slow path's own records: no other thread writes them, and every snapshot brings the
+    /// same ones again.
+    pub records: Vec<Option<Arc<TunnelRecord>>>,
+    /// Where packets of tunnels with sequence numbers go; without, their numbers are in `records`.
+    pub owner: Option<Owner>,
+}
+
+enum Command {
+    Snapshot(SlowSnapshot),
+    AddTun(TunnelId, Tun),
+    RemoveTun(TunnelId),
+    AddPunts(u32, PuntSource),
+    RemovePunts(u32),
+    Stop,
+}
+
+/// The running slow path. Dropping it stops the thread and closes its devices and sockets.
+pub struct SlowPath {
+    commands: Sender<Command>,
+    waker: Waker,
+    stats: Arc<SlowStats>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SlowPath {
+    /// Starts the thread, in the caller's network namespace. Without a service device, punts for it are dropped and counted.
+    pub fn start(
+        receiver: RawReceiver,
+        service: Option<ServiceTun>,
+    ) -> Result<Self, SlowPathError> {
+        let waker = Waker::new().map_err(SlowPathError::start("eventfd"))?;
+        let stats = Arc::new(SlowStats::default());
+        let (commands, inbox) = unbounded();
+        let engine = thread::Engine::new(receiver, service, waker.clone(), stats.clone())?;
+        let thread = std::thread::Builder::new()
+            .name("greyhound-slow".into())
+            .spawn(move || engine.run(&inbox))
+            .map_err(SlowPathError::start("thread"))?;
+        Ok(Self {
+            commands,
+            waker,
+            stats,
+            thread: Some(thread),
+        })
+    }
+
+    /// Wakes the slow path: for [`punt_queue`](crate::datapath::punt_queue).
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    pub fn stats(&self) -> Arc<SlowStats> {
+        self.stats.clone()
+    }
+
+    /// Replaces the tunnels.
+    pub fn publish(&self, snapshot: SlowSnapshot) {
+        self.command(Command::Snapshot(snapshot));
+    }
+
+    /// Gives a tunnel its device. Takes the place of an earlier one.
+    pub fn add_tun(&self, id: TunnelId, tun: Tun) {
+        self.command(Command::AddTun(id, tun));
+    }
+
+    /// Closes a tunnel's device; a persistent one stays in the kernel.
+    pub fn remove_tun(&self, id: TunnelId) {
+        self.command(Command::RemoveTun(id));
+    }
+
+    /// Listens to a worker's punt queue. Takes the place of that worker's earlier one.
+    pub fn add_punts(&self, worker: u32, source: PuntSource) {
+        self.command(Command::AddPunts(worker, source));
+    }
+
+    /// Carries what still waits in a worker's punt queue, and forgets it.
+    pub fn remove_punts(&self, worker: u32) {
+        self.command(Command::RemovePunts(worker));
+    }
+
+    fn command(&self, command: Command) {
+        // Fails only if the thread is gone, and then there is nobody to tell.
+        let _ = self.commands.send(command);
+        self.waker.wake();
+    }
+}
+
+impl Drop for SlowPath {
+    fn drop(&mut self) {
+        self.command(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

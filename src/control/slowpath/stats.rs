@@ -1,0 +1,27 @@
+//! What the slow path counts: written by its thread alone, read by the control room at any time.
+
+use crate::{
+    datapath::{DropCounts, PuntCounts},
+    tunnel::Counter,
+};
+
+/// The slow path's books. What a tunnel carried is in its [`TunnelRecord`](crate::datapath::TunnelRecord) alone; what one
+/// lost is there and in [`drops`](Self::drops).
+///
+/// Every packet that came from a TUN device, a raw socket or a worker is in exactly one place: carried by a tunnel,
+/// [`handed_over`](Self::handed_over), [`returned`](Self::returned) or [`drops`](Self::drops).
+#[derive(Debug, Default)]
+pub struct SlowStats {
+    /// Every drop, those of unknown tunnels included.
+    pub drops: DropCounts,
+    /// What workers passed here, by their reasons.
+    pub punted: PuntCounts,
+    /// Passed on to the worker that owns the sequence numbers.
+    pub handed_over: Counter,
+    /// Handed back to the kernel through the service device.
+    pub returned: Counter,
+    /// TCP and UDP checksums that a veth had left unfinished.
+    pub checksums_completed: Counter,
+    /// Outer packets that left in fragments.
+    pub fragmented: Counter,
+}

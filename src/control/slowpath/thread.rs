@@ -1,0 +1,369 @@
+//! The slow path's thread: one turn takes a burst from every source that has something.
+
+use std::{collections::HashMap, io, ops::ControlFlow, sync::Arc};
+
+use crossbeam_channel::Receiver;
+use rustix::{
+    buffer::spare_capacity,
+    event::{Timespec, epoll},
+    fd::OwnedFd,
+    io::Errno,
+};
+
+use super::{
+    Command, RawReceiver, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
+    raw::{RawSender, Sent},
+};
+use crate::{
+    datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
+    packet::{PacketBuf, VecBuf, gre, ipv4, transport},
+    tunnel::{Outer, Tunnel, TunnelId, decapsulate, encapsulate},
+};
+
+/// Packets taken from one source before the next has its turn.
+const BURST: usize = 64;
+/// Bursts taken from a punt queue that is about to go, however fast a worker still fills it.
+const LAST_TURNS: usize = 64;
+const HEADROOM: usize = ipv4::HEADER_LEN + gre::MAX_HEADER_LEN;
+/// The largest IP packet.
+const MAX_PACKET: usize = 65_535;
+
+/// What an event's number means; a tunnel's device has the number of its slot.
+const WAKER: u64 = u64::MAX;
+const RECEIVER: u64 = u64::MAX - 1;
+
+pub(super) struct Engine {
+    epoll: OwnedFd,
+    waker: Waker,
+    receiver: RawReceiver,
+    sender: RawSender,
+    service: Option<ServiceTun>,
+    tuns: HashMap<TunnelId, Tun>,
+    punts: Vec<(u32, PuntSource)>,
+    snapshot: SlowSnapshot,
+    stats: Arc<SlowStats>,
+    /// The owner of the sequence numbers was handed something in this turn.
+    wake_owner: bool,
+}
+
+impl Engine {
+    pub(super) fn new(
+        receiver: RawReceiver,
+        service: Option<ServiceTun>,
+        waker: Waker,
+        stats: Arc<SlowStats>,
+    ) -> Result<Self, SlowPathError> {
+        let failed = |e: Errno| SlowPathError::start("epoll")(e.into());
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
+        let readable = epoll::EventFlags::IN;
+        epoll::add(&epoll, &waker, epoll::EventData::new_u64(WAKER), readable).map_err(failed)?;
+        let data = epoll::EventData::new_u64(RECEIVER);
+        epoll::add(&epoll, &receiver, data, readable).map_err(failed)?;
+        Ok(Self {
+            epoll,
+            waker,
+            receiver,
+            sender: RawSender::open()?,
+            service,
+            tuns: HashMap::new(),
+            punts: Vec::new(),
+            snapshot: SlowSnapshot::default(),
+            stats,
+            wake_owner: false,
+        })
+    }
+
+    pub(super) fn run(mut self, inbox: &Receiver<Command>) {
+        let mut buf = VecBuf::with_capacity(HEADROOM, MAX_PACKET);
+        let mut events = Vec::with_capacity(BURST);
+        let mut busy = false;
+        loop {
+            let at_once = busy.then(Timespec::default);
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), at_once.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return tracing::error!("the slow path ends: it cannot wait: {e}"),
+            }
+            // Commands first: what was said before a packet came holds for that packet.
+            if events.iter().any(|event| event.data.u64() == WAKER) {
+                self.waker.clear();
+                while let Ok(command) = inbox.try_recv() {
+                    if self.obey(command, &mut buf).is_break() {
+                        return;
+                    }
+                }
+            }
+            for event in events.drain(..) {
+                match event.data.u64() {
+                    WAKER => {}
+                    RECEIVER => self.receive(&mut buf),
+                    slot => self.read_tun(TunnelId(slot as u32), &mut buf),
+                }
+            }
+            busy = self.drain_punts(&mut buf);
+            self.wake_owner();
+        }
+    }
+
+    fn obey(&mut self, command: Command, buf: &mut VecBuf) -> ControlFlow<()> {
+        match command {
+            Command::Snapshot(snapshot) => {
+                self.snapshot = snapshot;
+                self.sender.forget();
+            }
+            Command::AddTun(id, tun) => self.add_tun(id, tun),
+            Command::RemoveTun(id) => drop(self.tuns.remove(&id)),
+            Command::AddPunts(worker, source) => {
+                self.remove_punts(worker, buf);
+                self.punts.push((worker, source));
+            }
+            Command::RemovePunts(worker) => self.remove_punts(worker, buf),
+            Command::Stop => {
+                for _ in 0..LAST_TURNS {
+                    if !self.drain_punts(buf) {
+                        break;
+                    }
+                }
+                self.wake_owner();
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn add_tun(&mut self, id: TunnelId, tun: Tun) {
+        // The earlier one's descriptor leaves the epoll set as it is closed.
+        drop(self.tuns.remove(&id));
+        let data = epoll::EventData::new_u64(u64::from(id.0));
+        match epoll::add(&self.epoll, &tun, data, epoll::EventFlags::IN) {
+            Ok(()) => drop(self.tuns.insert(id, tun)),
+            Err(e) => tracing::error!("{}: cannot listen to the tunnel's device: {e}", tun.name()),
+        }
+    }
+
+    /// Packets that the kernel routed into a tunnel.
+    fn read_tun(&mut self, id: TunnelId, buf: &mut VecBuf) {
+        for _ in 0..BURST {
+            let Some(tun) = self.tuns.get(&id) else {
+                return;
+            };
+            match buf.refill(HEADROOM, |room| tun.recv(room)) {
+                Ok(_) => self.enter_tunnel(id, buf),
+                Err(e) if again(&e) => return,
+                Err(e) => {
+                    // EBADFD: somebody deleted the device. It would be reported for ever.
+                    tracing::warn!("{}: the tunnel's device is gone: {e}", tun.name());
+                    self.tuns.remove(&id);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn enter_tunnel(&mut self, id: TunnelId, buf: &mut VecBuf) {
+        let Some((tunnel, record)) = find(&self.snapshot, id) else {
+            return self.stats.drops.count(DropReason::UnknownTunnel);
+        };
+        if !tunnel.up {
+            return self.drop_in(record, DropReason::TunnelDown);
+        }
+        if tunnel.oseq && self.snapshot.owner.is_some() {
+            return self.hand_over(id, Handover::IntoTunnel(id, buf.data().into()));
+        }
+        match encapsulate(tunnel, buf, &record.state) {
+            Ok(()) => self.send(id, buf),
+            Err(refusal) => self.drop_in(record, refusal.into()),
+        }
+    }
+
+    /// A finished outer packet, to the underlay.
+    fn send(&mut self, id: TunnelId, buf: &VecBuf) {
+        let Some((tunnel, record)) = find(&self.snapshot, id) else {
+            return self.stats.drops.count(DropReason::UnknownTunnel);
+        };
+        match self.sender.send(buf.data(), tunnel.dev) {
+            Ok(sent) => {
+                let inner_len = buf.data().len().saturating_sub(tunnel.overhead());
+                record.state.counters.tx_packets.add(1);
+                record.state.counters.tx_bytes.add(inner_len as u64);
+                if sent == Sent::Fragmented {
+                    self.stats.fragmented.add(1);
+                }
+            }
+            Err(e) => self.drop_in(record, e.into()),
+        }
+    }
+
+    /// Outer packets that the kernel received.
+    fn receive(&mut self, buf: &mut VecBuf) {
+        for _ in 0..BURST {
+            let mut device = None;
+            let received = buf.refill(HEADROOM, |room| {
+                let (len, index) = self.receiver.recv(room)?;
+                device = index;
+                Ok(len)
+            });
+            match received {
+                Ok(_) => match Outer::parse(buf.data(), &self.snapshot.table, device) {
+                    Ok(outer) => self.leave_tunnel(&outer, buf),
+                    Err(refusal) => self.stats.drops.count(refusal.into()),
+                },
+                Err(e) if again(&e) => return,
+                // An error of an earlier packet; receiving it has cleared it.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn leave_tunnel(&mut self, outer: &Outer, buf: &mut VecBuf) {
+        let Some((tunnel, record)) = find(&self.snapshot, outer.tunnel) else {
+            return self.stats.drops.count(DropReason::UnknownTunnel);
+        };
+        if tunnel.iseq && self.snapshot.owner.is_some() {
+            return self.hand_over(outer.tunnel, Handover::FromUnderlay(buf.data().into()));
+        }
+        match decapsulate(tunnel, outer, buf, &record.state) {
+            Ok(()) => self.deliver(outer.tunnel, buf),
+            Err(refusal) => self.drop_in(record, refusal.into()),
+        }
+    }
+
+    /// A decapsulated packet, into its tunnel's device.
+    fn deliver(&mut self, id: TunnelId, buf: &mut VecBuf) {
+        let Some((_, record)) = find(&self.snapshot, id) else {
+            return self.stats.drops.count(DropReason::UnknownTunnel);
+        };
+        let Some(tun) = self.tuns.get(&id) else {
+            return self.drop_in(record, DropReason::TunnelDown);
+        };
+        self.complete_checksum(buf);
+        match tun.send(buf.data()) {
+            Ok(()) => {
+                record.state.counters.rx_packets.add(1);
+                record.state.counters.rx_bytes.add(buf.data().len() as u64);
+            }
+            Err(e) => self.drop_in(record, write_refused(&e)),
+        }
+    }
+
+    /// What workers passed here. True when there may be more.
+    fn drain_punts(&mut self, buf: &mut VecBuf) -> bool {
+        let punts = std::mem::take(&mut self.punts);
+        let mut more = false;
+        for (_, source) in &punts {
+            more |= source.drain(BURST, |punt| self.take_punt(punt, buf)) == BURST;
+        }
+        self.punts = punts;
+        more
+    }
+
+    fn remove_punts(&mut self, worker: u32, buf: &mut VecBuf) {
+        let Some(at) = self.punts.iter().position(|(id, _)| *id == worker) else {
+            return;
+        };
+        let (_, source) = self.punts.swap_remove(at);
+        for _ in 0..LAST_TURNS {
+            if source.drain(BURST, |punt| self.take_punt(punt, buf)) < BURST {
+                break;
+            }
+        }
+    }
+
+    fn take_punt(&mut self, punt: &PuntBuf, buf: &mut VecBuf) {
+        self.stats.punted.count(punt.reason);
+        let packet = punt.packet();
+        let copied = buf.refill(HEADROOM, |room| {
+            let room = room.get_mut(..packet.len()).ok_or(())?;
+            room.copy_from_slice(packet);
+            Ok::<_, ()>(packet.len())
+        });
+        if copied.is_err() {
+            return self.stats.drops.count(DropReason::NoHeadroom);
+        }
+        match punt.to {
+            PuntTo::Tunnel(id) => self.deliver(id, buf),
+            PuntTo::Underlay(id) => self.send(id, buf),
+            PuntTo::Service => self.hand_back(buf),
+            PuntTo::Owner(id) => self.pass_to_owner(id, punt, buf),
+        }
+    }
+
+    /// A packet as it was received, back to the kernel.
+    fn hand_back(&mut self, buf: &mut VecBuf) {
+        let Some(service) = &self.service else {
+            return self.stats.drops.count(DropReason::SlowPathRefused);
+        };
+        self.complete_checksum(buf);
+        match service.send(buf.data()) {
+            Ok(()) => self.stats.returned.add(1),
+            Err(_) => self.stats.drops.count(DropReason::SlowPathRefused),
+        }
+    }
+
+    /// A packet that its worker may not number or judge: an outer one of this tunnel, or one that routes into it.
+    fn pass_to_owner(&mut self, id: TunnelId, punt: &PuntBuf, buf: &mut VecBuf) {
+        match Outer::parse(buf.data(), &self.snapshot.table, None) {
+            Ok(outer) if outer.tunnel == id => self.leave_tunnel(&outer, buf),
+            _ if self.snapshot.owner.is_some() => {
+                self.hand_over(id, Handover::FromOverlay(punt.from, buf.data().into()));
+            }
+            // The kernel forwards it into the tunnel's device, from where it comes to us.
+            _ => self.hand_back(buf),
+        }
+    }
+
+    /// To the owner of the sequence numbers. The caller has seen that there is one.
+    fn hand_over(&mut self, id: TunnelId, packet: Handover) {
+        let sent = match &self.snapshot.owner {
+            Some(owner) => owner.queue.try_send(packet).is_ok(),
+            None => false,
+        };
+        if sent {
+            self.stats.handed_over.add(1);
+            self.wake_owner = true;
+        } else if let Some((_, record)) = find(&self.snapshot, id) {
+            self.drop_in(record, DropReason::PuntQueueFull);
+        } else {
+            self.stats.drops.count(DropReason::PuntQueueFull);
+        }
+    }
+
+    fn wake_owner(&mut self) {
+        if let (true, Some(owner)) = (self.wake_owner, &self.snapshot.owner) {
+            owner.waker.wake();
+        }
+        self.wake_owner = false;
+    }
+
+    /// What comes over a veth may have a transport checksum that the sender left to the device; the kernel takes a
+    /// packet from a TUN device to be finished.
+    fn complete_checksum(&self, buf: &mut VecBuf) {
+        if transport::complete_checksum(buf.data_mut()) {
+            self.stats.checksums_completed.add(1);
+        }
+    }
+
+    fn drop_in(&self, record: &TunnelRecord, reason: DropReason) {
+        record.drops.count(reason);
+        self.stats.drops.count(reason);
+    }
+}
+
+fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord)> {
+    let record = snapshot.records.get(id.index())?.as_deref()?;
+    Some((snapshot.table.get(id)?, record))
+}
+
+fn again(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+/// Why a TUN device did not take a packet: EIO says that it is down, EBADFD that it has been deleted.
+fn write_refused(error: &io::Error) -> DropReason {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::IO | Errno::BADFD) => DropReason::TunnelDown,
+        _ => DropReason::SlowPathRefused,
+    }
+}

@@ -1,0 +1,341 @@
+//! The control socket: how `greyhound stats` and its like ask the running router.
+//!
+//! One request per line, one answer per line, both JSON: `{"verb": "stats"}` is answered by `{"ok": …}` or
+//! `{"error": "…"}`. What a client can take is bounded (connections, bytes, time), and whatever it sends, it gets an
+//! error at most: the router itself never notices.
+
+use std::{
+    fs,
+    future::Future,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::{
+        fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+        net::{UnixListener as StdListener, UnixStream as StdStream},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use socket2::{Domain, SockAddr, Socket, Type};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader as AsyncBufReader},
+    net::{UnixListener, UnixStream},
+    time::timeout,
+};
+
+/// The longest request, in bytes, with its newline.
+const REQUEST_LIMIT: u64 = 64 * 1024;
+/// The longest answer that a client takes, in bytes: some ten thousand tunnels.
+const ANSWER_LIMIT: u64 = 64 * 1024 * 1024;
+/// Connections served at the same time; one more is answered with an error and closed.
+const CONNECTION_LIMIT: usize = 32;
+/// How long a client may take to finish a request, or to read its answer.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the router may take to answer.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+const BACKLOG: i32 = 64;
+
+/// What a client can ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", deny_unknown_fields)]
+pub enum Request {
+    /// All counters, or those of one tunnel.
+    #[serde(rename = "stats")]
+    Stats {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
+    /// All tunnels, or one.
+    #[serde(rename = "tunnel show")]
+    TunnelShow {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
+    /// Who answers, and since when.
+    #[serde(rename = "status")]
+    Status {},
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Response {
+    Ok(serde_json::Value),
+    Error(String),
+}
+
+impl Response {
+    /// The answer that carries `value`.
+    pub fn ok(value: &impl Serialize) -> Response {
+        serde_json::to_value(value).map_or_else(|e| Response::Error(e.to_string()), Response::Ok)
+    }
+}
+
+/// Why the control socket could not be made; one line.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    #[error("another greyhound answers on {0}: stop it first, or set another control path")]
+    InUse(PathBuf),
+    #[error("{0} exists and is no socket: remove it, or set another control path")]
+    NotASocket(PathBuf),
+    #[error("cannot make the control socket {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// A bound control socket. Dropping it removes it from the file system, with the directory if that was made for it.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    made_directory: Option<PathBuf>,
+}
+
+impl ControlSocket {
+    /// Binds `path` with mode 0660 and makes its directory if need be. Replaces the socket of a process that is gone,
+    /// never that of one that answers. Needs a tokio reactor.
+    pub fn bind(path: &Path) -> Result<ControlSocket, SocketError> {
+        let io = |source| SocketError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let made_directory = make_parent(path).map_err(io)?;
+        // Two routers that start at once would each find the other's socket stale: one at a time.
+        let parent = fs::File::open(parent(path)).map_err(io)?;
+        flock(&parent, FlockOperation::LockExclusive).map_err(|e| io(e.into()))?;
+        remove_stale(path)?;
+        let listener = listen(path).map_err(io)?;
+        Ok(ControlSocket {
+            listener: UnixListener::from_std(listener).map_err(io)?,
+            path: path.to_owned(),
+            made_directory,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        if let Some(directory) = &self.made_directory {
+            // Fails, as it should, when something else has moved in.
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// Makes the directory that `path` lies in and returns it, if it was missing.
+fn make_parent(path: &Path) -> io::Result<Option<PathBuf>> {
+    let directory = parent(path);
+    if directory.is_dir() {
+        return Ok(None);
+    }
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o755).create(directory)?;
+    Ok(Some(directory.to_owned()))
+}
+
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    let io = |source| SocketError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(io(e)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(SocketError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    match StdStream::connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(io),
+        Err(e) => Err(io(e)),
+        Ok(_) => Err(SocketError::InUse(path.to_owned())),
+    }
+}
+
+fn listen(path: &Path) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    // Linux gives the file the socket's own mode less the umask: so it is at no moment open to more than these.
+    fchmod(&socket, Mode::from_raw_mode(0o660))?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    Ok(StdListener::from(std::os::fd::OwnedFd::from(socket)))
+}
+
+/// Answers requests for ever. `handler` is called on this task, one request at a time, and should be quick.
+pub async fn serve(socket: &ControlSocket, handler: impl Fn(Request) -> Response) {
+    let mut connections = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            accepted = socket.listener.accept() => match accepted {
+                Ok((stream, _)) if connections.len() < CONNECTION_LIMIT => {
+                    connections.push(converse(stream, &handler));
+                }
+                Ok((stream, _)) => refuse(stream),
+                Err(e) => {
+                    // Out of file descriptors, most likely: give the others time to end.
+                    tracing::warn!("control socket: accept: {e}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(()) = connections.next() => {}
+        }
+    }
+}
+
+/// Tells a client in a few bytes, which fit its empty buffer, that there are too many.
+fn refuse(stream: UnixStream) {
+    let busy = Response::Error(format!(
+        "busy: {CONNECTION_LIMIT} clients are connected already"
+    ));
+    if let (Ok(line), Ok(mut stream)) = (to_line(&busy), stream.into_std()) {
+        let _ = stream.write(&line);
+    }
+}
+
+async fn converse(mut stream: UnixStream, handler: &impl Fn(Request) -> Response) {
+    let (reader, mut writer) = stream.split();
+    let mut reader = AsyncBufReader::new(reader);
+    loop {
+        let Some(line) = within_limit(read_request(&mut reader)).await else {
+            return;
+        };
+        let complete = line.ends_with(b"\n") || (line.len() as u64) < REQUEST_LIMIT;
+        let response = match serde_json::from_slice::<Request>(&line) {
+            _ if !complete => Response::Error(format!("request longer than {REQUEST_LIMIT} bytes")),
+            Ok(request) => handler(request),
+            Err(e) => Response::Error(format!("not a request: {e}")),
+        };
+        let Ok(answer) = to_line(&response) else {
+            return;
+        };
+        let sent = within_limit(async { writer.write_all(&answer).await.ok() }).await;
+        if sent.is_none() || !complete {
+            return;
+        }
+    }
+}
+
+async fn within_limit<T>(work: impl Future<Output = Option<T>>) -> Option<T> {
+    timeout(IDLE_LIMIT, work).await.ok().flatten()
+}
+
+/// The next line, which may lack its newline at the end of the stream and at the limit; none after the end or an error.
+async fn read_request(reader: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    let read = reader
+        .take(REQUEST_LIMIT)
+        .read_until(b'\n', &mut line)
+        .await;
+    (read.ok()? > 0).then_some(line)
+}
+
+fn to_line(message: &impl Serialize) -> serde_json::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Why a question got no answer; one line.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    #[error("no greyhound answers on {0}: is `greyhound run` running?")]
+    NotRunning(PathBuf),
+    #[error("permission denied on {0}: run as root, or as a member of the socket's group")]
+    PermissionDenied(PathBuf),
+    #[error("the greyhound on {path} did not answer: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("the greyhound on {path} sent what this version cannot read: {source}")]
+    Malformed {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    /// What the router itself says.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A connection to the running router.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<StdStream>,
+    path: PathBuf,
+}
+
+impl Client {
+    pub fn connect(path: &Path) -> Result<Client, ClientError> {
+        let stream = StdStream::connect(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning(path.to_owned())
+            }
+            io::ErrorKind::PermissionDenied => ClientError::PermissionDenied(path.to_owned()),
+            _ => ClientError::Io {
+                path: path.to_owned(),
+                source,
+            },
+        })?;
+        let client = Client {
+            stream: BufReader::new(stream),
+            path: path.to_owned(),
+        };
+        let stream = client.stream.get_ref();
+        stream
+            .set_read_timeout(Some(ANSWER_TIME))
+            .and_then(|()| stream.set_write_timeout(Some(ANSWER_TIME)))
+            .map_err(|source| client.failed(source))?;
+        Ok(client)
+    }
+
+    /// Sends `request` and waits for its answer.
+    pub fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ClientError> {
+        let line = self.exchange(request).map_err(|e| self.failed(e))?;
+        let malformed = |source| ClientError::Malformed {
+            path: self.path.clone(),
+            source,
+        };
+        match serde_json::from_slice(&line).map_err(malformed)? {
+            Response::Ok(value) => serde_json::from_value(value).map_err(malformed),
+            Response::Error(why) => Err(ClientError::Refused(why)),
+        }
+    }
+
+    fn exchange(&mut self, request: &Request) -> io::Result<Vec<u8>> {
+        // The router may have refused the connection and closed it: its word on that can still be read.
+        let sent = self.stream.get_mut().write_all(&to_line(request)?);
+        let mut line = Vec::new();
+        (&mut self.stream)
+            .take(ANSWER_LIMIT)
+            .read_until(b'\n', &mut line)?;
+        if line.ends_with(b"\n") {
+            return Ok(line);
+        }
+        sent?;
+        Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up"))
+    }
+
+    fn failed(&self, source: io::Error) -> ClientError {
+        let source = match source.kind() {
+            io::ErrorKind::WouldBlock => {
+                io::Error::new(io::ErrorKind::TimedOut, "no answer in 5 s")
+            }
+            _ => source,
+        };
+        ClientError::Io {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What the router's counters add up to.
+
+use std::collections::BTreeMap;
+
+use super::{
+    compile::TunnelStatus,
+    fastpath::FastPath,
+    mirror::State,
+    report::{
+        NextHopReport, PathShare, PortReport, Reasons, SlowPathReport, Traffic, TunnelReport,
+        WorkerReport,
+    },
+    slowpath::SlowStats,
+    tunnels::TunnelEntry,
+    worker_thread::{SocketHandle, WorkerHandle},
+};
+use crate::datapath::{DropCounts, PuntCounts};
+
+fn drops(into: &mut Reasons, counts: &DropCounts) {
+    for (reason, n) in counts.iter().filter(|(_, n)| *n > 0) {
+        *into.entry(reason.as_str().to_owned()).or_default() += n;
+    }
+}
+
+fn punts(counts: &PuntCounts) -> Reasons {
+    let counted = counts.iter().filter(|(_, n)| *n > 0);
+    counted
+        .map(|(reason, n)| (reason.as_str().to_owned(), n))
+        .collect()
+}
+
+/// One tunnel's report.
+pub fn tunnel(entry: &TunnelEntry, status: Option<&TunnelStatus>, state: &State) -> TunnelReport {
+    let mut report = TunnelReport::from(&entry.config);
+    if let Some(status) = status {
+        report.state = status.word().to_owned();
+        report.mtu = status.mtu.into();
+        report.next_hop = status.outer.map(|outer| NextHopReport {
+            device: state
+                .link(outer.ifindex)
+                .map_or_else(String::new, |link| link.name.to_string()),
+            via: outer.neighbour.to_string(),
+            lladdr: outer.mac.map(|mac| mac.to_string()),
+        });
+    }
+    for (thread, record) in entry.records().iter().enumerate() {
+        let c = &record.state.counters;
+        let (rx, tx) = (c.rx_packets.get(), c.tx_packets.get());
+        add(&mut report.rx, rx, c.rx_bytes.get());
+        add(&mut report.tx, tx, c.tx_bytes.get());
+        let share: &mut PathShare = match thread {
+            0 => &mut report.slow,
+            _ => &mut report.fast,
+        };
+        share.rx_packets += rx;
+        share.tx_packets += tx;
+        drops(&mut report.drops, &record.drops);
+    }
+    report
+}
+
+fn add(traffic: &mut Traffic, packets: u64, bytes: u64) {
+    traffic.packets += packets;
+    traffic.bytes += bytes;
+}
+
+/// One worker's report.
+pub fn worker(worker: &WorkerHandle, path: &FastPath) -> WorkerReport {
+    let stats = &worker.stats;
+    let mut report = WorkerReport {
+        id: worker.id,
+        cpu: worker.cpu as u32,
+        rx_packets: stats.rx_packets.get(),
+        tx_packets: stats.tx_packets.get(),
+        punted: stats.punts.total(),
+        punts: punts(&stats.punts),
+        checksums_completed: stats.checksums_completed.get(),
+        frames: worker
+            .frames
+            .iter()
+            .map(|(place, n)| (place.to_owned(), n))
+            .collect(),
+        ports: worker
+            .sockets
+            .iter()
+            .map(|socket| port(socket, path))
+            .collect(),
+        ..WorkerReport::default()
+    };
+    drops(&mut report.drops, &stats.drops);
+    report
+}
+
+fn port(socket: &SocketHandle, path: &FastPath) -> PortReport {
+    let generic = path.is_generic(&socket.device);
+    let (mode, kernel) = match socket.statistics() {
+        Ok(kernel) if generic => ("generic", kernel),
+        Ok(kernel) => (socket.mode.as_str(), kernel),
+        Err(_) => ("down", Default::default()),
+    };
+    PortReport {
+        device: socket.device.clone(),
+        queue: socket.queue,
+        mode: mode.to_owned(),
+        why_not_zero_copy: socket.why_not_zero_copy.clone(),
+        rx_dropped: kernel.rx_dropped,
+        rx_ring_full: kernel.rx_ring_full,
+        fill_ring_empty: kernel.rx_fill_ring_empty_descs,
+        rx_invalid: kernel.rx_invalid_descs,
+        tx_invalid: kernel.tx_invalid_descs,
+        tx_ring_empty: kernel.tx_ring_empty_descs,
+    }
+}
+
+/// The slow path's report.
+pub fn slow_path(stats: &SlowStats) -> SlowPathReport {
+    let mut report = SlowPathReport {
+        punts: punts(&stats.punted),
+        ..SlowPathReport::default()
+    };
+    drops(&mut report.drops, &stats.drops);
+    report
+}
+
+/// Every drop of workers and slow path together.
+pub fn all_drops(workers: &[WorkerReport], slow: &SlowPathReport) -> Reasons {
+    let mut total: Reasons = BTreeMap::new();
+    for reasons in workers.iter().map(|w| &w.drops).chain([&slow.drops]) {
+        for (reason, n) in reasons {
+            *total.entry(reason.clone()).or_default() += n;
+        }
+    }
+    total
+}

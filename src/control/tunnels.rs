@@ -1,0 +1,176 @@
+//! The tunnels' devices: made or adopted, set up as configured, removed in the end.
+
+use std::{cell::RefCell, sync::Arc};
+
+use super::{
+    config::{Config, Mtu, TunnelConfig},
+    mirror::State,
+    netlink::{Device, Handle, RequestError},
+    slowpath::{Tun, TunError},
+};
+use crate::{
+    datapath::TunnelRecord,
+    tunnel::{Sequences, TunnelId},
+};
+
+/// What an underlay carries when nothing better is known.
+const ETHERNET_MTU: u32 = 1500;
+
+/// Why a tunnel's device is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    #[error("tunnel {0}")]
+    Tun(#[from] TunError),
+    #[error("tunnel {0}")]
+    Request(#[from] RequestError),
+    #[error("tunnel {0}: the device vanished while it was being set up")]
+    Vanished(String),
+}
+
+/// A tunnel and what the router keeps about it.
+pub struct TunnelEntry {
+    pub id: TunnelId,
+    pub config: TunnelConfig,
+    pub device: Device,
+    sequences: Arc<Sequences>,
+    /// By thread: the slow path first, then the workers.
+    records: RefCell<Vec<Arc<TunnelRecord>>>,
+    /// The MTU that was last set because the configuration says "auto".
+    auto_mtu: Option<u16>,
+}
+
+impl TunnelEntry {
+    /// The record of thread number `thread` of about `threads`: 0 is the slow path, n + 1 is worker n.
+    pub fn record(&self, thread: u32, threads: u32) -> Arc<TunnelRecord> {
+        let mut records = self.records.borrow_mut();
+        while records.len() <= thread as usize {
+            let record = TunnelRecord::new(records.len() as u32, threads, self.sequences.clone());
+            records.push(Arc::new(record));
+        }
+        records[thread as usize].clone()
+    }
+
+    /// Every record that there is, the slow path's first.
+    pub fn records(&self) -> Vec<Arc<TunnelRecord>> {
+        self.records.borrow().clone()
+    }
+
+    /// The MTU that "auto" asks for now, if it is another one than was asked for last: an operator's own setting stays
+    /// until the underlay changes.
+    pub fn new_auto_mtu(&mut self, state: &State, underlay: &[String]) -> Option<u16> {
+        if self.config.mtu != Mtu::Auto {
+            return None;
+        }
+        let wanted = auto_mtu(state, &self.config, underlay);
+        let before = self.auto_mtu.replace(wanted);
+        (before != Some(wanted)).then_some(wanted)
+    }
+}
+
+/// The MTU of the way to the remote less the overhead; without a way, that of the narrowest underlay device (mtu-1).
+pub fn auto_mtu(state: &State, config: &TunnelConfig, underlay: &[String]) -> u16 {
+    let way = state.lookup4(config.remote).and_then(|found| {
+        let hop = found.route.hops.iter().find(|hop| !hop.dead)?;
+        let device = state
+            .link(hop.oif)
+            .filter(|link| underlay.contains(&(*link.name).to_owned()))?;
+        Some(
+            found
+                .route
+                .mtu
+                .map_or(device.mtu, |metric| metric.min(device.mtu)),
+        )
+    });
+    let narrowest = || {
+        let links = underlay.iter().filter_map(|name| state.link_by_name(name));
+        links.map(|link| link.mtu).min()
+    };
+    let mtu = way.or_else(narrowest).unwrap_or(ETHERNET_MTU);
+    u16::try_from(mtu.saturating_sub(config.overhead().into())).unwrap_or(u16::MAX)
+}
+
+/// Makes or adopts every tunnel's device and sets it up. When one fails, those that were made are removed again.
+pub async fn create(
+    config: &Config,
+    state: &State,
+    handle: &Handle,
+) -> Result<Vec<(TunnelEntry, Tun)>, TunnelError> {
+    let mut made = Vec::new();
+    for (slot, tunnel) in config.tunnels.iter().enumerate() {
+        match create_one(TunnelId(slot as u32), tunnel, config, state, handle).await {
+            Ok(entry) => made.push(entry),
+            Err(why) => {
+                for (entry, tun) in &made {
+                    if !tun.adopted() {
+                        remove(entry, handle).await;
+                    }
+                }
+                return Err(why);
+            }
+        }
+    }
+    Ok(made)
+}
+
+async fn create_one(
+    id: TunnelId,
+    tunnel: &TunnelConfig,
+    config: &Config,
+    state: &State,
+    handle: &Handle,
+) -> Result<(TunnelEntry, Tun), TunnelError> {
+    let tun = Tun::open(&tunnel.name, config.router.persist)?;
+    let device =
+        (handle.device(&tunnel.name)?).ok_or_else(|| TunnelError::Vanished(tunnel.name.clone()))?;
+    let mut entry = TunnelEntry {
+        id,
+        config: tunnel.clone(),
+        device,
+        sequences: Arc::default(),
+        records: RefCell::default(),
+        auto_mtu: None,
+    };
+    match set_up(&mut entry, &config.router.underlay, state, handle).await {
+        Ok(()) => {
+            let how = if tun.adopted() { "adopted" } else { "created" };
+            tracing::info!("tunnel {}: device {how}", tunnel.name);
+            Ok((entry, tun))
+        }
+        Err(why) => {
+            if !tun.adopted() {
+                remove(&entry, handle).await;
+            }
+            Err(why.into())
+        }
+    }
+}
+
+async fn set_up(
+    entry: &mut TunnelEntry,
+    underlay: &[String],
+    state: &State,
+    handle: &Handle,
+) -> Result<(), RequestError> {
+    let mtu = match entry.config.mtu {
+        Mtu::Fixed(mtu) => Some(mtu),
+        Mtu::Auto => entry.new_auto_mtu(state, underlay),
+    };
+    if let Some(mtu) = mtu {
+        handle.set_mtu(&entry.device, mtu.into()).await?;
+    }
+    for address in &entry.config.address {
+        handle.add_address(&entry.device, *address).await?;
+    }
+    handle.set_up(&entry.device, true).await?;
+    for route in &entry.config.routes {
+        handle.add_route(&entry.device, *route).await?;
+    }
+    Ok(())
+}
+
+/// Removes a tunnel's device, and with it its addresses and routes.
+pub async fn remove(entry: &TunnelEntry, handle: &Handle) {
+    if let Err(why) = handle.delete_link(&entry.device).await {
+        tracing::warn!("{why}");
+    }
+}

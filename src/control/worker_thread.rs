@@ -1,0 +1,250 @@
+//! A worker's thread: pinned, asleep when there is nothing to do, stopped in order.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::wake::Waker;
+use crate::{
+    datapath::{Handover, Links, PuntQueue, Snapshot, Spent, Worker, WorkerStats},
+    xdp::{Memory, Mode, PortSet, XskPort, XskStatistics},
+};
+
+/// Empty turns before a worker goes to sleep: enough to bridge the gaps of a busy link, too few to be seen in `top`.
+const IDLE_TURNS: u32 = 128;
+/// Turns between two looks at where the frames are.
+const LEDGER_TURNS: u32 = 4096;
+/// How long a worker sleeps while the kernel has frames to send, and otherwise.
+const NAP: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
+const SLEEP: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+/// How long an ending worker waits for its last frames to be sent.
+const DRAIN: Duration = Duration::from_millis(200);
+/// Places in the queues between a worker and the control room.
+const SNAPSHOTS: usize = 16;
+const HANDOVERS: usize = 1024;
+const SPENT: usize = 2 * (SNAPSHOTS + HANDOVERS);
+
+/// Where a worker's frames were when it last looked.
+#[derive(Debug, Default)]
+pub struct FrameGauges([AtomicU64; 5]);
+
+/// What the gauges count, in their order. The first is the sum of the others.
+const PLACES: [&str; 5] = ["total", "free", "receiving", "worker", "transmitting"];
+
+impl FrameGauges {
+    fn note(&self, memory: &Memory) {
+        let l = memory.ledger();
+        let counts = [l.total, l.free, l.receiving, l.worker, l.transmitting];
+        for (gauge, n) in self.0.iter().zip(counts) {
+            gauge.store(n as u64, Relaxed);
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        PLACES
+            .into_iter()
+            .zip(self.0.iter().map(|g| g.load(Relaxed)))
+    }
+}
+
+/// One of a worker's sockets, seen from outside. Holding it keeps the socket open.
+#[derive(Debug)]
+pub struct SocketHandle {
+    pub device: String,
+    pub queue: u32,
+    pub mode: Mode,
+    pub why_not_zero_copy: Option<String>,
+    fd: OwnedFd,
+}
+
+impl SocketHandle {
+    fn of(port: &XskPort) -> io::Result<Self> {
+        Ok(Self {
+            device: port.spec().device.clone(),
+            queue: port.spec().queue,
+            mode: port.mode(),
+            why_not_zero_copy: port.why_not_zero_copy().map(str::to_owned),
+            fd: port.fd().try_clone_to_owned()?,
+        })
+    }
+
+    pub fn statistics(&self) -> io::Result<XskStatistics> {
+        XskStatistics::of(self.fd.as_fd())
+    }
+}
+
+impl AsFd for SocketHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A running worker. Dropping it stops the thread, after its last frames are sent or a fraction of a second.
+pub struct WorkerHandle {
+    pub id: u32,
+    pub cpu: usize,
+    pub stats: Arc<WorkerStats>,
+    pub frames: Arc<FrameGauges>,
+    pub sockets: Vec<SocketHandle>,
+    pub handovers: Sender<Handover>,
+    pub waker: Waker,
+    snapshots: Sender<Snapshot>,
+    spent: Receiver<Spent>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    /// Turns at the last heartbeat.
+    beat: u64,
+}
+
+impl WorkerHandle {
+    /// Starts worker `id` on `cpu` over `ports`. The first worker owns the sequence numbers.
+    pub fn start(id: u32, cpu: usize, ports: PortSet, punts: PuntQueue) -> io::Result<Self> {
+        let sockets = ports
+            .ports()
+            .iter()
+            .map(SocketHandle::of)
+            .collect::<io::Result<_>>()?;
+        let (snapshots, snapshot_rx) = bounded(SNAPSHOTS);
+        let (handovers, handover_rx) = bounded(HANDOVERS);
+        let (spent_tx, spent) = bounded(SPENT);
+        let links = Links {
+            snapshots: snapshot_rx,
+            handovers: handover_rx,
+            spent: spent_tx,
+            punts,
+        };
+        let waker = Waker::new()?;
+        let (stats, frames) = (Arc::<WorkerStats>::default(), Arc::<FrameGauges>::default());
+        let stop = Arc::<AtomicBool>::default();
+        let thread = Thread {
+            waker: waker.clone(),
+            stop: stop.clone(),
+            stats: stats.clone(),
+            frames: frames.clone(),
+        };
+        let body = move || {
+            if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
+                tracing::warn!("worker {id}: cannot be pinned to CPU {cpu}; it runs anywhere");
+            }
+            thread.run(ports, links, id == 0);
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("greyhound-{id}"))
+            .spawn(body)?;
+        Ok(Self {
+            id,
+            cpu,
+            stats,
+            frames,
+            sockets,
+            handovers,
+            waker,
+            snapshots,
+            spent,
+            stop,
+            thread: Some(thread),
+            beat: 0,
+        })
+    }
+
+    /// Hands over a snapshot; false when the worker has not taken the last ones yet.
+    pub fn publish(&self, snapshot: Snapshot) -> bool {
+        let sent = self.snapshots.try_send(snapshot).is_ok();
+        crate::datapath::Wake::wake(&self.waker);
+        sent
+    }
+
+    /// Frees what the worker is done with.
+    pub fn collect_spent(&self) {
+        while self.spent.try_recv().is_ok() {}
+    }
+
+    /// Whether the worker went round since the last call, or sleeps with good reason.
+    pub fn beats(&mut self) -> bool {
+        let turns = self.stats.turns.get();
+        let alive = turns != self.beat || self.stats.is_asleep();
+        self.beat = turns;
+        alive
+    }
+}
+
+impl Drop for WorkerHandle {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        crate::datapath::Wake::wake(&self.waker);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread itself holds.
+struct Thread {
+    waker: Waker,
+    stop: Arc<AtomicBool>,
+    stats: Arc<WorkerStats>,
+    frames: Arc<FrameGauges>,
+}
+
+impl Thread {
+    fn run(self, ports: PortSet, links: Links, owns_sequences: bool) {
+        let (ports, memory) = ports.into_parts();
+        let mut worker = Worker::new(ports, links, owns_sequences, self.stats.clone());
+        let (mut idle, mut since_ledger) = (0, 0);
+        self.frames.note(&memory);
+        while !self.stop.load(Relaxed) {
+            since_ledger += 1;
+            if since_ledger >= LEDGER_TURNS {
+                since_ledger = 0;
+                self.frames.note(&memory);
+            }
+            if worker.turn() > 0 {
+                idle = 0;
+                continue;
+            }
+            idle += 1;
+            if idle >= IDLE_TURNS {
+                idle = 0;
+                self.frames.note(&memory);
+                self.sleep(worker.ports());
+            }
+        }
+        // What was received before the sockets were taken out of the steering is still delivered.
+        while worker.turn() > 0 {}
+        for mut port in worker.into_ports() {
+            port.drain(DRAIN);
+        }
+    }
+
+    /// Sleeps until a packet comes, or somebody wakes the worker.
+    fn sleep(&self, ports: &[XskPort]) {
+        let sending = ports.iter().any(|port| port.transmitting() > 0);
+        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(ports.len() + 1);
+        fds.push(PollFd::new(&self.waker, PollFlags::IN));
+        fds.extend(
+            ports
+                .iter()
+                .map(|port| PollFd::from_borrowed_fd(port.fd(), PollFlags::IN)),
+        );
+        self.stats.set_asleep(true);
+        let _ = poll(&mut fds, Some(if sending { &NAP } else { &SLEEP }));
+        self.stats.set_asleep(false);
+        self.waker.clear();
+    }
+}

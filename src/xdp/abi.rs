@@ -1,0 +1,119 @@
+//! What user space and the steering program agree on: `bpf/steer.h` in Rust.
+//!
+//! Keys and values are written byte by byte, so that no layout is ever assumed; the sizes are compared with the maps' own.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// The counters' names, in the order of `enum steer_reason`.
+pub const REASONS: [&str; 23] = [
+    "redirected_underlay",
+    "redirected_overlay",
+    "port_off",
+    "not_ip",
+    "other_mac",
+    "vlan_tag",
+    "ip_options",
+    "bad_header",
+    "bad_checksum",
+    "fragment",
+    "not_gre",
+    "gre_version",
+    "gre_flags",
+    "unknown_tunnel",
+    "forwarding_off",
+    "multicast",
+    "martian",
+    "ttl",
+    "no_route",
+    "kernel_route",
+    "too_big",
+    "partial_checksum",
+    "no_socket",
+];
+
+pub const PORT_UNDERLAY: u16 = 1 << 0;
+pub const PORT_OVERLAY: u16 = 1 << 1;
+pub const PORT_FORWARD4: u16 = 1 << 2;
+pub const PORT_FORWARD6: u16 = 1 << 3;
+pub const PORT_PARTIAL_CHECKSUMS: u16 = 1 << 4;
+pub const PORT_ANY_REMOTE: u16 = 1 << 5;
+
+/// `struct steer_port`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PortEntry {
+    pub mac: [u8; 6],
+    pub flags: u16,
+    pub first_slot: u32,
+    pub queues: u32,
+}
+
+impl PortEntry {
+    pub fn bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..6].copy_from_slice(&self.mac);
+        bytes[6..8].copy_from_slice(&self.flags.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&self.first_slot.to_ne_bytes());
+        bytes[12..].copy_from_slice(&self.queues.to_ne_bytes());
+        bytes
+    }
+}
+
+/// `struct steer_tunnel`.
+pub fn tunnel(local: Ipv4Addr, remote: Ipv4Addr, key: Option<u32>) -> Vec<u8> {
+    let mut bytes = peer(local, remote);
+    bytes.extend(key.unwrap_or(0).to_be_bytes());
+    bytes.extend(u32::from(key.is_some()).to_ne_bytes());
+    bytes
+}
+
+/// `struct steer_peer`.
+pub fn peer(local: Ipv4Addr, remote: Ipv4Addr) -> Vec<u8> {
+    [local.octets(), remote.octets()].concat()
+}
+
+/// `struct steer_prefix4`.
+pub fn prefix4(address: Ipv4Addr, length: u8) -> Vec<u8> {
+    let mut bytes = u32::from(length).to_ne_bytes().to_vec();
+    bytes.extend(address.octets());
+    bytes
+}
+
+/// `struct steer_prefix6`.
+pub fn prefix6(address: Ipv6Addr, length: u8) -> Vec<u8> {
+    let mut bytes = u32::from(length).to_ne_bytes().to_vec();
+    bytes.extend(address.octets());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str = include_str!("../../bpf/steer.h");
+
+    #[test]
+    fn reasons_stand_in_the_headers_order() {
+        let in_header: Vec<&str> = HEADER
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("X("))
+            .filter_map(|rest| rest.split(')').next())
+            .collect();
+        assert_eq!(in_header, REASONS);
+    }
+
+    #[test]
+    fn flags_have_the_headers_bits() {
+        let flags = [
+            ("UNDERLAY", PORT_UNDERLAY),
+            ("OVERLAY", PORT_OVERLAY),
+            ("FORWARD4", PORT_FORWARD4),
+            ("FORWARD6", PORT_FORWARD6),
+            ("PARTIAL_CHECKSUMS", PORT_PARTIAL_CHECKSUMS),
+            ("ANY_REMOTE", PORT_ANY_REMOTE),
+        ];
+        for (name, value) in flags {
+            let line = format!("STEER_PORT_{name} = 1 << {},", value.trailing_zeros());
+            assert!(HEADER.contains(&line), "{line}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The few BPF system calls that libbpf-rs does not wrap.
+
+use std::{
+    io, mem,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use libbpf_rs::libbpf_sys as sys;
+
+/// All our programs' names begin so; nobody else's do.
+pub(super) const PROGRAM_NAMES: &str = "greyhound_";
+
+/// A program's hold on a device. Dropping it detaches the program; so does the death of the process.
+#[derive(Debug)]
+pub(super) struct Link(OwnedFd);
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Closing would do, were it not for a child process between fork and exec, which still holds a copy.
+        // SAFETY: takes the number of a descriptor that we own until after this call.
+        let _ = unsafe { sys::bpf_link_detach(self.0.as_raw_fd()) };
+    }
+}
+
+/// Attaches an XDP program to a device, natively or generic.
+pub(super) fn link(program: BorrowedFd, ifindex: u32, generic: bool) -> io::Result<Link> {
+    let options = sys::bpf_link_create_opts {
+        sz: mem::size_of::<sys::bpf_link_create_opts>() as sys::size_t,
+        flags: match generic {
+            true => sys::XDP_FLAGS_SKB_MODE,
+            false => sys::XDP_FLAGS_DRV_MODE,
+        },
+        ..Default::default()
+    };
+    // SAFETY: `options` outlives the call, which only reads it, and states its own size. No frame is involved.
+    let fd = unsafe {
+        sys::bpf_link_create(program.as_raw_fd(), ifindex as i32, sys::BPF_XDP, &options)
+    };
+    let fd = check(fd)?;
+    // SAFETY: the kernel has just opened this descriptor for us and nobody else knows it.
+    Ok(Link(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// The id of an XDP program on this device that is not one of ours.
+pub(super) fn foreign_program(ifindex: u32) -> io::Result<Option<u32>> {
+    for id in programs(ifindex)? {
+        if !is_ours(id)? {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+/// The ids of the XDP programs on this device, in whatever mode they are attached.
+pub(super) fn programs(ifindex: u32) -> io::Result<impl Iterator<Item = u32>> {
+    let mut query = sys::bpf_xdp_query_opts {
+        sz: mem::size_of::<sys::bpf_xdp_query_opts>() as sys::size_t,
+        ..Default::default()
+    };
+    // SAFETY: `query` outlives the call and states its own size.
+    check(unsafe { sys::bpf_xdp_query(ifindex as i32, 0, &mut query) })?;
+    let attached = [
+        query.prog_id,
+        query.drv_prog_id,
+        query.skb_prog_id,
+        query.hw_prog_id,
+    ];
+    Ok(attached.into_iter().filter(|id| *id != 0))
+}
+
+fn is_ours(id: u32) -> io::Result<bool> {
+    // SAFETY: takes a number and returns a descriptor or an error.
+    let fd = match check(unsafe { sys::bpf_prog_get_fd_by_id(id) }) {
+        // Detached since the query.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        fd => fd?,
+    };
+    // SAFETY: the kernel has just opened this descriptor for us and nobody else knows it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut info = sys::bpf_prog_info::default();
+    let mut length = mem::size_of_val(&info) as u32;
+    // SAFETY: `info` is zeroed (so it asks for no further buffers), outlives the call, and `length` is its size.
+    check(unsafe { sys::bpf_prog_get_info_by_fd(fd.as_raw_fd(), &mut info, &mut length) })?;
+    let name: Vec<u8> = info.name.iter().map(|c| *c as u8).collect();
+    Ok(name.starts_with(PROGRAM_NAMES.as_bytes()))
+}
+
+/// Runs an XDP program over a frame (at least 14 bytes) and returns its verdict.
+pub(super) fn run(program: BorrowedFd, frame: &[u8]) -> io::Result<u32> {
+    let mut options = sys::bpf_test_run_opts {
+        sz: mem::size_of::<sys::bpf_test_run_opts>() as sys::size_t,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: frame.len() as u32,
+        ..Default::default()
+    };
+    // SAFETY: `frame` and `options` outlive the call; the kernel copies the frame and returns no bytes.
+    check(unsafe { sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) })?;
+    Ok(options.retval)
+}
+
+/// Puts a BPF filter on a socket.
+pub(super) fn filter(socket: BorrowedFd, program: BorrowedFd) -> io::Result<()> {
+    let fd = program.as_raw_fd();
+    // SAFETY: the option's value is one int, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_BPF,
+            (&raw const fd).cast(),
+            mem::size_of_val(&fd) as libc::socklen_t,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// libbpf returns a negative errno.
+fn check(result: i32) -> io::Result<i32> {
+    match result {
+        0.. => Ok(result),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}

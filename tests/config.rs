@@ -1,0 +1,498 @@
+//! The configuration file: what is accepted, and the one line that each mistake gets.
+
+use std::net::Ipv4Addr;
+
+use greyhound::control::config::{Config, Mtu, Workers, XdpMode};
+use greyhound::tunnel::{Mode, Tos, Ttl};
+
+/// The example of the documentation, as far as this version goes.
+const EXAMPLE: &str = r#"
+[router]
+underlay = ["eth0"]
+overlay  = ["eth1"]
+workers  = [2, 3]
+xdp      = "zero-copy"
+control  = "/run/greyhound/a.sock"
+persist  = false
+
+[[tunnel]]
+name   = "gre1"
+mode   = "gre"
+local  = "192.0.2.1"
+remote = "192.0.2.2"
+key    = 42
+csum   = false
+iseq   = true
+ttl    = 64
+tos    = "inherit"
+pmtudisc = false
+ignore_df = true
+dev    = "eth0"
+mtu    = 1400
+address = ["172.16.0.1/30", "2001:db8::1/64"]
+routes  = ["10.0.2.0/24", "::/0"]
+"#;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, "greyhound.toml").map_err(|e| e.to_string())
+}
+
+#[test]
+fn the_documented_example_means_what_it_says() {
+    let config = parse(EXAMPLE).unwrap();
+    let router = &config.router;
+    assert_eq!(router.devices(), ["eth0", "eth1"]);
+    assert_eq!(router.workers, Workers::Cpus(vec![2, 3]));
+    assert_eq!(router.xdp, XdpMode::ZeroCopy);
+    assert_eq!(router.control.to_str(), Some("/run/greyhound/a.sock"));
+    assert!(!router.persist);
+    let [tunnel] = &config.tunnels[..] else {
+        panic!("one tunnel, not {}", config.tunnels.len());
+    };
+    assert_eq!((&tunnel.name[..], tunnel.mode), ("gre1", Mode::Gre));
+    assert_eq!(tunnel.local, Ipv4Addr::new(192, 0, 2, 1));
+    assert_eq!(tunnel.remote, Ipv4Addr::new(192, 0, 2, 2));
+    assert_eq!((tunnel.ikey, tunnel.okey), (Some(42), Some(42)));
+    assert_eq!((tunnel.icsum, tunnel.ocsum), (false, false));
+    assert_eq!((tunnel.iseq, tunnel.oseq), (true, false));
+    assert_eq!((tunnel.ttl, tunnel.tos), (Ttl::Fixed(64), Tos::Inherit));
+    assert_eq!((tunnel.pmtudisc, tunnel.ignore_df), (false, true));
+    assert_eq!(tunnel.dev.as_deref(), Some("eth0"));
+    assert_eq!(tunnel.mtu, Mtu::Fixed(1400));
+    assert_eq!(tunnel.address[0].to_string(), "172.16.0.1/30");
+    assert_eq!(tunnel.address[1].to_string(), "2001:db8::1/64");
+    assert_eq!(tunnel.routes[1].to_string(), "::/0");
+}
+
+#[test]
+fn absent_keys_have_the_kernels_defaults() {
+    let config = parse(&with(&[], &[])).unwrap();
+    assert_eq!(config.router.workers, Workers::Auto);
+    assert_eq!(config.router.xdp, XdpMode::Auto);
+    assert_eq!(
+        config.router.control.to_str(),
+        Some("/run/greyhound/control.sock")
+    );
+    assert!(config.router.persist);
+    let tunnel = &config.tunnels[0];
+    assert_eq!((tunnel.ikey, tunnel.okey), (None, None));
+    assert!(!(tunnel.icsum || tunnel.ocsum || tunnel.iseq || tunnel.oseq));
+    assert_eq!((tunnel.ttl, tunnel.tos), (Ttl::Inherit, Tos::Fixed(0)));
+    assert_eq!((tunnel.pmtudisc, tunnel.ignore_df), (true, false));
+    assert_eq!((tunnel.mtu, &tunnel.dev), (Mtu::Auto, &None));
+    assert!(tunnel.address.is_empty() && tunnel.routes.is_empty());
+}
+
+#[test]
+fn a_key_may_be_a_dotted_quad_or_hexadecimal_and_differ_by_direction() {
+    let config = parse(&with(&[], &["ikey = \"1.2.3.4\"", "okey = 0xffffffff"])).unwrap();
+    let tunnel = &config.tunnels[0];
+    assert_eq!(
+        (tunnel.ikey, tunnel.okey),
+        (Some(0x0102_0304), Some(u32::MAX))
+    );
+}
+
+#[test]
+fn the_overhead_is_linuxs() {
+    for (options, overhead) in [
+        (&[][..], 24),
+        (&["key = 1"], 28),
+        (&["key = 1", "csum = true"], 32),
+        (&["key = 1", "csum = true", "seq = true"], 36),
+        (&["ikey = 1", "icsum = true", "iseq = true"], 24),
+    ] {
+        let config = parse(&with(&[], options)).unwrap();
+        assert_eq!(config.tunnels[0].overhead(), overhead, "{options:?}");
+    }
+}
+
+#[test]
+fn without_xdp_the_overlay_may_be_empty() {
+    let config = parse("[router]\nunderlay = [\"eth0\"]\nxdp = \"off\"").unwrap();
+    assert!(config.router.overlay.is_empty() && config.tunnels.is_empty());
+}
+
+#[test]
+fn one_device_may_be_both() {
+    let config = parse("[router]\nunderlay = [\"eth0\"]\noverlay = [\"eth0\"]").unwrap();
+    assert_eq!(config.router.devices(), ["eth0"]);
+}
+
+#[test]
+fn tunnels_may_share_what_linux_lets_them_share() {
+    let shared = "address = [\"10.9.9.9/32\", \"fe80::1/64\"]";
+    let first = with(&[], &[shared, "ttl = 9", "pmtudisc = false"]);
+    let second = |options: &str| {
+        let tunnel = "[[tunnel]]\nname = \"gre2\"\nmode = \"gre\"\nlocal = \"192.0.2.1\"";
+        format!("{first}{tunnel}\n{shared}\n{options}\n")
+    };
+    parse(&second("remote = \"192.0.2.3\"")).unwrap();
+    parse(&second("remote = \"192.0.2.2\"\nkey = 0")).unwrap();
+    parse(&second("remote = \"192.0.2.2\"\ndev = \"eth0\"")).unwrap();
+}
+
+/// A good configuration, edited: `key = value` replaces the key's line, or is a new one at the section's end; a bare key
+/// removes its line.
+fn with(router: &[&str], tunnel: &[&str]) -> String {
+    let edit = |lines: &[&str], edits: &[&str]| {
+        let mut lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+        for edit in edits {
+            let key = edit.split(' ').next().unwrap();
+            let old = lines
+                .iter()
+                .position(|line| line.split(' ').next() == Some(key));
+            match (old, edit.contains('=')) {
+                (Some(old), true) => lines[old] = (*edit).to_owned(),
+                (Some(old), false) => drop(lines.remove(old)),
+                (None, _) => lines.push((*edit).to_owned()),
+            }
+        }
+        lines.join("\n")
+    };
+    let router = edit(
+        &["[router]", "underlay = [\"eth0\"]", "overlay = [\"eth1\"]"],
+        router,
+    );
+    let first = ["[[tunnel]]", "name = \"gre1\"", "mode = \"gre\""];
+    let ends = ["local = \"192.0.2.1\"", "remote = \"192.0.2.2\""];
+    format!(
+        "{router}\n{}\n",
+        edit(&[first.as_slice(), &ends].concat(), tunnel)
+    )
+}
+
+const TUNNEL_KEYS: &str = "name, mode, local, remote, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, tos, \
+     pmtudisc, ignore_df, mtu, dev, address, routes";
+const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist";
+
+/// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
+const BROKEN_ROUTERS: &[(&str, &str)] = &[
+    (
+        "underlay",
+        r#"1: [router]: underlay is missing: expected a list of device names such as ["eth0"]"#,
+    ),
+    (
+        "underlay = []",
+        r#"1: [router]: underlay names no device: expected a list of device names such as ["eth0"]"#,
+    ),
+    (
+        "overlay",
+        r#"1: [router]: overlay names no device: expected a list of device names such as ["eth0"], or xdp = "off""#,
+    ),
+    (
+        "underlay = \"eth0\"",
+        r#"2: [router]: underlay = "eth0": expected a list of device names such as ["eth0"]"#,
+    ),
+    (
+        "overlay = [\"eth1\", 7]",
+        "3: [router]: overlay = 7: expected a device name: 1 to 15 bytes without space, '/', ':' or '%'",
+    ),
+    (
+        "overlay = [\"a-name-of-sixteen\"]",
+        "3: [router]: overlay = \"a-name-of-sixteen\": expected a device name: 1 to 15 bytes without space, '/', ':' or '%'",
+    ),
+    (
+        "overlay = [\"eth1\", \"eth1\"]",
+        "3: [router]: overlay = \"eth1\": named twice: expected each device once",
+    ),
+    (
+        "xdp = \"zerocopy\"",
+        r#"4: [router]: xdp = "zerocopy": expected auto, zero-copy, copy, generic or off"#,
+    ),
+    (
+        "xdp = false",
+        "4: [router]: xdp = false: expected auto, zero-copy, copy, generic or off",
+    ),
+    (
+        "workers = 2",
+        r#"4: [router]: workers = 2: expected "auto" or a list of CPUs such as [2, 3]"#,
+    ),
+    (
+        "workers = []",
+        r#"4: [router]: workers = []: expected "auto" or a list of CPUs such as [2, 3]"#,
+    ),
+    (
+        "workers = [0, -1]",
+        "4: [router]: workers = -1: expected a CPU, 0..8191",
+    ),
+    (
+        "workers = [1, 1]",
+        "4: [router]: workers = 1: named twice: expected each CPU once",
+    ),
+    (
+        "control = \"greyhound.sock\"",
+        r#"4: [router]: control = "greyhound.sock": expected an absolute path of at most 107 bytes"#,
+    ),
+    (
+        "persist = 1",
+        "4: [router]: persist = 1: expected true or false",
+    ),
+    (
+        "metrics = \"127.0.0.1:9747\"",
+        "4: [router]: metrics is not available in this version; accepted: {router}",
+    ),
+    (
+        "busy_poll = true",
+        "4: [router]: busy_poll is not available in this version; accepted: {router}",
+    ),
+    (
+        "persists = true",
+        r#"4: [router]: unknown key "persists" (did you mean persist?); accepted: {router}"#,
+    ),
+    (
+        "colour = \"red\"",
+        r#"4: [router]: unknown key "colour"; accepted: {router}"#,
+    ),
+];
+
+/// Edits of the good configuration's tunnel (`name` is line 5, `mode` 6, `local` 7, `remote` 8, new keys 9) and the complaint,
+/// which begins with the tunnel's name.
+const BROKEN_TUNNELS: &[(&str, &str)] = &[
+    ("mode", "4: mode is missing: expected gre"),
+    (
+        "mode = \"ipip\"",
+        r#"6: mode = "ipip": ipip is not available in this version; accepted: gre"#,
+    ),
+    (
+        "mode = \"gretap\"",
+        r#"6: mode = "gretap": gretap is not available in this version; accepted: gre"#,
+    ),
+    ("mode = \"vxlan\"", r#"6: mode = "vxlan": expected gre"#),
+    (
+        "local",
+        "4: local is missing: expected a unicast IPv4 address",
+    ),
+    (
+        "local = \"192.0.2\"",
+        r#"7: local = "192.0.2": expected a unicast IPv4 address"#,
+    ),
+    (
+        "local = \"0.0.0.0\"",
+        r#"7: local = "0.0.0.0": expected a unicast IPv4 address, not multicast, loopback, broadcast or zero"#,
+    ),
+    (
+        "local = \"2001:db8::1\"",
+        r#"7: local = "2001:db8::1": IPv6 endpoints are not available in this version; accepted: a unicast IPv4 address"#,
+    ),
+    (
+        "local = \"224.0.0.5\"",
+        r#"7: local = "224.0.0.5": expected a unicast IPv4 address, not multicast, loopback, broadcast or zero"#,
+    ),
+    (
+        "remote",
+        "4: a tunnel without remote is not available in this version; accepted: remote = a unicast IPv4 address",
+    ),
+    (
+        "remote = \"239.1.1.1\"",
+        r#"8: remote = "239.1.1.1": multicast groups are not available in this version; accepted: a unicast IPv4 address"#,
+    ),
+    (
+        "remote = \"255.255.255.255\"",
+        r#"8: remote = "255.255.255.255": expected a unicast IPv4 address, not multicast, loopback, broadcast or zero"#,
+    ),
+    (
+        "remote = \"127.0.0.1\"",
+        r#"8: remote = "127.0.0.1": expected a unicast IPv4 address, not multicast, loopback, broadcast or zero"#,
+    ),
+    (
+        "remote = \"192.0.2.1\"",
+        r#"8: remote = "192.0.2.1": same as local: expected the other end's address"#,
+    ),
+    (
+        "key = -3",
+        "9: key = -3: expected 0..4294967295 or a dotted quad",
+    ),
+    (
+        "key = 4294967296",
+        "9: key = 4294967296: expected 0..4294967295 or a dotted quad",
+    ),
+    (
+        "okey = \"1.2.3\"",
+        r#"9: okey = "1.2.3": expected 0..4294967295 or a dotted quad"#,
+    ),
+    (
+        "csum = \"yes\"",
+        r#"9: csum = "yes": expected true or false"#,
+    ),
+    ("ttl = 0", r#"9: ttl = 0: expected 1..255 or "inherit""#),
+    ("ttl = 256", r#"9: ttl = 256: expected 1..255 or "inherit""#),
+    ("tos = 256", r#"9: tos = 256: expected 0..255 or "inherit""#),
+    ("tos = 1.5", r#"9: tos = 1.5: expected 0..255 or "inherit""#),
+    ("mtu = 67", r#"9: mtu = 67: expected 68..65511 or "auto""#),
+    (
+        "mtu = 65512",
+        r#"9: mtu = 65512: expected 68..65511 or "auto""#,
+    ),
+    (
+        "ignore_df = true",
+        "9: ignore_df = true: not with pmtudisc = true: expected pmtudisc = false beside it",
+    ),
+    (
+        "dev = \"gre1\"",
+        r#"9: dev = "gre1": the tunnel itself: expected an underlay device"#,
+    ),
+    (
+        "address = \"172.16.0.1/30\"",
+        r#"9: address = "172.16.0.1/30": expected a list such as ["172.16.0.1/30"]"#,
+    ),
+    (
+        "address = [\"172.16.0.1\"]",
+        r#"9: address = "172.16.0.1": expected an address and a prefix length such as "172.16.0.1/30""#,
+    ),
+    (
+        "address = [\"172.16.0.1/33\"]",
+        r#"9: address = "172.16.0.1/33": expected an address and a prefix length such as "172.16.0.1/30""#,
+    ),
+    (
+        "address = [\"ff02::1/64\"]",
+        r#"9: address = "ff02::1/64": expected an address that a device can have"#,
+    ),
+    (
+        "address = [\"10.0.0.1/8\", \"10.0.0.1/8\"]",
+        r#"9: address = "10.0.0.1/8": given twice: expected each once"#,
+    ),
+    (
+        "routes = [\"10.0.2.1/24\"]",
+        r#"9: routes = "10.0.2.1/24": host bits are set: expected 10.0.2.0/24"#,
+    ),
+    (
+        "routes = [\"2001:db8::1/32\"]",
+        r#"9: routes = "2001:db8::1/32": host bits are set: expected 2001:db8::/32"#,
+    ),
+    (
+        "routes = [\"224.0.0.0/4\"]",
+        r#"9: routes = "224.0.0.0/4": expected a unicast prefix"#,
+    ),
+    (
+        "keepalive = { interval = 10, retries = 3 }",
+        "9: keepalive is not available in this version; accepted: {tunnel}",
+    ),
+    (
+        "peer = []",
+        "9: peer is not available in this version; accepted: {tunnel}",
+    ),
+    (
+        "ignore-df = true",
+        r#"9: unknown key "ignore-df" (did you mean ignore_df?); accepted: {tunnel}"#,
+    ),
+    (
+        "Key = 1",
+        r#"9: unknown key "Key" (did you mean key?); accepted: {tunnel}"#,
+    ),
+];
+
+/// Whole files.
+const BROKEN_FILES: &[(&str, &str)] = &[
+    ("", "1: section [router] is missing"),
+    ("router = 3", "1: router = 3: expected a section [router]"),
+    (
+        "[router]\n[tunnels]",
+        "2: unknown key \"tunnels\" (did you mean tunnel?); accepted: router, tunnel",
+    ),
+    (
+        "[router]\nxdp = \"off\"\nunderlay = [\"a\"]\n[tunnel]\n",
+        "4: expected [[tunnel]] in double brackets, once per tunnel",
+    ),
+    (
+        "[router]\nxdp =\n",
+        "2: not valid TOML: string values must be quoted, expected literal string",
+    ),
+    (
+        "[router]\nxdp = \"off\"\nxdp = \"copy\"",
+        "3: not valid TOML: duplicate key",
+    ),
+];
+
+fn refusal(text: &str) -> String {
+    let message = parse(text).expect_err(text);
+    assert_eq!(message.lines().count(), 1, "{message}");
+    let message = message
+        .replace(TUNNEL_KEYS, "{tunnel}")
+        .replace(ROUTER_KEYS, "{router}");
+    message.strip_prefix("greyhound.toml:").unwrap().to_owned()
+}
+
+#[test]
+fn every_broken_router_gets_its_line() {
+    for (edit, complaint) in BROKEN_ROUTERS {
+        assert_eq!(refusal(&with(&[edit], &[])), *complaint);
+    }
+}
+
+#[test]
+fn every_broken_tunnel_gets_its_line() {
+    for (edit, complaint) in BROKEN_TUNNELS {
+        let (line, complaint) = complaint.split_once(": ").unwrap();
+        let complaint = format!("{line}: tunnel \"gre1\": {complaint}");
+        assert_eq!(refusal(&with(&[], &[edit])), complaint);
+    }
+}
+
+#[test]
+fn every_broken_file_gets_its_line() {
+    for (text, complaint) in BROKEN_FILES {
+        assert_eq!(refusal(text), *complaint);
+    }
+}
+
+#[test]
+fn a_tunnel_without_a_name_is_counted() {
+    assert_eq!(
+        refusal(&with(&[], &["name"])),
+        "4: tunnel number 1: name is missing: expected a device name: 1 to 15 bytes without space, '/', ':' or '%'"
+    );
+    assert_eq!(
+        refusal(&with(&[], &["name = \"eth1\""])),
+        r#"5: tunnel "eth1": name = "eth1": an underlay or overlay device already: expected a name of its own"#
+    );
+}
+
+#[test]
+fn one_key_for_both_directions_excludes_the_single_ones() {
+    assert_eq!(
+        refusal(&with(&[], &["key = 1", "okey = 2"])),
+        r#"9: tunnel "gre1": key = 1: okey is set too: expected key alone, or ikey and okey"#
+    );
+}
+
+#[test]
+fn a_second_tunnel_must_differ() {
+    let first = with(
+        &[],
+        &["address = [\"10.0.0.1/30\"]", "routes = [\"10.2.0.0/16\"]"],
+    );
+    let second = |lines: &str| {
+        refusal(&format!(
+            "{first}[[tunnel]]\nmode = \"gre\"\nlocal = \"192.0.2.1\"\n{lines}\n"
+        ))
+    };
+    assert_eq!(
+        second("name = \"gre1\"\nremote = \"192.0.2.3\""),
+        r#"14: tunnel "gre1": name = "gre1": another tunnel's already: expected each name once"#
+    );
+    assert_eq!(
+        second("name = \"gre2\"\nremote = \"192.0.2.2\"\nokey = 5"),
+        r#"11: tunnel "gre2": local 192.0.2.1, remote 192.0.2.2 and no key are those of tunnel "gre1": expected another ikey"#
+    );
+    let other = "name = \"gre2\"\nremote = \"192.0.2.3\"\n";
+    assert_eq!(
+        second(&format!(
+            "{other}address = [\"10.9.0.1/30\", \"10.0.0.1/24\"]"
+        )),
+        r#"16: tunnel "gre2": address = "10.0.0.1/24": tunnel "gre1" has it already: expected each once"#
+    );
+    assert_eq!(
+        second(&format!("{other}routes = [\"10.2.0.0/16\"]")),
+        r#"16: tunnel "gre2": routes = "10.2.0.0/16": tunnel "gre1" has it already: expected each once"#
+    );
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let missing = std::path::Path::new("/nonexistent/greyhound.toml");
+    assert_eq!(
+        Config::load(missing).unwrap_err().to_string(),
+        "/nonexistent/greyhound.toml: cannot read the configuration: No such file or directory (os error 2)"
+    );
+}
