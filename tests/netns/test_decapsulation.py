@@ -103,11 +103,11 @@ def test_ecn_matrix(single, xdp, family):
         assert ip_bytes(arrived) == forwarded(inner), f"inner {inner_ecn}, outer {outer_ecn}"
 
 
-def changed(packet: IP, at: int, value: int) -> bytes:
+def changed(packet: IP, at: int, value: int) -> IP:
     """The packet with one byte changed (exclusive or) at an offset, counted from its end when negative."""
     data = bytearray(bytes(packet))
     data[at] ^= value
-    return bytes(data)
+    return IP(bytes(data))
 
 
 KEYED, SUMMED, NUMBERED = {"key": 42}, {"csum": True}, {"seq": True}
