@@ -14,9 +14,14 @@ fn main() {
         "-I/usr/include/{}-linux-gnu",
         variable("CARGO_CFG_TARGET_ARCH")
     );
+    let mut arguments = vec!["-Wall", "-Wextra", "-mcpu=v3", &multiarch];
+    // Ours to mend; a release must also build with a later compiler that knows more warnings.
+    if variable("PROFILE") == "debug" {
+        arguments.push("-Werror");
+    }
     let built = SkeletonBuilder::new()
         .source("bpf/steer.bpf.c")
-        .clang_args(["-Wall", "-Wextra", "-Werror", "-mcpu=v3", &multiarch])
+        .clang_args(arguments)
         .build_and_generate(&skeleton);
     if let Err(error) = built {
         panic!(

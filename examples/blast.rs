@@ -39,7 +39,7 @@ struct Args {
     #[arg(long)]
     dst: Ipv4Addr,
     /// Outer source and destination: wraps the packets in GRE.
-    #[arg(long, value_delimiter = ',', num_args = 2)]
+    #[arg(long, value_delimiter = ',', num_args = 1)]
     gre: Vec<Ipv4Addr>,
     /// The GRE key.
     #[arg(long)]
@@ -104,6 +104,7 @@ fn headers(args: &Args) -> anyhow::Result<(Vec<u8>, usize)> {
         (least..=1514).contains(&args.size),
         "--size: {least} to 1514"
     );
+    anyhow::ensure!(matches!(args.gre.len(), 0 | 2), "--gre: SOURCE,DESTINATION");
     let udp_len = args.size - ETHERNET_LEN - IPV4_LEN;
     let mut gre = Vec::new();
     if args.gre.len() == 2 {

@@ -35,7 +35,8 @@ pub enum Verb {
             long,
             value_name = "LEVEL",
             env = "GREYHOUND_LOG",
-            default_value = "info"
+            default_value = "info",
+            value_parser = log_level
         )]
         log_level: String,
     },
@@ -102,6 +103,11 @@ impl Cli {
     pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(options_last(args))
     }
+}
+
+fn log_level(text: &str) -> Result<String, String> {
+    let filter = text.parse::<tracing_subscriber::EnvFilter>();
+    filter.map(|_| text.to_owned()).map_err(|e| e.to_string())
 }
 
 /// Moves options behind the words, so that each verb can own its options (and its help be exact) although they may stand

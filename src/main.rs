@@ -14,7 +14,8 @@ fn main() -> ExitCode {
         }
     };
     act::act(cli).unwrap_or_else(|e| {
-        eprintln!("greyhound: {e:#}");
+        // Every error's own words name its cause already.
+        eprintln!("greyhound: {e}");
         ExitCode::FAILURE
     })
 }

@@ -396,11 +396,11 @@ const BROKEN_FILES: &[(&str, &str)] = &[
     ),
     (
         "[router]\nxdp =\n",
-        "2: not valid TOML: string values must be quoted, expected literal string",
+        "2: not valid TOML at column 6: string values must be quoted, expected literal string",
     ),
     (
         "[router]\nxdp = \"off\"\nxdp = \"copy\"",
-        "3: not valid TOML: duplicate key",
+        "3: not valid TOML at column 1: duplicate key",
     ),
 ];
 

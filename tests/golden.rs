@@ -25,7 +25,7 @@ struct Frame {
 }
 
 impl Frame {
-    fn from_kernel(&self) -> bool {
+    fn is_kernels(&self) -> bool {
         self.bytes[6..12] == KERNEL_OUTER || self.bytes[6..12] == KERNEL_INNER
     }
 
@@ -175,7 +175,7 @@ fn what_the_kernel_sent_is_what_we_send() {
         let receiver = TunnelState::new(0, 1, Arc::default());
         let mut sender = TunnelState::new(0, 1, Arc::default());
         for frame in case(name) {
-            let ours = frame.outer_side && frame.from_kernel();
+            let ours = frame.outer_side && frame.is_kernels();
             let Ok(ip) = Ipv4::parse(frame.ip()) else {
                 continue;
             };
@@ -250,7 +250,7 @@ fn what_the_kernel_received_is_what_we_receive() {
             let Ok(ip) = Ipv4::parse(frame.ip()) else {
                 continue;
             };
-            let arrives = frame.outer_side && !frame.from_kernel();
+            let arrives = frame.outer_side && !frame.is_kernels();
             if !arrives || ip.protocol() != protocol::GRE || ip.is_fragment() {
                 continue;
             }
@@ -261,7 +261,7 @@ fn what_the_kernel_received_is_what_we_receive() {
             }
             let kernels = frames[i + 1..]
                 .first()
-                .filter(|next| !next.outer_side && next.from_kernel());
+                .filter(|next| !next.outer_side && next.is_kernels());
             let at = format!("{name} {:?}", frame.time);
             match (kernels, got) {
                 (Some(next), Ok(mut inner)) => {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::anyhow;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
@@ -50,7 +50,7 @@ fn closed_pipe_is_fine(result: anyhow::Result<ExitCode>) -> anyhow::Result<ExitC
 }
 
 fn start_logging(format: LogFormat, level: &str) -> anyhow::Result<()> {
-    let filter: EnvFilter = level.parse().context("--log-level")?;
+    let filter: EnvFilter = level.parse()?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -68,7 +68,7 @@ fn check(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
         Ok(config) => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .context("cannot start looking at the host")?
+            .map_err(|e| anyhow!("cannot start looking at the host: {e}"))?
             .block_on(check::examine(&config)),
         Err(e) => vec![check::refused(&e)],
     };

@@ -1,7 +1,7 @@
 //! Requests that change the kernel's state: devices, addresses, routes, neighbours and device settings.
 //!
-//! Each is idempotent: what is already so is success. Each error is one line that names what was attempted, on which device,
-//! and the kernel's reason. Reading is the mirror's job.
+//! Each is idempotent: what is already so is success. Each error is one line that names what was attempted, on which
+//! device, and the kernel's reason. Reading is the mirror's job.
 
 use std::{
     fs,

@@ -207,7 +207,12 @@ impl Router {
             router.slow.add_tun(entry.id, tun);
             router.tunnels.push(entry);
         }
-        if let (false, Err(why)) = (off, router.start_fast_path()) {
+        let started = if off {
+            Ok(())
+        } else {
+            router.start_fast_path()
+        };
+        if let Err(why) = started {
             for entry in &router.stop() {
                 tunnels::remove(entry, handle).await;
             }

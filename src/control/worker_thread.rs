@@ -35,6 +35,8 @@ const SLEEP: Timespec = Timespec {
 };
 /// How long an ending worker waits for its last frames to be sent.
 const DRAIN: Duration = Duration::from_millis(200);
+/// Turns that an ending worker makes at the most: enough for several full rings.
+const LAST_TURNS: u32 = 1024;
 /// Places in the queues between a worker and the control room.
 const SNAPSHOTS: usize = 16;
 const HANDOVERS: usize = 1024;
@@ -225,8 +227,12 @@ impl Thread {
                 self.sleep(worker.ports());
             }
         }
-        // What was received before the sockets were taken out of the steering is still delivered.
-        while worker.turn() > 0 {}
+        // What was received before the sockets were taken out of the steering is still delivered. The bound is for a
+        // device that goes on receiving.
+        let mut turns = 0;
+        while worker.turn() > 0 && turns < LAST_TURNS {
+            turns += 1;
+        }
         for mut port in worker.into_ports() {
             port.drain(DRAIN);
         }

@@ -185,8 +185,9 @@ fn from_overlay<B: PacketBuf>(
         Ok(inner) => inner,
         Err(reason) => return to_kernel(reason),
     };
+    // The steering program leaves these to the kernel; the service device would forward them all the same.
     if !port.forwards.family_of(inner.destination) {
-        return to_kernel(PuntReason::ForwardingOff);
+        return Verdict::Drop(DropReason::ForwardingOff);
     }
     let (id, mtu) = match fib.resolve(inner.destination) {
         Resolution::Tunnel { id, mtu } => (id, mtu),

@@ -287,7 +287,7 @@ fn what_the_kernel_has_switched_off_is_left_to_it() {
     bed.ports[1].forwards.v4 = false;
     assert_eq!(
         bed.verdict(&frame, OVERLAY),
-        service(PuntReason::ForwardingOff)
+        Verdict::Drop(DropReason::ForwardingOff)
     );
 
     let mut bed = Bed::new();

@@ -90,6 +90,8 @@ reasons! {
         OtherMac = "other_mac",
         /// Not an IP packet: nothing that the service device could carry.
         NotIp = "not_ip",
+        /// Forwarding was switched off on the device while the packet was on its way.
+        ForwardingOff = "forwarding_off",
         OuterTruncated = "outer_truncated",
         OuterVersion = "outer_version",
         OuterHeaderLength = "outer_header_length",

@@ -127,7 +127,7 @@ mod tests {
     }
 
     /// `ip_tunnel_lookup` written as the kernel has it: four passes over a list.
-    fn linear<'a>(list: &'a [Tunnel], packet: Match, device: Option<u32>) -> Option<&'a Tunnel> {
+    fn linear(list: &[Tunnel], packet: Match, device: Option<u32>) -> Option<&Tunnel> {
         let mut candidate = None;
         for (local, remote) in [
             (packet.0, packet.1),

@@ -10,8 +10,10 @@
 mod abi;
 mod address;
 mod attach;
+mod error;
 mod frame;
 mod kick;
+mod load;
 mod metadata;
 mod offload;
 mod open;
@@ -21,11 +23,13 @@ mod statistics;
 mod steer;
 mod umem;
 
+pub use error::SteerError;
 pub use frame::Frame;
 pub use kick::KickCounters;
+pub use load::Limits;
 pub use offload::TagsInFrame;
 pub use open::{Mode, PortError, PortSet, PortSpec, RingOptions, Want, open_ports};
 pub use plan::{Changes, Plan, PortPlan, PrefixAction, TunnelMatch};
 pub use port::{XskPort, XskStatistics};
-pub use steer::{Attached, Limits, Steer, SteerError};
+pub use steer::{Attached, Steer};
 pub use umem::{Ledger, Memory};

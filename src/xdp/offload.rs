@@ -10,6 +10,7 @@ use std::{
 
 use rustix::net::{AddressFamily, SocketType, socket};
 
+const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
@@ -32,13 +33,27 @@ pub struct TagsInFrame {
 }
 
 impl TagsInFrame {
-    /// Whether the device takes VLAN tags out of the frames.
+    /// Whether VLAN tags may arrive beside the frames: the device takes them out, or it is one whose peer never put them in.
     pub fn stripped_by(device: &str) -> io::Result<bool> {
-        Ok(!Features::of(device)?.stripping_on().is_empty())
+        Ok(tags_beside_frame(device)? || !Features::of(device)?.stripping_on().is_empty())
     }
 
-    /// Switches the stripping off. Errors where the driver cannot: then nothing is changed. Some drivers reset the link.
+    /// Sees to it that tags stay in the frames. Errors where that is not in the device's hands; then nothing is changed.
+    /// Some drivers reset the link.
     pub fn keep(device: &str) -> io::Result<TagsInFrame> {
+        if tags_beside_frame(device)? {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!(
+                    "it is the peer of {device} that keeps VLAN tags beside its frames (txvlan)"
+                ),
+            ));
+        }
+        TagsInFrame::switch_off(device)
+    }
+
+    /// Switches the device's own stripping off, which is enough for hardware: [`keep`](Self::keep) asks for that first.
+    pub fn switch_off(device: &str) -> io::Result<TagsInFrame> {
         let features = Features::of(device)?;
         let was_on = features.stripping_on();
         features.set(device, &was_on, false)?;
@@ -46,9 +61,9 @@ impl TagsInFrame {
             device: device.to_owned(),
             was_on,
         };
-        match TagsInFrame::stripped_by(device)? {
-            false => Ok(kept),
-            true => Err(io::Error::new(
+        match Features::of(device)?.stripping_on().is_empty() {
+            true => Ok(kept),
+            false => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 format!("{device} cannot leave VLAN tags in its frames (rxvlan is fixed)"),
             )),
@@ -64,6 +79,19 @@ impl Drop for TagsInFrame {
             tracing::warn!("{}: cannot switch rxvlan on again: {error}", self.device);
         }
     }
+}
+
+/// Whether this is a software device that passes on frames just as its peer has them, tags beside them and all.
+fn tags_beside_frame(device: &str) -> io::Result<bool> {
+    // struct ethtool_drvinfo: cmd, then the driver's name and more.
+    let mut info = [0; 49];
+    info[0] = ETHTOOL_GDRVINFO;
+    match ethtool(device, &mut info) {
+        // A driver without a name is neither.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(false),
+        told => told?,
+    }
+    Ok(["veth", "netkit"].contains(&name(&info[1..1 + NAME_WORDS]).as_str()))
 }
 
 /// A device's offload features: their names by bit, and the bits that are on.

@@ -74,9 +74,10 @@ impl RingOptions {
     /// Frames that the worker may hold for each port, beyond those that the rings account for.
     const IN_HAND: u32 = 4 * 64;
 
-    /// Enough frames for every ring to be full while the worker has its hands full.
+    /// Enough frames for every fill ring, every RX ring and every TX ring with its completions to be full while
+    /// the worker has its hands full.
     fn frames(self, ports: usize) -> u32 {
-        ports as u32 * (2 * self.ring_size + Self::IN_HAND)
+        ports as u32 * (3 * self.ring_size + Self::IN_HAND)
     }
 }
 
@@ -213,7 +214,7 @@ fn open_in_mode(
     let mut ports = Vec::with_capacity(specs.len());
     for spec in specs {
         let mut port = bind(spec, mode, options.ring_size, &pool)?;
-        port.replenish(options.ring_size as usize);
+        port.replenish();
         ports.push(port);
     }
     Ok(PortSet {

@@ -26,8 +26,9 @@ const BATCH: usize = 64;
 
 /// One receive queue of one device.
 ///
-/// It shares frames with the other ports of its worker and stays in that worker's thread. Between bursts the
-/// kernel always has `ring_size` frames to receive into, and never more than `ring_size` to send.
+/// It shares frames with the other ports of its worker and stays in that worker's thread. The fill ring is kept
+/// full, and a packet is received only when its replacement is there. At most `2 * ring_size` frames are with the
+/// kernel for reception and `ring_size` for transmission, so that no port can starve another.
 pub struct XskPort {
     pub(super) rings: Rings,
     pub(super) spec: PortSpec,
@@ -160,17 +161,21 @@ impl XskPort {
         self.transmitting == 0
     }
 
-    /// Gives the kernel frames to receive into, until it has `complement` of them or no frame is free.
-    pub(super) fn replenish(&mut self, complement: usize) {
+    /// Fills the fill ring. Returns how many packets may be received for it: as many as were replaced now when
+    /// the free frames run out, else any number.
+    pub(super) fn replenish(&mut self) -> usize {
         let pool = &mut *self.pool.borrow_mut();
-        let owed = complement.saturating_sub(self.receiving);
+        // A device with a deep ring of its own would go on taking frames until other ports had none.
+        let allowed = 2 * self.ring_size - self.receiving;
+        let owed = allowed.min(self.rings.fill.nb_free_exact() as usize);
         let keep = pool.free.len().saturating_sub(owed);
         // SAFETY: the free list owns these frames; they become the kernel's, and their descriptors leave the
-        // list when the ring has taken them: all or, if the kernel has not released its entries yet, none.
+        // list when the ring has taken them: all of them, because it was asked for its room.
         let given = unsafe { self.rings.fill.produce(&pool.free[keep..]) };
         pool.free.truncate(pool.free.len() - given);
         pool.receiving += given;
         self.receiving += given;
+        if given == owed { usize::MAX } else { given }
     }
 
     /// Takes completed transmissions back to the free list.
@@ -199,8 +204,8 @@ impl XskPort {
         }
         let mut pool = self.pool.borrow_mut();
         pool.receiving -= n;
-        pool.lent += n;
         self.receiving -= n;
+        pool.lent += n;
         n
     }
 
@@ -283,7 +288,7 @@ impl Port for XskPort {
 
     fn service(&mut self) -> io::Result<()> {
         self.reclaim();
-        self.replenish(self.ring_size);
+        self.replenish();
         let kicked = self.transmitting > 0;
         if kicked {
             self.kick()?;
@@ -303,8 +308,7 @@ impl Port for XskPort {
             if ready == 0 {
                 break;
             }
-            self.replenish(self.ring_size + ready);
-            let replaced = self.receiving.saturating_sub(self.ring_size).min(ready);
+            let replaced = self.replenish().min(ready);
             if replaced == 0 {
                 break;
             }

@@ -6,53 +6,23 @@
 
 use std::{
     collections::BTreeMap,
-    io,
-    mem::MaybeUninit,
     ops::Range,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
-use libbpf_rs::{
-    MapCore, MapFlags, MapHandle,
-    skel::{OpenSkel, SkelBuilder},
-};
+use libbpf_rs::{MapCore, MapFlags};
 
 use super::{
     abi::{self, PortEntry},
-    attach, metadata,
+    attach,
+    error::{Result, SteerError},
+    load::{Limits, Program, SharedMaps, load_shared, load_steering},
+    metadata,
     plan::{self, Changes, Plan, Table, Tables},
 };
 
-/// The generated skeleton of `bpf/steer.bpf.c`.
-#[allow(clippy::all, clippy::undocumented_unsafe_blocks)]
-mod skeleton {
-    include!(concat!(env!("OUT_DIR"), "/steer.skel.rs"));
-}
-use skeleton::{OpenSteerSkel, SteerSkelBuilder};
-
 /// `XDP_REDIRECT` of `enum xdp_action`.
 const XDP_REDIRECT: u32 = 4;
-
-/// How much the maps hold. They cannot grow later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Addresses and keys that packets of our tunnels can carry.
-    pub tunnels: u32,
-    /// Prefixes of each family. Memory is taken as they come.
-    pub prefixes: u32,
-    /// Receive queues of all devices together.
-    pub slots: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            tunnels: 65_536,
-            prefixes: 1 << 20,
-            slots: 1024,
-        }
-    }
-}
 
 /// What an attachment came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,63 +33,6 @@ pub struct Attached {
     /// them in the frame ([`TagsInFrame`](super::TagsInFrame)), or nothing may be steered that could carry one.
     pub sees_tags: bool,
 }
-
-/// Why steering could not be changed. What was in force before still is, except where `apply` stopped half-way: the
-/// next `apply` goes on from there.
-#[derive(Debug, thiserror::Error)]
-pub enum SteerError {
-    #[error(
-        "cannot load the steering program: {0:#} (it needs CAP_BPF and CAP_NET_ADMIN, and a kernel with BTF)"
-    )]
-    Load(#[source] libbpf_rs::Error),
-    #[error(
-        "another XDP program (id {program}) is attached to {device}: see `bpftool prog show id {program}`, and detach it or use xdp = \"off\""
-    )]
-    Busy { device: String, program: u32 },
-    #[error("cannot attach the steering program to {device} ({mode} XDP): {source}{hint}")]
-    Attach {
-        device: String,
-        mode: &'static str,
-        hint: &'static str,
-        source: io::Error,
-    },
-    #[error("device {ifindex} is already attached")]
-    AlreadyAttached { ifindex: u32 },
-    #[error("device {ifindex} is not attached")]
-    NotAttached { ifindex: u32 },
-    #[error(
-        "no room for the {wanted} receive queues of {device} (all devices together have {limit})"
-    )]
-    NoSlots {
-        device: String,
-        wanted: u32,
-        limit: u32,
-    },
-    #[error("device {ifindex} has {queues} receive queues, there is no queue {queue}")]
-    NoQueue {
-        ifindex: u32,
-        queue: u32,
-        queues: u32,
-    },
-    #[error("{wanted} {what} are more than the {limit} that the steering program can hold")]
-    TooMany {
-        what: &'static str,
-        wanted: usize,
-        limit: u32,
-    },
-    #[error("cannot {what}: {source}")]
-    Map {
-        what: &'static str,
-        source: libbpf_rs::Error,
-    },
-    #[error("cannot {what}: {source}")]
-    System {
-        what: &'static str,
-        source: io::Error,
-    },
-}
-
-type Result<T> = std::result::Result<T, SteerError>;
 
 /// The steering program, its attachments and its maps.
 #[derive(Debug)]
@@ -132,21 +45,6 @@ pub struct Steer {
     plan: Plan,
     /// What the shared maps hold: written only here, after the kernel has agreed.
     tables: Tables,
-}
-
-#[derive(Debug)]
-struct SharedMaps {
-    xsks: MapHandle,
-    counters: MapHandle,
-    tables: [MapHandle; 4],
-}
-
-/// A loaded program and its own map.
-#[derive(Debug)]
-struct Program {
-    fd: OwnedFd,
-    port: MapHandle,
-    written: PortEntry,
 }
 
 /// An attached device.
@@ -191,7 +89,7 @@ impl Steer {
             ..self.plan.port_entry(ifindex)
         })?;
         let link = attach::link(program.fd.as_fd(), ifindex, generic)
-            .map_err(|source| attach_error(source, ifindex, name, generic))?;
+            .map_err(|source| SteerError::attaching(source, ifindex, name, generic))?;
         let device = Device {
             program,
             link,
@@ -404,150 +302,5 @@ impl Steer {
             }
         }
         Ok(())
-    }
-}
-
-impl Program {
-    fn write(&mut self, entry: PortEntry) -> Result<()> {
-        if entry == self.written {
-            return Ok(());
-        }
-        self.port
-            .update(&0u32.to_ne_bytes(), &entry.bytes(), MapFlags::ANY)
-            .map_err(|source| SteerError::Map {
-                what: "tell the steering program about its device",
-                source,
-            })?;
-        self.written = entry;
-        Ok(())
-    }
-}
-
-impl SharedMaps {
-    fn perform(&self, step: &plan::Step) -> Result<()> {
-        let map = &self.tables[step.table as usize];
-        match step.value {
-            Some(value) => map.update(&step.key, &value.to_ne_bytes(), MapFlags::ANY),
-            None => map.delete(&step.key),
-        }
-        .map_err(|source| SteerError::Map {
-            what: match step.table {
-                Table::Tunnels | Table::Peers => "change the steering program's tunnels",
-                Table::Prefixes4 | Table::Prefixes6 => "change the steering program's prefixes",
-            },
-            source,
-        })
-    }
-
-    fn read(&self, table: Table) -> Result<plan::Entries> {
-        let map = &self.tables[table as usize];
-        let mut entries = plan::Entries::new();
-        for key in map.keys() {
-            let value = map.lookup(&key, MapFlags::ANY);
-            let value = value.map_err(|source| SteerError::Map {
-                what: "read the steering program's maps",
-                source,
-            })?;
-            if let Some(Ok(bytes)) = value.map(<[u8; 4]>::try_from) {
-                entries.insert(key, u32::from_ne_bytes(bytes));
-            }
-        }
-        Ok(entries)
-    }
-}
-
-fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Program)> {
-    // libbpf writes to stderr otherwise, also where a failure is expected and handled.
-    libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Debug, |_, line| {
-        tracing::debug!(target: "libbpf", "{}", line.trim_end());
-    })));
-    let mut storage = MaybeUninit::uninit();
-    let mut open = SteerSkelBuilder::default().open(&mut storage)?;
-    open.maps.xsks.set_max_entries(limits.slots)?;
-    open.maps.tunnels.set_max_entries(limits.tunnels)?;
-    open.maps.peers.set_max_entries(limits.tunnels)?;
-    // New prefixes are written before old ones are removed.
-    let prefixes = limits.prefixes.saturating_mul(2);
-    open.maps.prefixes4.set_max_entries(prefixes)?;
-    open.maps.prefixes6.set_max_entries(prefixes)?;
-    open.progs.greyhound_steer.set_autoload(false);
-    open.progs.greyhound_tags.set_autoload(false);
-    let loaded = open.load()?;
-    let maps = SharedMaps {
-        xsks: MapHandle::try_from(&loaded.maps.xsks)?,
-        counters: MapHandle::try_from(&loaded.maps.counters)?,
-        tables: [
-            MapHandle::try_from(&loaded.maps.tunnels)?,
-            MapHandle::try_from(&loaded.maps.peers)?,
-            MapHandle::try_from(&loaded.maps.prefixes4)?,
-            MapHandle::try_from(&loaded.maps.prefixes6)?,
-        ],
-    };
-    let filter = Program {
-        fd: owned(loaded.progs.greyhound_raw.as_fd())?,
-        port: MapHandle::try_from(&loaded.maps.port)?,
-        written: PortEntry::default(),
-    };
-    Ok((maps, filter))
-}
-
-/// Loads the steering program with the shared maps; with `bound_to`, the one that asks that device for tags.
-fn load_steering(maps: &SharedMaps, bound_to: Option<u32>) -> libbpf_rs::Result<Program> {
-    let mut storage = MaybeUninit::uninit();
-    let mut open: OpenSteerSkel = SteerSkelBuilder::default().open(&mut storage)?;
-    open.maps.xsks.reuse_fd(maps.xsks.as_fd())?;
-    open.maps.counters.reuse_fd(maps.counters.as_fd())?;
-    let [tunnels, peers, prefixes4, prefixes6] = &maps.tables;
-    open.maps.tunnels.reuse_fd(tunnels.as_fd())?;
-    open.maps.peers.reuse_fd(peers.as_fd())?;
-    open.maps.prefixes4.reuse_fd(prefixes4.as_fd())?;
-    open.maps.prefixes6.reuse_fd(prefixes6.as_fd())?;
-    open.progs.greyhound_raw.set_autoload(false);
-    open.progs.greyhound_steer.set_autoload(bound_to.is_none());
-    open.progs.greyhound_tags.set_autoload(bound_to.is_some());
-    if let Some(ifindex) = bound_to {
-        let program = &mut open.progs.greyhound_tags;
-        program.set_ifindex(ifindex);
-        program.set_flags(libbpf_rs::libbpf_sys::BPF_F_XDP_DEV_BOUND_ONLY);
-    }
-    let loaded = open.load()?;
-    let program = match bound_to {
-        Some(_) => loaded.progs.greyhound_tags.as_fd(),
-        None => loaded.progs.greyhound_steer.as_fd(),
-    };
-    Ok(Program {
-        fd: owned(program)?,
-        port: MapHandle::try_from(&loaded.maps.port)?,
-        written: PortEntry::default(),
-    })
-}
-
-fn owned(fd: BorrowedFd) -> libbpf_rs::Result<OwnedFd> {
-    fd.try_clone_to_owned().map_err(libbpf_rs::Error::from)
-}
-
-fn attach_error(source: io::Error, ifindex: u32, name: &str, generic: bool) -> SteerError {
-    let device = name.to_owned();
-    if source.raw_os_error() == Some(libc::EBUSY) {
-        // One of ours is another router on this device: name it as well.
-        let programs = attach::programs(ifindex).ok();
-        let program = programs.and_then(|mut ids| ids.next()).unwrap_or(0);
-        return SteerError::Busy { device, program };
-    }
-    let hint = match source.raw_os_error() {
-        _ if generic => "",
-        Some(libc::EOPNOTSUPP) => ": the driver has no native XDP, or not with this MTU",
-        Some(libc::ENOSPC) => {
-            ": a veth needs as many receive queues as its peer has transmit queues (`ethtool -L PEER tx 1`)"
-        }
-        Some(libc::ERANGE | libc::EINVAL) => ": the MTU may be too large for native XDP",
-        _ => "",
-    };
-    let mode = if generic { "generic" } else { "native" };
-    SteerError::Attach {
-        device,
-        mode,
-        hint,
-        source,
     }
 }

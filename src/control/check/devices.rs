@@ -99,13 +99,20 @@ fn master(host: &Host, link: &Link) -> Option<Finding> {
 
 fn program(host: &Host, link: &Link) -> Option<Finding> {
     let (id, program) = link.xdp.as_ref()?;
-    let program = program
+    // Without the right to ask for the name, the running router is believed.
+    let ours = program
+        .as_ref()
+        .is_none_or(|name| name.starts_with("greyhound"));
+    let name = program
         .as_ref()
         .map_or(String::new(), |name| format!(" ({name})"));
-    let found = format!("runs XDP program {id}{program}");
-    if let Some(pid) = host.running {
-        let found = format!("{found}; greyhound (pid {pid}) is running");
-        return Some(Finding::ok("xdp", &link.name, found));
+    let found = format!("runs XDP program {id}{name}");
+    if ours && host.running.is_some() {
+        return Some(Finding::ok(
+            "xdp",
+            &link.name,
+            format!("{found} of the running greyhound"),
+        ));
     }
     let mend = format!(
         "ip link set {} xdp off   (busy: its owner holds it; see bpftool link)",

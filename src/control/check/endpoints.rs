@@ -30,11 +30,11 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
 fn name(host: &Host, tunnel: &TunnelConfig) -> Option<Finding> {
     let link = host.link(&tunnel.name)?;
     if link.is("tun") && !link.ethernet {
-        return Some(Finding::ok(
-            "name",
-            &tunnel.name,
-            "the TUN device is there and will be adopted",
-        ));
+        let found = match host.running {
+            Some(_) => "its TUN device is there",
+            None => "its TUN device is there and will be adopted",
+        };
+        return Some(Finding::ok("name", &tunnel.name, found));
     }
     let kind = link.kind.as_deref().unwrap_or("hardware");
     let found = format!("a device of this name exists and is no TUN device ({kind})");

@@ -13,6 +13,8 @@ mod observe;
 mod programs;
 mod queues;
 mod system;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 

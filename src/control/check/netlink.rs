@@ -160,19 +160,22 @@ async fn rules(handle: &Handle) -> Seen<Vec<String>> {
     Ok(foreign)
 }
 
-/// The rules that every kernel starts with: 0 local, 32766 main, 32767 default, for all packets.
+/// The rules that every kernel starts with: 0 local, 32766 main, 32767 default, each for all packets.
 fn is_default(rule: &RuleMessage) -> bool {
-    let (priority, table) = priority_and_table(rule);
-    let known = matches!((priority, table), (0, 255) | (32766, 254) | (32767, 253));
-    let selects = rule.header.src_len != 0
-        || rule.header.dst_len != 0
-        || rule.attributes.iter().any(|attribute| {
-            matches!(
-                attribute,
-                RuleAttribute::FwMark(_) | RuleAttribute::Iifname(_) | RuleAttribute::Oifname(_)
-            )
-        });
-    known && !selects
+    let selects = |attribute: &RuleAttribute| {
+        !matches!(
+            attribute,
+            RuleAttribute::Priority(_)
+                | RuleAttribute::Table(_)
+                | RuleAttribute::Protocol(_)
+                | RuleAttribute::SuppressPrefixLen(u32::MAX)
+        )
+    };
+    let known = matches!(
+        priority_and_table(rule),
+        (0, 255) | (32766, 254) | (32767, 253)
+    );
+    known && !rule.attributes.iter().any(selects)
 }
 
 fn priority_and_table(rule: &RuleMessage) -> (u32, u32) {

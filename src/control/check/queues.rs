@@ -7,38 +7,33 @@ use super::{
 use crate::control::config::{Config, Workers, XdpMode};
 
 pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
-    if config.router.xdp == XdpMode::Off {
+    let xdp = config.router.xdp;
+    if xdp == XdpMode::Off {
         return Vec::new();
     }
     let devices = config.router.devices();
     let links: Vec<&Link> = devices.iter().filter_map(|name| host.link(name)).collect();
-    let mut findings: Vec<Finding> = links.iter().filter_map(|link| veth(host, link)).collect();
-    let wanted = wanted(config, &links);
+    let fewest = links.iter().map(|link| link.queues.0.min(link.queues.1));
+    let wanted = fewest.min().unwrap_or(1).max(1);
+    let mut findings = Vec::new();
     for link in links {
-        let (rx, tx) = link.queues;
-        let found = format!("{rx} receive, {tx} transmit");
-        if (rx, tx.min(rx)) == (wanted, wanted) {
-            findings.push(Finding::ok("queues", &link.name, found));
-        } else {
-            let found = format!(
-                "{found}: {wanted} of each are needed, as many as workers and as on every device"
-            );
-            findings
-                .push(Finding::fail("queues", &link.name, found).mend(set_queues(link, wanted)));
+        findings.push(count(link, wanted));
+        if link.is("veth") && xdp != XdpMode::Generic {
+            findings.push(peer(xdp, host, link, wanted));
         }
     }
+    findings.extend(workers(config, wanted));
     findings
 }
 
-/// As many as the workers that are configured, else the smallest number that a device has.
-fn wanted(config: &Config, links: &[&Link]) -> u32 {
-    match &config.router.workers {
-        Workers::Cpus(cpus) => cpus.len() as u32,
-        Workers::Auto => {
-            let counts = links.iter().map(|link| link.queues.0.min(link.queues.1));
-            counts.min().unwrap_or(1).max(1)
-        }
+fn count(link: &Link, wanted: u32) -> Finding {
+    let (rx, tx) = link.queues;
+    let found = format!("{rx} receive, {tx} transmit");
+    if rx == wanted && tx >= wanted {
+        return Finding::ok("queues", &link.name, found);
     }
+    let found = format!("{found}: every device needs the same number, one per worker");
+    Finding::fail("queues", &link.name, found).mend(set_queues(link, wanted))
 }
 
 fn set_queues(link: &Link, wanted: u32) -> String {
@@ -49,28 +44,47 @@ fn set_queues(link: &Link, wanted: u32) -> String {
 }
 
 /// The kernel's veth_xdp_set(): native XDP needs as many receive queues as the peer has transmit queues.
-fn veth(host: &Host, link: &Link) -> Option<Finding> {
-    if !link.is("veth") {
-        return None;
-    }
-    let rx = link.queues.0;
+fn peer(xdp: XdpMode, host: &Host, link: &Link, wanted: u32) -> Finding {
     let Some(peer) = link.lower.and_then(|index| host.link_by_index(index)) else {
-        let found = format!(
-            "the peer is in another namespace: native XDP needs it to have at most {rx} transmit queues"
-        );
-        return Some(Finding::ok("veth", &link.name, found));
+        let found =
+            format!("its peer, in another namespace, may have {wanted} transmit queues at most");
+        return Finding::ok("veth", &link.name, found);
     };
-    let tx = peer.queues.1;
-    let peer = &peer.name;
-    if tx <= rx {
-        return Some(Finding::ok(
+    let (name, tx) = (&peer.name, peer.queues.1);
+    if tx <= wanted {
+        return Finding::ok(
             "veth",
             &link.name,
-            format!("peer {peer} has {tx} transmit queues"),
-        ));
+            format!("transmit queues of its peer {name}: {tx}"),
+        );
     }
     let found = format!(
-        "peer {peer} has {tx} transmit queues, more than the {rx} receive queues here: no native XDP"
+        "its peer {name} has {tx} transmit queues, more than the {wanted} that receive here: "
     );
-    Some(Finding::fail("veth", &link.name, found).mend(format!("ethtool -L {peer} tx {rx}")))
+    let mend = format!("ethtool -L {name} tx {wanted}");
+    match xdp {
+        XdpMode::Auto => Finding::warn(
+            "veth",
+            &link.name,
+            found + "XDP will be generic, which is slow",
+        ),
+        _ => Finding::fail("veth", &link.name, found + "no native XDP"),
+    }
+    .mend(mend)
+}
+
+/// The router takes a queue's CPU from the list in turn.
+fn workers(config: &Config, queues: u32) -> Option<Finding> {
+    let Workers::Cpus(cpus) = &config.router.workers else {
+        return None;
+    };
+    let (cpus, queues) = (cpus.len(), queues as usize);
+    let found = match cpus.cmp(&queues) {
+        std::cmp::Ordering::Equal => return None,
+        std::cmp::Ordering::Less => "some CPUs serve several queues",
+        std::cmp::Ordering::Greater => "some CPUs have nothing to do",
+    };
+    let found = format!("{cpus} CPUs for {queues} queues: {found}");
+    let mend = format!("name {queues} CPUs, or: ethtool -L DEVICE combined {cpus} on every device");
+    Some(Finding::warn("workers", "host", found).mend(mend))
 }

@@ -91,7 +91,10 @@ fn tun(host: &Host) -> Finding {
     match &host.tun {
         Ok(()) => Finding::ok("tun", "host", "/dev/net/tun opens"),
         Err(why) => {
-            let mend = "modprobe tun; in a container: pass /dev/net/tun into it";
+            let mend = match has(host, CAP_NET_ADMIN) {
+                true => "modprobe tun; in a container: pass /dev/net/tun into it",
+                false => RUN_AS_ROOT,
+            };
             Finding::fail("tun", "host", format!("/dev/net/tun: {why}")).mend(mend)
         }
     }
@@ -100,8 +103,13 @@ fn tun(host: &Host) -> Finding {
 fn af_xdp(host: &Host) -> Finding {
     match &host.af_xdp {
         Ok(()) => Finding::ok("af_xdp", "host", "a socket opens"),
-        Err(why) => Finding::fail("af_xdp", "host", format!("socket(AF_XDP): {why}"))
-            .mend("use a kernel with CONFIG_XDP_SOCKETS=y and run as root, or set xdp = \"off\""),
+        Err(why) => {
+            let mend = match has(host, CAP_NET_RAW) {
+                true => "use a kernel with CONFIG_XDP_SOCKETS=y, or set xdp = \"off\"",
+                false => RUN_AS_ROOT,
+            };
+            Finding::fail("af_xdp", "host", format!("socket(AF_XDP): {why}")).mend(mend)
+        }
     }
 }
 

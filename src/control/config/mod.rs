@@ -115,8 +115,6 @@ pub enum ConfigError {
         file: String,
         /// Counted from 1.
         line: usize,
-        /// Counted from 1, in characters, where the offending value or key begins.
-        column: usize,
         message: String,
     },
 }

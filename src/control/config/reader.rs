@@ -40,17 +40,24 @@ impl<'t> Source<'t> {
         DeTable::parse(self.text).map_err(|e| {
             let at = e.span().map_or(self.text.len(), |span| span.start);
             let why = e.message().lines().collect::<Vec<_>>().join(", ");
-            self.error(at, format!("not valid TOML: {why}"))
+            let column = self
+                .before(at)
+                .rsplit('\n')
+                .next()
+                .map_or(0, |line| line.chars().count())
+                + 1;
+            self.error(at, format!("not valid TOML at column {column}: {why}"))
         })
     }
 
+    fn before(&self, at: usize) -> &str {
+        self.text.get(..at).unwrap_or(self.text)
+    }
+
     fn error(&self, at: usize, message: String) -> ConfigError {
-        let before = self.text.get(..at).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         ConfigError::Refused {
             file: self.file.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
+            line: self.before(at).matches('\n').count() + 1,
             message,
         }
     }

@@ -1,112 +1,45 @@
 //! From the kernel's messages to [`Event`]s (rtnetlink(7), linux/rtnetlink.h, linux/netconf.h, linux/fib_rules.h).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use ipnet::IpNet;
+use std::net::IpAddr;
 
 use super::{
-    attribute::{Attribute, attributes, ip},
-    model::{self, Address, Link, Neighbour, Nud, Rule},
-    parts::Parts,
-    route::{Hop, Insertion, Route, RouteKind, Table},
+    attribute::attributes,
+    decode_link::{link, link_index},
+    decode_route::route,
+    event::{Event, NetConfChange},
+    model::{Address, Neighbour, Nud, Rule},
+    route::Insertion,
 };
-
-/// What the kernel told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    NewLink(Link),
-    DelLink(u32),
-    NewAddress(Address),
-    DelAddress(Address),
-    NewNeighbour(u32, IpAddr, Neighbour),
-    DelNeighbour(u32, IpAddr),
-    /// Settings of one device, or of all (ifindex −1).
-    NetConf {
-        v6: bool,
-        ifindex: i32,
-        change: NetConfChange,
-    },
-    DelNetConf {
-        v6: bool,
-        ifindex: i32,
-    },
-    NewRule(Rule),
-    DelRule,
-    Route(RouteEvent),
-    /// A nexthop object came, changed or went.
-    NexthopObject,
-}
-
-/// The settings that a message named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct NetConfChange {
-    pub forwarding: Option<bool>,
-    pub force_forwarding: Option<bool>,
-    pub ignore_linkdown: Option<bool>,
-}
-
-/// A route came or went.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RouteEvent {
-    pub prefix: IpNet,
-    pub table: Table,
-    pub route: Route,
-    /// How it came; none when it went.
-    pub added: Option<Insertion>,
-}
-
-impl Event {
-    /// The part of the mirror that the event belongs to.
-    pub fn part(&self) -> Parts {
-        match self {
-            Event::NewLink(_) | Event::DelLink(_) => Parts::LINKS,
-            Event::NewAddress(_) | Event::DelAddress(_) => Parts::ADDRESSES,
-            Event::NewNeighbour(..) | Event::DelNeighbour(..) => Parts::NEIGHBOURS,
-            Event::NetConf { v6: false, .. } | Event::DelNetConf { v6: false, .. } => {
-                Parts::NETCONF4
-            }
-            Event::NetConf { .. } | Event::DelNetConf { .. } => Parts::NETCONF6,
-            Event::NewRule(_) | Event::DelRule => Parts::RULES,
-            Event::Route(route) if route.prefix.addr().is_ipv4() => Parts::ROUTES4,
-            Event::Route(_) => Parts::ROUTES6,
-            Event::NexthopObject => Parts::NONE,
-        }
-    }
-}
 
 /// A message that is shorter than its type allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Undecodable;
 
-pub(super) const RTM_NEWLINK: u16 = 16;
-pub(super) const RTM_DELLINK: u16 = 17;
-pub(super) const RTM_NEWADDR: u16 = 20;
-pub(super) const RTM_DELADDR: u16 = 21;
-pub(super) const RTM_NEWROUTE: u16 = 24;
-pub(super) const RTM_DELROUTE: u16 = 25;
-pub(super) const RTM_NEWNEIGH: u16 = 28;
-pub(super) const RTM_DELNEIGH: u16 = 29;
-pub(super) const RTM_NEWRULE: u16 = 32;
-pub(super) const RTM_DELRULE: u16 = 33;
-pub(super) const RTM_NEWNETCONF: u16 = 80;
-pub(super) const RTM_DELNETCONF: u16 = 81;
-pub(super) const RTM_NEWNEXTHOP: u16 = 104;
-pub(super) const RTM_DELNEXTHOP: u16 = 105;
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
+const RTM_NEWNETCONF: u16 = 80;
+const RTM_DELNETCONF: u16 = 81;
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
 
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_APPEND: u16 = 0x800;
 
-const AF_UNSPEC: u8 = 0;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+pub const AF_UNSPEC: u8 = 0;
+pub const AF_INET: u8 = 2;
+pub const AF_INET6: u8 = 10;
 
 /// Decodes one message without its netlink header. `flags` are the header's; none for a message out of a dump, which
 /// lists routes in their order. Messages that are of no interest here are `None`.
-pub(super) fn decode(
-    kind: u16,
-    flags: Option<u16>,
-    payload: &[u8],
-) -> Result<Option<Event>, Undecodable> {
+pub fn decode(kind: u16, flags: Option<u16>, payload: &[u8]) -> Result<Option<Event>, Undecodable> {
     Ok(match kind {
         RTM_NEWLINK => link(payload)?.map(Event::NewLink),
         RTM_DELLINK => link_index(payload)?.map(Event::DelLink),
@@ -133,102 +66,15 @@ pub(super) fn decode(
     })
 }
 
-fn u32_at(payload: &[u8], at: usize) -> Result<u32, Undecodable> {
+/// Four bytes of a header.
+pub fn u32_at(payload: &[u8], at: usize) -> Result<u32, Undecodable> {
     let bytes = payload.get(at..).and_then(<[u8]>::first_chunk);
     bytes.copied().map(u32::from_ne_bytes).ok_or(Undecodable)
 }
 
-fn header<const N: usize>(payload: &[u8]) -> Result<&[u8; N], Undecodable> {
+/// The message's own header.
+pub fn header<const N: usize>(payload: &[u8]) -> Result<&[u8; N], Undecodable> {
     payload.first_chunk().ok_or(Undecodable)
-}
-
-const IFINFOMSG: usize = 16;
-const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
-const IFLA_LINK: u16 = 5;
-const IFLA_MASTER: u16 = 10;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_NUM_TX_QUEUES: u16 = 31;
-const IFLA_NUM_RX_QUEUES: u16 = 32;
-const IFLA_LINK_NETNSID: u16 = 37;
-const IFLA_XDP: u16 = 43;
-const IFLA_XDP_PROG_ID: u16 = 4;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_INFO_DATA: u16 = 2;
-const IFLA_VLAN_ID: u16 = 1;
-
-const IFF_UP: u32 = 1;
-const IFF_LOOPBACK: u32 = 1 << 3;
-const IFF_RUNNING: u32 = 1 << 6;
-const IFF_NOARP: u32 = 1 << 7;
-const IFF_LOWER_UP: u32 = 1 << 16;
-
-/// The device that a link message is about. A bridge tells of its ports in messages of its own family: one that leaves
-/// the bridge is "deleted" there, and lives on.
-fn link_index(payload: &[u8]) -> Result<Option<u32>, Undecodable> {
-    let header: &[u8; IFINFOMSG] = header(payload)?;
-    let index = u32_at(header, 4)?;
-    Ok((header[0] == AF_UNSPEC).then_some(index))
-}
-
-fn link(payload: &[u8]) -> Result<Option<Link>, Undecodable> {
-    let Some(index) = link_index(payload)? else {
-        return Ok(None);
-    };
-    let flags = u32_at(payload, 8)?;
-    let has = |flag| flags & flag != 0;
-    let mut link = Link {
-        index,
-        name: "".into(),
-        kind: None,
-        mac: None,
-        mtu: 0,
-        up: has(IFF_UP),
-        carrier: has(IFF_UP) && has(IFF_LOWER_UP),
-        running: has(IFF_UP) && has(IFF_RUNNING),
-        no_arp: has(IFF_NOARP),
-        loopback: has(IFF_LOOPBACK),
-        link: None,
-        link_elsewhere: false,
-        master: None,
-        vlan: None,
-        rx_queues: 1,
-        tx_queues: 1,
-        xdp_program: None,
-    };
-    for attribute in attributes(payload, IFINFOMSG) {
-        match attribute.kind {
-            IFLA_ADDRESS => link.mac = attribute.mac(),
-            IFLA_IFNAME => link.name = attribute.text().unwrap_or_default(),
-            IFLA_MTU => link.mtu = attribute.u32().unwrap_or(0),
-            IFLA_LINK => link.link = attribute.u32(),
-            IFLA_LINK_NETNSID => link.link_elsewhere = true,
-            IFLA_MASTER => link.master = attribute.u32(),
-            IFLA_NUM_RX_QUEUES => link.rx_queues = attribute.u32().unwrap_or(1),
-            IFLA_NUM_TX_QUEUES => link.tx_queues = attribute.u32().unwrap_or(1),
-            IFLA_XDP => {
-                let id = attribute.nested().find(|a| a.kind == IFLA_XDP_PROG_ID);
-                link.xdp_program = id.and_then(|a| a.u32());
-            }
-            IFLA_LINKINFO => link_info(&attribute, &mut link),
-            _ => {}
-        }
-    }
-    if link.name.is_empty() {
-        return Err(Undecodable);
-    }
-    Ok(Some(link))
-}
-
-fn link_info(info: &Attribute<'_>, link: &mut Link) {
-    let find = |kind| info.nested().find(|a| a.kind == kind);
-    link.kind = find(IFLA_INFO_KIND).and_then(|a| a.text());
-    if link.kind.as_deref() == Some("vlan") {
-        let data = find(IFLA_INFO_DATA);
-        let id = data.and_then(|data| data.nested().find(|a| a.kind == IFLA_VLAN_ID));
-        link.vlan = id.and_then(|a| a.u16());
-    }
 }
 
 const IFADDRMSG: usize = 8;
@@ -330,7 +176,6 @@ const NETCONFMSG: usize = 4;
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
 const NETCONFA_IGNORE_ROUTES_WITH_LINKDOWN: u16 = 6;
-const NETCONFA_FORCE_FORWARDING: u16 = 9;
 /// `NETCONFA_IFINDEX_DEFAULT`: what new devices start with.
 const FUTURE_DEVICES: i32 = -2;
 
@@ -348,7 +193,6 @@ fn netconf(payload: &[u8], deleted: bool) -> Result<Option<Event>, Undecodable> 
         match attribute.kind {
             NETCONFA_IFINDEX => ifindex = attribute.array().map(i32::from_ne_bytes),
             NETCONFA_FORWARDING => change.forwarding = attribute.flag(),
-            NETCONFA_FORCE_FORWARDING if v6 => change.force_forwarding = attribute.flag(),
             NETCONFA_IGNORE_ROUTES_WITH_LINKDOWN => change.ignore_linkdown = attribute.flag(),
             _ => {}
         }
@@ -363,147 +207,4 @@ fn netconf(payload: &[u8], deleted: bool) -> Result<Option<Event>, Undecodable> 
             change,
         }
     }))
-}
-
-const RTMSG: usize = 12;
-const RTA_DST: u16 = 1;
-const RTA_SRC: u16 = 2;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_PRIORITY: u16 = 6;
-const RTA_PREFSRC: u16 = 7;
-const RTA_METRICS: u16 = 8;
-const RTA_MULTIPATH: u16 = 9;
-const RTA_TABLE: u16 = 15;
-const RTA_VIA: u16 = 18;
-const RTA_ENCAP_TYPE: u16 = 21;
-const RTA_NH_ID: u16 = 30;
-const RTAX_MTU: u16 = 2;
-const RTNEXTHOP: usize = 8;
-const RTNH_F_DEAD: u8 = 1;
-const RTNH_F_ONLINK: u8 = 4;
-const RTNH_F_LINKDOWN: u8 = 16;
-/// An exception (a learned path MTU, a redirect), not a route.
-const RTM_F_CLONED: u32 = 0x200;
-
-fn route(payload: &[u8], added: Option<Insertion>) -> Result<Option<RouteEvent>, Undecodable> {
-    let header: &[u8; RTMSG] = header(payload)?;
-    let flags = u32_at(header, 8)?;
-    let any: IpAddr = match header[0] {
-        AF_INET => Ipv4Addr::UNSPECIFIED.into(),
-        AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
-        _ => return Ok(None),
-    };
-    if flags & RTM_F_CLONED != 0 {
-        return Ok(None);
-    }
-    let (mut table, mut destination, mut source) = (u32::from(header[4]), any, any);
-    let mut single = hop(flags as u8, 0);
-    let mut has_hop = false;
-    let mut route = Route {
-        kind: route_kind(header[7]),
-        metric: 0,
-        tos: header[3],
-        protocol: header[5],
-        scope: header[6],
-        mtu: None,
-        prefsrc: None,
-        source: None,
-        nexthop_id: None,
-        hops: Vec::new(),
-    };
-    for attribute in attributes(payload, RTMSG) {
-        match attribute.kind {
-            RTA_DST => destination = attribute.ip().ok_or(Undecodable)?,
-            RTA_SRC => source = attribute.ip().ok_or(Undecodable)?,
-            RTA_TABLE => table = attribute.u32().ok_or(Undecodable)?,
-            RTA_PRIORITY => route.metric = attribute.u32().ok_or(Undecodable)?,
-            RTA_PREFSRC => route.prefsrc = attribute.ip(),
-            RTA_NH_ID => route.nexthop_id = attribute.u32(),
-            RTA_METRICS => {
-                let mtu = attribute.nested().find(|a| a.kind == RTAX_MTU);
-                route.mtu = mtu.and_then(|a| a.u32());
-            }
-            RTA_MULTIPATH => route.hops = hops(attribute.value)?,
-            _ => has_hop |= hop_attribute(&attribute, &mut single),
-        }
-    }
-    let table = match table {
-        254 => Table::Main,
-        255 => Table::Local,
-        _ => return Ok(None),
-    };
-    if has_hop && route.hops.is_empty() {
-        route.hops.push(single);
-    }
-    if let (IpAddr::V6(_), true) = (source, header[2] > 0) {
-        match model::prefix(source, header[2]) {
-            Some(IpNet::V6(net)) => route.source = Some(net),
-            _ => return Err(Undecodable),
-        }
-    }
-    Ok(Some(RouteEvent {
-        prefix: model::prefix(destination, header[1]).ok_or(Undecodable)?,
-        table,
-        route,
-        added,
-    }))
-}
-
-fn route_kind(kind: u8) -> RouteKind {
-    match kind {
-        1 => RouteKind::Unicast,
-        2 => RouteKind::Local,
-        3 => RouteKind::Broadcast,
-        4 => RouteKind::Anycast,
-        5 => RouteKind::Multicast,
-        6 => RouteKind::Blackhole,
-        7 => RouteKind::Unreachable,
-        8 => RouteKind::Prohibit,
-        9 => RouteKind::Throw,
-        other => RouteKind::Other(other),
-    }
-}
-
-fn hop(flags: u8, oif: u32) -> Hop {
-    Hop {
-        oif,
-        gateway: None,
-        weight: 1,
-        encap: false,
-        dead: flags & RTNH_F_DEAD != 0,
-        linkdown: flags & RTNH_F_LINKDOWN != 0,
-        onlink: flags & RTNH_F_ONLINK != 0,
-    }
-}
-
-/// Takes an attribute that belongs to a next hop; whether it does.
-fn hop_attribute(attribute: &Attribute<'_>, hop: &mut Hop) -> bool {
-    match attribute.kind {
-        RTA_OIF => hop.oif = attribute.u32().unwrap_or(0),
-        RTA_GATEWAY => hop.gateway = attribute.ip(),
-        // struct rtvia: the family in two bytes, then the address.
-        RTA_VIA => hop.gateway = attribute.value.get(2..).and_then(ip),
-        RTA_ENCAP_TYPE => hop.encap = true,
-        _ => return false,
-    }
-    true
-}
-
-/// The hops of a multipath route: struct rtnexthop and its attributes, each aligned to four bytes.
-fn hops(mut bytes: &[u8]) -> Result<Vec<Hop>, Undecodable> {
-    let mut hops = Vec::new();
-    while bytes.len() >= RTNEXTHOP {
-        let len = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
-        let one = bytes.get(..len).filter(|one| one.len() >= RTNEXTHOP);
-        let one = one.ok_or(Undecodable)?;
-        let mut next = hop(one[2], u32_at(one, 4)?);
-        next.weight = u16::from(one[3]) + 1;
-        for attribute in attributes(one, RTNEXTHOP) {
-            hop_attribute(&attribute, &mut next);
-        }
-        hops.push(next);
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(hops)
 }

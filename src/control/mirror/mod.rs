@@ -7,30 +7,35 @@
 //! Attributes are decoded here rather than by a general parser: a mirror needs few of them, and an attribute of a newer
 //! kernel that a strict parser refuses must not cost us a link.
 
+mod apply;
 mod attribute;
 mod decode;
+mod decode_link;
+mod decode_route;
+mod event;
 mod model;
 mod monitor;
 mod parts;
 mod route;
 mod socket;
 mod state;
+mod sync;
 mod table;
 
-pub use decode::{Event, NetConfChange, RouteEvent};
+pub use apply::Effect;
+pub use event::{Event, NetConfChange, RouteEvent};
 pub use model::{Address, Link, Neighbour, NetConf, Nud, Rule};
-pub use monitor::{Change, Monitor, Options, Statistics};
+pub use monitor::{Change, Monitor, Options};
 pub use parts::Parts;
 pub use route::{Hop, Insertion, Route, RouteKind, Table};
-pub use state::{Effect, Lookup, State};
+pub use state::{Lookup, State};
+pub use sync::Statistics;
 pub use table::{Best, Prefix, RouteTable};
 
 /// Why the mirror could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorError {
-    #[error(
-        "cannot open the netlink socket that mirrors the kernel's routes ({0}): is CONFIG_NETLINK there?"
-    )]
+    #[error("cannot open a netlink socket to mirror the kernel's routes: {0}")]
     Socket(std::io::Error),
     #[error("the kernel did not answer a dump of its {what}: {error}")]
     Dump {
@@ -38,3 +43,6 @@ pub enum MirrorError {
         error: std::io::Error,
     },
 }
+
+#[cfg(test)]
+mod tests;

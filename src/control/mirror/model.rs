@@ -89,8 +89,6 @@ pub struct Neighbour {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NetConf {
     pub forwarding: bool,
-    /// IPv6 only, since Linux 6.17: forwards what comes in here even where forwarding in general is off.
-    pub force_forwarding: bool,
     /// Routes by a device without carrier count as dead.
     pub ignore_linkdown: bool,
 }

@@ -14,7 +14,8 @@ pub trait Prefix: Copy + Ord {
     type Address: Copy;
     const BITS: u8;
     fn containing(address: Self::Address, len: u8) -> Option<Self>;
-    fn len(self) -> u8;
+    /// The prefix length, in bits.
+    fn length(self) -> u8;
     /// Adds to the routes of one prefix as this family does; whether the result is in doubt.
     fn insert(list: &mut Vec<Route>, route: Route, how: Insertion) -> bool;
     fn remove(list: &mut Vec<Route>, route: Route) -> bool;
@@ -26,7 +27,7 @@ impl Prefix for Ipv4Net {
     fn containing(address: Ipv4Addr, len: u8) -> Option<Self> {
         Ipv4Net::new(address, len).ok().map(|net| net.trunc())
     }
-    fn len(self) -> u8 {
+    fn length(self) -> u8 {
         self.prefix_len()
     }
     fn insert(list: &mut Vec<Route>, route: Route, how: Insertion) -> bool {
@@ -43,7 +44,7 @@ impl Prefix for Ipv6Net {
     fn containing(address: Ipv6Addr, len: u8) -> Option<Self> {
         Ipv6Net::new(address, len).ok().map(|net| net.trunc())
     }
-    fn len(self) -> u8 {
+    fn length(self) -> u8 {
         self.prefix_len()
     }
     fn insert(list: &mut Vec<Route>, route: Route, how: Insertion) -> bool {
@@ -201,7 +202,7 @@ impl<P: Prefix> RouteTable<P> {
         list.iter().for_each(|route| self.count(route, false));
         let result = change(&mut list);
         list.iter().for_each(|route| self.count(route, true));
-        let length = &mut self.lengths[usize::from(prefix.len())];
+        let length = &mut self.lengths[usize::from(prefix.length())];
         *length = (*length + u32::from(!list.is_empty())).saturating_sub(u32::from(had));
         if list.is_empty() {
             self.prefixes.remove(&prefix);

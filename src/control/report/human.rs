@@ -23,6 +23,7 @@ pub fn statistics(statistics: &Statistics) -> String {
         text += &worker_table(&statistics.workers);
         text.push('\n');
         text += &port_table(&statistics.workers);
+        text.extend(statistics.workers.iter().flat_map(why_not_zero_copy));
     }
     let mut reasons = vec![
         ("drops".to_owned(), &statistics.drops),
@@ -219,6 +220,18 @@ fn port_table(workers: &[WorkerReport]) -> String {
         .iter()
         .flat_map(|w| w.ports.iter().map(move |p| row(w, p)));
     table(&head, 2, rows.collect())
+}
+
+/// What the kernel said, once per worker: its ports all run in one mode, and mostly for one reason.
+fn why_not_zero_copy(worker: &WorkerReport) -> Vec<String> {
+    let mut reasons: Vec<&String> = worker
+        .ports
+        .iter()
+        .filter_map(|port| port.why_not_zero_copy.as_ref())
+        .collect();
+    reasons.dedup();
+    let line = |why| format!("worker {}: not zero-copy: {why}\n", worker.id);
+    reasons.into_iter().map(line).collect()
 }
 
 /// Aligned columns: the first `words` of them to the left, the numbers after them to the right.

@@ -60,7 +60,7 @@ pub struct SlowSnapshot {
     /// By slot, as in the table. The slow path's own records: no other thread writes them, and every snapshot brings the
     /// same ones again.
     pub records: Vec<Option<Arc<TunnelRecord>>>,
-    /// Where packets of tunnels with sequence numbers go; without, their numbers are in `records`.
+    /// Where packets of tunnels with sequence numbers go; without, they are numbered and judged here.
     pub owner: Option<Owner>,
 }
 

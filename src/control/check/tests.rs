@@ -1,0 +1,571 @@
+//! Judging hosts that never were.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use super::{
+    Finding, Report, Severity,
+    host::{Chain, Host, IpSettings, Link, Offloads, RouteTo},
+    judge,
+};
+use crate::control::config::Config;
+
+const REMOTE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+fn config(router: &str, tunnel: &str) -> Config {
+    let text = format!(
+        "[router]\nunderlay = [\"eth0\"]\noverlay = [\"eth1\"]\n{router}\n[[tunnel]]\nname = \"gre1\"\nmode = \"gre\"\n\
+         local = \"192.0.2.1\"\nremote = \"{REMOTE}\"\n{tunnel}\n"
+    );
+    Config::parse(&text, "test.toml").unwrap()
+}
+
+/// A host that is fit for `config("", "")`: two network cards of one queue each.
+fn host() -> Host {
+    let card = |index: u32, name: &str| Link {
+        index,
+        name: name.to_owned(),
+        mtu: 1500,
+        up: true,
+        carrier: true,
+        ethernet: true,
+        queues: (1, 1),
+        ..Link::default()
+    };
+    let forwards = IpSettings {
+        forwarding_v4: Some(1),
+        forwarding_v6: Some(1),
+        rp_filter: Some(0),
+    };
+    let settings = ["all", "eth0", "eth1"].map(|name| (name.to_owned(), forwards));
+    let offloads = ["eth0", "eth1"].map(|name| (name.to_owned(), Ok(Offloads::default())));
+    let route = RouteTo {
+        device: 2,
+        gateway: None,
+        prefix_len: 24,
+        local: false,
+    };
+    Host {
+        kernel: "6.1.0-30-amd64".to_owned(),
+        capabilities: Ok(u64::MAX),
+        memlock: Some(64 << 10),
+        tun: Ok(()),
+        af_xdp: Ok(()),
+        cpus: Ok(vec![0, 1]),
+        kernel_gre: false,
+        running: None,
+        links: Ok(vec![card(2, "eth0"), card(3, "eth1")]),
+        addresses: Ok(vec![(2, "192.0.2.1/24".parse().unwrap())]),
+        rules: Ok(Vec::new()),
+        qdiscs: Ok(vec![(2, "mq".to_owned()), (3, "fq_codel".to_owned())]),
+        routes: BTreeMap::from([(REMOTE, Ok(route))]),
+        settings: BTreeMap::from(settings),
+        offloads: BTreeMap::from(offloads),
+        chains: Ok(Vec::new()),
+        legacy_tables: Vec::new(),
+    }
+}
+
+impl Host {
+    fn change(&mut self, name: &str, change: impl Fn(&mut Link)) {
+        let links = self.links.as_mut().unwrap();
+        change(links.iter_mut().find(|link| link.name == name).unwrap());
+    }
+
+    fn veth_with_peer(&mut self, name: &str, peer_tx: u32) {
+        self.change(name, |link| {
+            link.kind = Some("veth".to_owned());
+            link.lower = Some(9);
+        });
+        self.links.as_mut().unwrap().push(Link {
+            index: 9,
+            name: "peer".to_owned(),
+            queues: (1, peer_tx),
+            ..Link::default()
+        });
+    }
+}
+
+/// The findings that are not in order, as `severity subject check: found | mend`.
+fn complaints(config: &Config, host: &Host) -> Vec<String> {
+    let bad = |finding: &Finding| finding.severity != Severity::Ok;
+    let line = |finding: Finding| {
+        let Finding {
+            severity,
+            check,
+            subject,
+            found,
+            mend,
+        } = finding;
+        let mend = mend.unwrap_or_default();
+        format!("{} {subject} {check}: {found} | {mend}", severity.as_str())
+    };
+    judge(config, host)
+        .into_iter()
+        .filter(bad)
+        .map(line)
+        .collect()
+}
+
+/// What one change to the fit host leads to; every complaint, in order.
+#[track_caller]
+fn one_change(change: impl Fn(&mut Host), expected: &[&str]) {
+    with_config("", "", change, expected);
+}
+
+#[track_caller]
+fn with_config(router: &str, tunnel: &str, change: impl Fn(&mut Host), expected: &[&str]) {
+    let mut host = host();
+    change(&mut host);
+    assert_eq!(complaints(&config(router, tunnel), &host), expected);
+}
+
+#[test]
+fn a_fit_host_has_nothing_to_mend() {
+    one_change(|_| {}, &[]);
+    with_config("xdp = \"off\"", "mtu = 1476", |_| {}, &[]);
+}
+
+#[test]
+fn privileges_and_kernel() {
+    one_change(
+        |host| host.capabilities = Ok(1 << 13),
+        &[
+            "fail host capabilities: missing: CAP_NET_ADMIN, CAP_BPF | run as root, or: setcap \
+             cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock+ep \"$(command -v greyhound)\"",
+            "warn host memlock: at most 64 KiB may be locked, and CAP_IPC_LOCK is missing: packet buffers need up to \
+             65536 KiB per worker | ulimit -l unlimited (systemd: LimitMEMLOCK=infinity)",
+        ],
+    );
+    one_change(
+        |host| host.kernel = "5.4.0-1-generic".to_owned(),
+        &["fail host kernel: Linux 5.4.0-1-generic is older than 5.15 | boot Linux 5.15 or later"],
+    );
+    one_change(
+        |host| host.tun = Err("No such file or directory".to_owned()),
+        &[
+            "fail host tun: /dev/net/tun: No such file or directory | modprobe tun; in a container: pass /dev/net/tun \
+           into it",
+        ],
+    );
+    with_config(
+        "workers = [0, 4]",
+        "",
+        |host| {
+            host.change("eth0", |link| link.queues = (2, 2));
+            host.change("eth1", |link| link.queues = (2, 2));
+        },
+        &[
+            "fail host workers: workers names CPUs that are not online: 4 | choose from: lscpu --online --extended",
+        ],
+    );
+}
+
+#[test]
+fn devices_must_be_there_and_up() {
+    one_change(
+        |host| {
+            host.links
+                .as_mut()
+                .unwrap()
+                .retain(|link| link.name != "eth1")
+        },
+        &["fail eth1 device: there is no such device | name a device that exists: ip -brief link"],
+    );
+    one_change(
+        |host| host.change("eth1", |link| link.up = false),
+        &["fail eth1 device: is down | ip link set eth1 up"],
+    );
+    one_change(
+        |host| host.change("eth1", |link| link.ethernet = false),
+        &[
+            "fail eth1 kind: is no Ethernet device: AF_XDP carries Ethernet frames | name an Ethernet device, or set \
+           xdp = \"off\"",
+        ],
+    );
+    with_config(
+        "xdp = \"off\"",
+        "",
+        |host| host.change("eth1", |link| link.ethernet = false),
+        &[],
+    );
+}
+
+#[test]
+fn a_foreign_xdp_program_is_named_and_our_own_is_not_foreign() {
+    let program = |host: &mut Host| {
+        host.change("eth0", |link| {
+            link.xdp = Some((42, Some("xdp_dispatcher".to_owned())))
+        });
+    };
+    one_change(
+        program,
+        &[
+            "fail eth0 xdp: runs XDP program 42 (xdp_dispatcher) of somebody else | ip link set eth0 xdp off   (busy: \
+           its owner holds it; see bpftool link)",
+        ],
+    );
+    one_change(
+        |host| {
+            program(host);
+            host.running = Some(7);
+        },
+        &[
+            "fail eth0 xdp: runs XDP program 42 (xdp_dispatcher) of somebody else | ip link set eth0 xdp off   (busy: \
+           its owner holds it; see bpftool link)",
+        ],
+    );
+    for name in [Some("greyhound_steer".to_owned()), None] {
+        one_change(
+            |host| {
+                host.change("eth0", |link| link.xdp = Some((42, name.clone())));
+                host.running = Some(7);
+            },
+            &[],
+        );
+    }
+}
+
+#[test]
+fn queues_must_be_equal() {
+    one_change(
+        |host| host.change("eth0", |link| link.queues = (4, 4)),
+        &[
+            "fail eth0 queues: 4 receive, 4 transmit: every device needs the same number, one per worker | ethtool -L \
+           eth0 combined 1",
+        ],
+    );
+    one_change(
+        |host| {
+            host.change("eth0", |link| link.queues = (2, 2));
+            host.change("eth1", |link| link.queues = (2, 1));
+        },
+        &[
+            "fail eth0 queues: 2 receive, 2 transmit: every device needs the same number, one per worker | ethtool -L \
+             eth0 combined 1",
+            "fail eth1 queues: 2 receive, 1 transmit: every device needs the same number, one per worker | ethtool -L \
+             eth1 combined 1",
+        ],
+    );
+    with_config(
+        "workers = [0, 1]",
+        "",
+        |_| {},
+        &[
+            "warn host workers: 2 CPUs for 1 queues: some CPUs have nothing to do | name 1 CPUs, or: ethtool -L DEVICE \
+           combined 2 on every device",
+        ],
+    );
+    with_config(
+        "xdp = \"off\"",
+        "",
+        |host| host.change("eth0", |link| link.queues = (4, 4)),
+        &[],
+    );
+}
+
+#[test]
+fn a_veth_needs_as_many_receive_queues_as_its_peer_transmits_on() {
+    one_change(|host| host.veth_with_peer("eth1", 1), &[]);
+    one_change(
+        |host| host.veth_with_peer("eth1", 2),
+        &[
+            "warn eth1 veth: its peer peer has 2 transmit queues, more than the 1 that receive here: XDP will be generic, \
+           which is slow | ethtool -L peer tx 1",
+        ],
+    );
+    with_config(
+        "xdp = \"copy\"",
+        "",
+        |host| host.veth_with_peer("eth1", 2),
+        &[
+            "fail eth1 veth: its peer peer has 2 transmit queues, more than the 1 that receive here: no native XDP | \
+           ethtool -L peer tx 1",
+        ],
+    );
+    with_config(
+        "xdp = \"generic\"",
+        "",
+        |host| host.veth_with_peer("eth1", 2),
+        &[],
+    );
+    with_config(
+        "xdp = \"zero-copy\"",
+        "",
+        |host| host.veth_with_peer("eth1", 1),
+        &["fail eth1 kind: veth has no zero-copy | set xdp = \"auto\""],
+    );
+}
+
+#[test]
+fn a_vlan_over_a_veth_hides_tags_before_linux_6_8() {
+    let vlan = |host: &mut Host| {
+        host.veth_with_peer("eth1", 1);
+        host.links.as_mut().unwrap().push(Link {
+            index: 10,
+            name: "eth1.5".to_owned(),
+            kind: Some("vlan".to_owned()),
+            lower: Some(3),
+            ..Link::default()
+        });
+    };
+    one_change(
+        vlan,
+        &[
+            "warn eth1 vlan: carries eth1.5: before Linux 6.8 a veth hides tags from XDP, so nothing is steered here | \
+           ethtool -K PEER txvlan off, or use Linux 6.8 or later",
+        ],
+    );
+    one_change(
+        |host| {
+            vlan(host);
+            host.kernel = "6.10.1".to_owned();
+        },
+        &[],
+    );
+}
+
+#[test]
+fn offloads_that_merge_packets_are_named() {
+    let offloads = Offloads {
+        lro: (true, false),
+        gro: (true, false),
+        rxvlan: (true, true),
+        ..Offloads::default()
+    };
+    one_change(
+        |host| drop(host.offloads.insert("eth0".to_owned(), Ok(offloads))),
+        &[
+            "warn eth0 offload: takes VLAN tags off received frames and cannot be told not to: tags are lost to XDP | \
+             keep tagged traffic off this device",
+            "warn eth0 offload: lro is on: merged packets are too large to steer | ethtool -K eth0 lro off",
+        ],
+    );
+    one_change(
+        |host| {
+            drop(host.offloads.insert(
+                "eth0".to_owned(),
+                Err("ethtool is not installed".to_owned()),
+            ))
+        },
+        &["warn eth0 offload: could not look: ethtool is not installed | apt install ethtool"],
+    );
+}
+
+#[test]
+fn endpoints_must_be_ours_and_within_reach() {
+    one_change(
+        |host| host.addresses = Ok(Vec::new()),
+        &["fail gre1 local: 192.0.2.1 is on no device | ip address add 192.0.2.1/PREFIX dev eth0"],
+    );
+    one_change(
+        |host| {
+            drop(
+                host.routes
+                    .insert(REMOTE, Err("Network is unreachable".to_owned())),
+            )
+        },
+        &[
+            "fail gre1 remote: no route to 192.0.2.2: Network is unreachable | ip route add 192.0.2.2 via GATEWAY dev \
+           eth0",
+        ],
+    );
+    let by = |device: u32| {
+        move |host: &mut Host| {
+            host.routes
+                .get_mut(&REMOTE)
+                .unwrap()
+                .as_mut()
+                .unwrap()
+                .device = device
+        }
+    };
+    one_change(
+        by(3),
+        &[
+            "warn gre1 remote: 192.0.2.2 is reached by eth1, which is not an underlay device: slow path only | add \
+           \"eth1\" to underlay",
+        ],
+    );
+    one_change(
+        |host| {
+            host.routes
+                .get_mut(&REMOTE)
+                .unwrap()
+                .as_mut()
+                .unwrap()
+                .local = true
+        },
+        &[
+            "fail gre1 remote: 192.0.2.2 is an address of this host | set remote to the other end's address",
+        ],
+    );
+}
+
+#[test]
+fn a_tunnel_must_not_swallow_its_own_outer_packets() {
+    with_config(
+        "",
+        "routes = [\"192.0.2.0/24\"]",
+        |_| {},
+        &[
+            "fail gre1 remote: route 192.0.2.0/24 will lead 192.0.2.2 into tunnel gre1 | ip route add 192.0.2.2 via \
+           GATEWAY dev eth0",
+        ],
+    );
+    with_config("", "routes = [\"192.0.0.0/16\"]", |_| {}, &[]);
+}
+
+#[test]
+fn the_tunnel_mtu_must_fit_the_underlay() {
+    with_config(
+        "",
+        "mtu = 1477",
+        |_| {},
+        &[
+            "warn gre1 mtu: 1477 is too large: 1500 of eth0 less 24 is 1476 | set mtu = 1476 or \"auto\", or: ip link \
+           set eth0 mtu 1501",
+        ],
+    );
+    with_config(
+        "",
+        "routes = [\"2001:db8::/32\"]\nmtu = 1200",
+        |_| {},
+        &[
+            "fail gre1 mtu: 1200 is too small for IPv6, which needs 1280 | ip link set eth0 mtu 1304",
+        ],
+    );
+}
+
+#[test]
+fn a_tunnels_name_may_be_taken_by_its_own_tun_device_only() {
+    let taken = |kind: &'static str| {
+        move |host: &mut Host| {
+            host.links.as_mut().unwrap().push(Link {
+                index: 11,
+                name: "gre1".to_owned(),
+                kind: Some(kind.to_owned()),
+                ..Link::default()
+            });
+        }
+    };
+    one_change(taken("tun"), &[]);
+    one_change(
+        taken("gre"),
+        &[
+            "fail gre1 name: a device of this name exists and is no TUN device (gre) | ip link delete gre1, or choose \
+           another name",
+        ],
+    );
+}
+
+#[test]
+fn the_kernel_must_forward_what_is_configured() {
+    let off = |host: &mut Host| {
+        for name in ["all", "eth1"] {
+            let settings = host.settings.get_mut(name).unwrap();
+            (settings.forwarding_v4, settings.forwarding_v6) = (Some(0), Some(0));
+        }
+    };
+    one_change(
+        off,
+        &[
+            "fail host forwarding: ipv4 is off on all, eth1 | sysctl -w net.ipv4.ip_forward=1",
+            "warn host forwarding: ipv6 is off on all, eth1 | sysctl -w net.ipv6.conf.all.forwarding=1",
+        ],
+    );
+    with_config(
+        "",
+        "address = [\"fd00::1/64\"]",
+        |host| host.settings.get_mut("eth1").unwrap().forwarding_v6 = Some(0),
+        &["fail host forwarding: ipv6 is off on eth1 | sysctl -w net.ipv6.conf.eth1.forwarding=1"],
+    );
+}
+
+#[test]
+fn strict_reverse_path_filtering_is_what_the_larger_value_says() {
+    one_change(
+        |host| host.settings.get_mut("all").unwrap().rp_filter = Some(1),
+        &[
+            "warn host rp_filter: strict on eth0, eth1: drops slow-path packets whose way back is another; the fast \
+           path does not look | sysctl -w net.ipv4.conf.all.rp_filter=2",
+        ],
+    );
+    one_change(
+        |host| {
+            host.settings.get_mut("all").unwrap().rp_filter = Some(2);
+            host.settings.get_mut("eth0").unwrap().rp_filter = Some(1);
+        },
+        &[],
+    );
+}
+
+#[test]
+fn what_the_fast_path_goes_past_is_named() {
+    let chain = |hook: &str, rules: usize, drops_by_default: bool| Chain {
+        family: "inet".to_owned(),
+        table: "filter".to_owned(),
+        name: hook.to_owned(),
+        hook: hook.to_owned(),
+        device: None,
+        drops_by_default,
+        rules,
+    };
+    one_change(
+        |host| {
+            host.chains = Ok(vec![
+                chain("forward", 1, true),
+                chain("output", 3, true),
+                chain("postrouting", 0, false),
+            ])
+        },
+        &[
+            "warn host netfilter: the fast path goes past inet filter forward: 1 rule, policy drop | nft list ruleset; \
+           keep it from tunnels that need it with xdp = \"off\"",
+        ],
+    );
+    one_change(
+        |host| host.chains = Ok(vec![chain("input", 2, true)]),
+        &[
+            "warn host input: inet filter input drops by default: the slow path needs GRE accepted there | nft insert \
+           rule inet filter input ip protocol gre accept",
+        ],
+    );
+    one_change(
+        |host| host.chains = Err("nft is not installed".to_owned()),
+        &[
+            "warn host netfilter: could not look: nft is not installed | apt install nftables, and run as root",
+        ],
+    );
+    one_change(
+        |host| {
+            host.qdiscs
+                .as_mut()
+                .unwrap()
+                .extend([(3, "clsact".to_owned()), (7, "htb".to_owned())])
+        },
+        &[
+            "warn eth1 tc: the fast path goes past tc: clsact | tc qdisc show dev eth1; tc filter show dev eth1 ingress",
+        ],
+    );
+    one_change(
+        |host| host.rules = Ok(vec!["100: table 7".to_owned()]),
+        &[
+            "warn host rules: policy rules beside the kernel's own switch the fast path off: 100: table 7 | ip rule; \
+           ip -6 rule",
+        ],
+    );
+}
+
+#[test]
+fn the_table_is_aligned_and_ends_with_the_verdict() {
+    let report = Report::new(vec![
+        Finding::ok("tun", "host", "opens"),
+        Finding::fail("device", "eth0", "is down").mend("ip link set eth0 up"),
+    ]);
+    assert_eq!(
+        report.to_string(),
+        "ok    host  tun     opens\n\
+         fail  eth0  device  is down\n      ip link set eth0 up\n\
+         not fit: 1 failed, 0 to look at, 1 in order\n"
+    );
+}

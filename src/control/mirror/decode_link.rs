@@ -1,0 +1,96 @@
+//! Link messages (struct ifinfomsg).
+
+use super::{
+    attribute::{Attribute, attributes},
+    decode::{AF_UNSPEC, Undecodable, header, u32_at},
+    model::Link,
+};
+
+const IFINFOMSG: usize = 16;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_PROG_ID: u16 = 4;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VLAN_ID: u16 = 1;
+
+const IFF_UP: u32 = 1;
+const IFF_LOOPBACK: u32 = 1 << 3;
+const IFF_RUNNING: u32 = 1 << 6;
+const IFF_NOARP: u32 = 1 << 7;
+const IFF_LOWER_UP: u32 = 1 << 16;
+
+/// The device that a link message is about. A bridge tells of its ports in messages of its own family: one that leaves
+/// the bridge is "deleted" there, and lives on.
+pub fn link_index(payload: &[u8]) -> Result<Option<u32>, Undecodable> {
+    let header: &[u8; IFINFOMSG] = header(payload)?;
+    let index = u32_at(header, 4)?;
+    Ok((header[0] == AF_UNSPEC).then_some(index))
+}
+
+pub fn link(payload: &[u8]) -> Result<Option<Link>, Undecodable> {
+    let Some(index) = link_index(payload)? else {
+        return Ok(None);
+    };
+    let flags = u32_at(payload, 8)?;
+    let has = |flag| flags & flag != 0;
+    let mut link = Link {
+        index,
+        name: "".into(),
+        kind: None,
+        mac: None,
+        mtu: 0,
+        up: has(IFF_UP),
+        carrier: has(IFF_UP) && has(IFF_LOWER_UP),
+        running: has(IFF_UP) && has(IFF_RUNNING),
+        no_arp: has(IFF_NOARP),
+        loopback: has(IFF_LOOPBACK),
+        link: None,
+        link_elsewhere: false,
+        master: None,
+        vlan: None,
+        rx_queues: 1,
+        tx_queues: 1,
+        xdp_program: None,
+    };
+    for attribute in attributes(payload, IFINFOMSG) {
+        match attribute.kind {
+            IFLA_ADDRESS => link.mac = attribute.mac(),
+            IFLA_IFNAME => link.name = attribute.text().unwrap_or_default(),
+            IFLA_MTU => link.mtu = attribute.u32().unwrap_or(0),
+            IFLA_LINK => link.link = attribute.u32(),
+            IFLA_LINK_NETNSID => link.link_elsewhere = true,
+            IFLA_MASTER => link.master = attribute.u32(),
+            IFLA_NUM_RX_QUEUES => link.rx_queues = attribute.u32().unwrap_or(1),
+            IFLA_NUM_TX_QUEUES => link.tx_queues = attribute.u32().unwrap_or(1),
+            IFLA_XDP => {
+                let id = attribute.nested().find(|a| a.kind == IFLA_XDP_PROG_ID);
+                link.xdp_program = id.and_then(|a| a.u32());
+            }
+            IFLA_LINKINFO => link_info(&attribute, &mut link),
+            _ => {}
+        }
+    }
+    if link.name.is_empty() {
+        return Err(Undecodable);
+    }
+    Ok(Some(link))
+}
+
+fn link_info(info: &Attribute<'_>, link: &mut Link) {
+    let find = |kind| info.nested().find(|a| a.kind == kind);
+    link.kind = find(IFLA_INFO_KIND).and_then(|a| a.text());
+    if link.kind.as_deref() == Some("vlan") {
+        let data = find(IFLA_INFO_DATA);
+        let id = data.and_then(|data| data.nested().find(|a| a.kind == IFLA_VLAN_ID));
+        link.vlan = id.and_then(|a| a.u16());
+    }
+}

@@ -1,0 +1,564 @@
+//! The mirror against messages that somebody else's code encodes (netlink-packet-route).
+
+use std::{net::IpAddr, time::Instant};
+
+use rtnetlink::{
+    RouteMessageBuilder,
+    packet_core::{
+        DoneMessage, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REPLACE,
+        NetlinkMessage, NetlinkPayload,
+    },
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage as Message,
+        link::{LinkAttribute, LinkFlags, LinkMessage},
+        neighbour::{
+            NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+        },
+        route::{RouteFlags, RouteMessage, RouteScope, RouteType},
+        rule::{RuleAction, RuleAttribute, RuleMessage},
+    },
+};
+
+use super::{Effect, Nud, Parts, State, Table, decode, sync::Sync};
+
+const PORT: u32 = 4242;
+const ETH: u32 = 3;
+const OTHER: u32 = 4;
+
+fn datagram(message: Message, flags: u16, sequence: u32) -> Vec<u8> {
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = flags;
+    message.header.sequence_number = sequence;
+    message.header.port_number = if sequence == 0 { 0 } else { PORT };
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+fn done(sequence: u32) -> Vec<u8> {
+    let payload = NetlinkPayload::<Message>::Done(DoneMessage::default());
+    let mut message = NetlinkMessage::new(Default::default(), payload);
+    message.header.flags = NLM_F_MULTIPART;
+    message.header.sequence_number = sequence;
+    message.header.port_number = PORT;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+/// Tells the state a notification.
+fn tell(state: &mut State, message: Message, flags: u16) -> Effect {
+    let bytes = datagram(message, flags, 0);
+    let kind = u16::from_ne_bytes([bytes[4], bytes[5]]);
+    match decode::decode(kind, Some(flags), &bytes[16..]).unwrap() {
+        Some(event) => state.apply(event),
+        None => Effect::default(),
+    }
+}
+
+fn link(index: u32, name: &str, up: bool) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    if up {
+        link.header.flags = LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running;
+    }
+    link.attributes.push(LinkAttribute::IfName(name.into()));
+    link.attributes.push(LinkAttribute::Mtu(1500));
+    link.attributes
+        .push(LinkAttribute::Address(vec![2, 0, 0, 0, 0, index as u8]));
+    link
+}
+
+fn route(prefix: &str, via: &str, metric: u32) -> RouteMessage {
+    let prefix: ipnet::IpNet = prefix.parse().unwrap();
+    let mut route = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(prefix.addr(), prefix.prefix_len())
+        .unwrap()
+        .output_interface(ETH)
+        .priority(metric);
+    if !via.is_empty() {
+        route = route.gateway(via.parse().unwrap()).unwrap();
+    }
+    route.build()
+}
+
+fn add(state: &mut State, route: RouteMessage, flags: u16) -> Effect {
+    tell(state, Message::NewRoute(route), flags)
+}
+
+/// The last parts of the gateways of a prefix's routes, in order.
+fn order(state: &State, prefix: &str) -> Vec<u8> {
+    let last = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.octets()[3],
+        IpAddr::V6(ip) => ip.octets()[15],
+    };
+    let gateways = |routes: &[super::Route]| {
+        let hops = routes.iter().flat_map(|route| &route.hops);
+        hops.map(|hop| hop.gateway.map_or(0, last)).collect()
+    };
+    match prefix.parse().unwrap() {
+        ipnet::IpNet::V4(prefix) => gateways(state.main_v4().routes(prefix)),
+        ipnet::IpNet::V6(prefix) => gateways(state.main_v6().routes(prefix)),
+    }
+}
+
+fn gateway(state: &State, destination: &str) -> Option<String> {
+    let found = state.lookup(destination.parse().unwrap())?;
+    found.route.hops[0].gateway.map(|ip| ip.to_string())
+}
+
+#[test]
+fn ipv4_routes_of_one_prefix_stand_in_the_kernels_order() {
+    let mut state = State::default();
+    let prefix = "10.1.0.0/16";
+    add(&mut state, route(prefix, "10.0.0.1", 10), NLM_F_CREATE);
+    add(&mut state, route(prefix, "10.0.0.2", 5), NLM_F_CREATE);
+    assert_eq!(order(&state, prefix), [2, 1]);
+    add(
+        &mut state,
+        route(prefix, "10.0.0.3", 5),
+        NLM_F_CREATE | NLM_F_APPEND,
+    );
+    add(&mut state, route(prefix, "10.0.0.4", 5), NLM_F_CREATE);
+    assert_eq!(order(&state, prefix), [4, 2, 3, 1]);
+    add(&mut state, route(prefix, "10.0.0.5", 5), NLM_F_REPLACE);
+    assert_eq!(order(&state, prefix), [5, 2, 3, 1]);
+    let effect = tell(
+        &mut state,
+        Message::DelRoute(route(prefix, "10.0.0.2", 5)),
+        0,
+    );
+    assert_eq!(
+        (effect.changed, effect.doubt),
+        (Parts::ROUTES4, Parts::NONE)
+    );
+    assert_eq!(order(&state, prefix), [5, 3, 1]);
+    // One that is not known, while others of its metric are: something was missed.
+    let effect = tell(
+        &mut state,
+        Message::DelRoute(route(prefix, "10.0.0.9", 5)),
+        0,
+    );
+    assert_eq!(effect.doubt, Parts::ROUTES4);
+}
+
+#[test]
+fn the_lowest_metric_wins_unless_its_hop_is_dead() {
+    let mut state = State::default();
+    add(
+        &mut state,
+        route("10.1.0.0/16", "10.0.0.1", 10),
+        NLM_F_CREATE,
+    );
+    add(
+        &mut state,
+        route("10.1.0.0/16", "10.0.0.2", 5),
+        NLM_F_CREATE,
+    );
+    add(&mut state, route("10.0.0.0/8", "10.0.0.3", 0), NLM_F_CREATE);
+    assert_eq!(gateway(&state, "10.1.2.3").as_deref(), Some("10.0.0.2"));
+    // Without carrier alone the kernel goes on using it.
+    let mut linkdown = route("10.1.0.0/16", "10.0.0.2", 5);
+    linkdown.header.flags = RouteFlags::Linkdown;
+    add(&mut state, linkdown.clone(), NLM_F_REPLACE);
+    assert_eq!(gateway(&state, "10.1.2.3").as_deref(), Some("10.0.0.2"));
+    linkdown.header.flags |= RouteFlags::Dead;
+    add(&mut state, linkdown, NLM_F_REPLACE);
+    assert_eq!(gateway(&state, "10.1.2.3").as_deref(), Some("10.0.0.1"));
+    // A prefix with nothing but dead routes does not hide a shorter one.
+    tell(
+        &mut state,
+        Message::DelRoute(route("10.1.0.0/16", "10.0.0.1", 10)),
+        0,
+    );
+    assert_eq!(gateway(&state, "10.1.2.3").as_deref(), Some("10.0.0.3"));
+    assert_eq!(state.main_routes_v4().count(), 1);
+}
+
+#[test]
+fn routes_for_one_tos_are_named_as_conditional() {
+    let mut state = State::default();
+    let mut special = route("10.1.0.0/16", "10.0.0.1", 0);
+    special.header.tos = 0x10;
+    add(&mut state, special, NLM_F_CREATE);
+    add(
+        &mut state,
+        route("10.1.0.0/16", "10.0.0.2", 0),
+        NLM_F_CREATE,
+    );
+    let found = state.lookup("10.1.0.1".parse().unwrap()).unwrap();
+    assert!(found.conditional);
+    assert_eq!(gateway(&state, "10.1.0.1").as_deref(), Some("10.0.0.2"));
+}
+
+#[test]
+fn the_local_table_is_asked_first() {
+    let mut state = State::default();
+    add(
+        &mut state,
+        route("10.1.0.5/32", "10.0.0.1", 0),
+        NLM_F_CREATE,
+    );
+    let mut local = route("10.1.0.0/24", "", 0);
+    local.header.table = 255;
+    local.header.kind = RouteType::Local;
+    local.header.scope = RouteScope::Host;
+    add(&mut state, local, NLM_F_CREATE);
+    let found = state.lookup("10.1.0.5".parse().unwrap()).unwrap();
+    assert_eq!(found.table, Table::Local);
+    assert_eq!(found.prefix, "10.1.0.0/24".parse().unwrap());
+}
+
+#[test]
+fn a_link_that_goes_down_takes_its_ipv4_routes_along() {
+    let mut state = State::default();
+    tell(&mut state, Message::NewLink(link(ETH, "eth0", true)), 0);
+    add(
+        &mut state,
+        route("10.1.0.0/16", "10.0.0.1", 0),
+        NLM_F_CREATE,
+    );
+    let mut elsewhere = route("10.2.0.0/16", "10.9.0.1", 0);
+    elsewhere
+        .attributes
+        .retain(|a| !format!("{a:?}").starts_with("Oif"));
+    elsewhere
+        .attributes
+        .push(rtnetlink::packet_route::route::RouteAttribute::Oif(OTHER));
+    add(&mut state, elsewhere, NLM_F_CREATE);
+    let mut own = route("10.0.0.9/32", "", 0);
+    own.header.table = 255;
+    own.header.kind = RouteType::Local;
+    add(&mut state, own, NLM_F_CREATE);
+
+    let effect = tell(&mut state, Message::NewLink(link(ETH, "eth0", false)), 0);
+    assert!(effect.changed.contains(Parts::LINKS | Parts::ROUTES4));
+    assert!(effect.doubt.contains(Parts::ROUTES4));
+    assert_eq!(gateway(&state, "10.1.0.1"), None);
+    assert_eq!(gateway(&state, "10.2.0.1").as_deref(), Some("10.9.0.1"));
+    assert!(
+        state.lookup("10.0.0.9".parse().unwrap()).is_some(),
+        "its own address stays"
+    );
+
+    tell(&mut state, Message::DelLink(link(ETH, "eth0", false)), 0);
+    assert!(state.lookup("10.0.0.9".parse().unwrap()).is_none());
+    assert!(state.link(ETH).is_none() && state.link_by_name("eth0").is_none());
+}
+
+#[test]
+fn a_renamed_link_is_found_by_its_new_name_only() {
+    let mut state = State::default();
+    tell(&mut state, Message::NewLink(link(ETH, "eth0", true)), 0);
+    tell(&mut state, Message::NewLink(link(OTHER, "tmp", true)), 0);
+    tell(&mut state, Message::NewLink(link(ETH, "wan", true)), 0);
+    let effect = tell(&mut state, Message::NewLink(link(OTHER, "eth0", true)), 0);
+    assert_eq!(effect.changed, Parts::LINKS);
+    let index = |name: &str| state.link_by_name(name).map(|link| link.index);
+    assert_eq!(
+        (index("wan"), index("eth0"), index("tmp")),
+        (Some(ETH), Some(OTHER), None)
+    );
+}
+
+#[test]
+fn a_port_that_leaves_its_bridge_lives_on() {
+    let mut state = State::default();
+    tell(&mut state, Message::NewLink(link(ETH, "eth0", true)), 0);
+    let mut port = link(ETH, "eth0", true);
+    port.header.interface_family = AddressFamily::Bridge;
+    tell(&mut state, Message::DelLink(port), 0);
+    assert!(state.link(ETH).is_some());
+}
+
+#[test]
+fn ipv6_hops_come_and_go_one_by_one() {
+    let mut state = State::default();
+    let prefix = "2001:db8:1::/48";
+    let one = |via: &str| route(prefix, via, 1024);
+    add(&mut state, one("fe80::1"), NLM_F_CREATE);
+    // The kernel tells an appended hop together with those that were there.
+    let mut both = route(prefix, "", 1024);
+    both.attributes
+        .retain(|a| !format!("{a:?}").starts_with("Oif"));
+    let hop = |via: &str| {
+        rtnetlink::RouteNextHopBuilder::new_ipv6()
+            .interface(ETH)
+            .via(via.parse().unwrap())
+            .unwrap()
+            .build()
+    };
+    let hops = vec![hop("fe80::2"), hop("fe80::1")];
+    both.attributes
+        .push(rtnetlink::packet_route::route::RouteAttribute::MultiPath(
+            hops,
+        ));
+    add(&mut state, both, NLM_F_CREATE | NLM_F_APPEND);
+    assert_eq!(order(&state, prefix), [1, 2]);
+    assert_eq!(state.main_v6().routes(prefix.parse().unwrap()).len(), 1);
+    let effect = tell(&mut state, Message::DelRoute(one("fe80::1")), 0);
+    assert_eq!(
+        (order(&state, prefix), effect.doubt),
+        (vec![2], Parts::NONE)
+    );
+    add(&mut state, one("fe80::3"), NLM_F_REPLACE);
+    assert_eq!(order(&state, prefix), [3]);
+    tell(&mut state, Message::DelRoute(one("fe80::3")), 0);
+    assert!(state.main_v6().is_empty());
+}
+
+#[test]
+fn cloned_routes_and_those_of_other_tables_are_ignored() {
+    let mut state = State::default();
+    let mut cloned = route("10.1.0.0/16", "10.0.0.1", 0);
+    cloned.header.flags = RouteFlags::Cloned;
+    add(&mut state, cloned, NLM_F_CREATE);
+    let mut foreign = route("10.1.0.0/16", "10.0.0.1", 0);
+    foreign.header.table = 100;
+    add(&mut state, foreign, NLM_F_CREATE);
+    assert_eq!(state, State::default());
+}
+
+fn neighbour(nud: NeighbourState, flags: NeighbourFlags, mac: u8) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = ETH;
+    message.header.state = nud;
+    message.header.flags = flags;
+    let ip = NeighbourAddress::Inet("10.0.0.2".parse().unwrap());
+    message.attributes.push(NeighbourAttribute::Destination(ip));
+    message
+        .attributes
+        .push(NeighbourAttribute::LinkLayerAddress(vec![
+            2, 0, 0, 0, 0, mac,
+        ]));
+    message
+}
+
+#[test]
+fn a_neighbour_is_usable_in_some_states_and_only_usability_is_news() {
+    let mut state = State::default();
+    let ip: IpAddr = "10.0.0.2".parse().unwrap();
+    let mut say = |nud, mac| {
+        let message = neighbour(nud, NeighbourFlags::empty(), mac);
+        let effect = tell(&mut state, Message::NewNeighbour(message), 0);
+        (
+            state.neighbour(ETH, ip).is_some(),
+            !effect.changed.is_empty(),
+        )
+    };
+    assert_eq!(say(NeighbourState::Incomplete, 1), (false, false));
+    assert_eq!(say(NeighbourState::Reachable, 1), (true, true));
+    for nud in [
+        NeighbourState::Stale,
+        NeighbourState::Delay,
+        NeighbourState::Probe,
+    ] {
+        assert_eq!(say(nud, 1), (true, false), "{nud:?}");
+    }
+    assert_eq!(
+        say(NeighbourState::Reachable, 2),
+        (true, true),
+        "another link address"
+    );
+    assert_eq!(say(NeighbourState::Failed, 2), (false, true));
+    assert_eq!(say(NeighbourState::Permanent, 2), (true, true));
+    assert_eq!(state.neighbour(ETH, ip).unwrap().nud, Nud::Permanent);
+    let gone = neighbour(NeighbourState::Permanent, NeighbourFlags::empty(), 2);
+    tell(&mut state, Message::DelNeighbour(gone), 0);
+    assert!(state.neighbour_entry(ETH, ip).is_none());
+    let proxy = neighbour(NeighbourState::Permanent, NeighbourFlags::Proxy, 2);
+    tell(&mut state, Message::NewNeighbour(proxy), 0);
+    assert!(
+        state.neighbour_entry(ETH, ip).is_none(),
+        "a proxy entry is no neighbour"
+    );
+}
+
+fn rule(priority: u32, table: u8) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = AddressFamily::Inet;
+    rule.header.table = table;
+    rule.header.action = RuleAction::ToTable;
+    if priority > 0 {
+        rule.attributes.push(RuleAttribute::Priority(priority));
+    }
+    rule
+}
+
+#[test]
+fn rules_besides_the_kernels_own_are_foreign() {
+    let mut state = State::default();
+    for (priority, table) in [(0, 255), (32766, 254), (32767, 253)] {
+        tell(&mut state, Message::NewRule(rule(priority, table)), 0);
+    }
+    assert!(!state.foreign_rules());
+    let mut vrf = rule(1000, 0);
+    vrf.attributes.push(RuleAttribute::L3MDev(true));
+    let effect = tell(&mut state, Message::NewRule(vrf), 0);
+    assert!(state.foreign_rules());
+    assert_eq!(effect.doubt, Parts::RULES);
+
+    let mut without_main = State::default();
+    tell(&mut without_main, Message::NewRule(rule(0, 255)), 0);
+    assert!(
+        without_main.foreign_rules(),
+        "one of the kernel's own is gone"
+    );
+}
+
+/// Lets the mirror dump everything; `content` answers for each part.
+fn dump_all(sync: &mut Sync, mut content: impl FnMut(Parts) -> Vec<Message>) -> Parts {
+    let mut asked = Parts::NONE;
+    while let Some(at) = sync.next_dump_at() {
+        let part = sync.next_dump(at.max(Instant::now())).unwrap();
+        let sequence = 100 + u32::from(part.name().len() as u8);
+        sync.started(part, sequence);
+        for message in content(part) {
+            sync.datagram(&datagram(message, NLM_F_MULTIPART, sequence));
+        }
+        sync.datagram(&done(sequence));
+        asked |= part;
+    }
+    asked
+}
+
+fn only(wanted: Parts, message: Message) -> impl FnMut(Parts) -> Vec<Message> {
+    move |part| {
+        if part == wanted {
+            vec![message.clone()]
+        } else {
+            Vec::new()
+        }
+    }
+}
+
+#[test]
+fn an_overrun_has_everything_read_anew() {
+    let mut sync = Sync::new(PORT);
+    let old = Message::NewRoute(route("10.1.0.0/16", "10.0.0.1", 0));
+    assert_eq!(dump_all(&mut sync, only(Parts::ROUTES4, old)), Parts::ALL);
+    assert!(sync.in_sync());
+    sync.drained();
+    sync.take_changed();
+
+    sync.overrun();
+    assert!(!sync.in_sync());
+    assert_eq!(sync.next_dump(Instant::now()), None, "not before a pause");
+    assert_eq!(
+        gateway(&sync.state, "10.1.0.1").as_deref(),
+        Some("10.0.0.1"),
+        "old is better than none"
+    );
+    let new = Message::NewRoute(route("10.1.0.0/16", "10.0.0.2", 0));
+    assert_eq!(dump_all(&mut sync, only(Parts::ROUTES4, new)), Parts::ALL);
+    assert_eq!(order(&sync.state, "10.1.0.0/16"), [2]);
+    assert_eq!(
+        sync.take_changed(),
+        Parts::ROUTES4,
+        "what is as before is no news"
+    );
+    assert_eq!((sync.statistics.overruns, sync.statistics.resyncs), (1, 1));
+}
+
+#[test]
+fn a_notification_during_a_dump_is_newer_than_the_dump() {
+    let mut sync = Sync::new(PORT);
+    let prefix = "10.1.0.0/16";
+    let old = || route(prefix, "10.0.0.1", 0);
+    dump_all(&mut sync, |part| {
+        if part == Parts::ROUTES4 {
+            vec![Message::NewRoute(old())]
+        } else {
+            Vec::new()
+        }
+    });
+    sync.overrun();
+    dump_all(&mut sync, |_| Vec::new());
+    sync.overrun();
+    while let Some(at) = sync.next_dump_at() {
+        let part = sync.next_dump(at).unwrap();
+        sync.started(part, 7);
+        if part == Parts::ROUTES4 {
+            // The route goes, and only then comes the part of the dump that was made before that.
+            sync.datagram(&datagram(Message::NewRoute(old()), NLM_F_CREATE, 0));
+            sync.datagram(&datagram(Message::DelRoute(old()), 0, 0));
+            assert!(sync.state.main_v4().is_empty());
+            sync.datagram(&datagram(Message::NewRoute(old()), NLM_F_MULTIPART, 7));
+        }
+        sync.datagram(&done(7));
+    }
+    assert!(sync.state.main_v4().is_empty());
+}
+
+#[test]
+fn an_interrupted_dump_is_repeated() {
+    let mut sync = Sync::new(PORT);
+    dump_all(&mut sync, |_| Vec::new());
+    sync.overrun();
+    let part = sync.next_dump(sync.next_dump_at().unwrap()).unwrap();
+    sync.started(part, 9);
+    let flags = NLM_F_MULTIPART | NLM_F_DUMP_INTR;
+    sync.datagram(&datagram(
+        Message::NewLink(link(ETH, "eth0", true)),
+        flags,
+        9,
+    ));
+    sync.datagram(&done(9));
+    assert!(sync.missing().contains(part));
+    assert_eq!(sync.statistics.interrupted, 1);
+    // What it brought is used until then.
+    assert!(sync.state.link(ETH).is_some());
+}
+
+#[test]
+fn a_link_that_changes_during_a_dump_of_routes_has_them_dumped_again() {
+    let mut sync = Sync::new(PORT);
+    let mut flapped = false;
+    while let Some(at) = sync.next_dump_at() {
+        let part = sync.next_dump(at.max(Instant::now())).unwrap();
+        sync.started(part, 9);
+        if part == Parts::ROUTES4 && !flapped {
+            flapped = true;
+            sync.datagram(&datagram(Message::NewLink(link(ETH, "eth0", false)), 0, 0));
+            sync.datagram(&done(9));
+            assert!(sync.missing().contains(Parts::ROUTES4));
+            continue;
+        }
+        sync.datagram(&done(9));
+    }
+}
+
+proptest::proptest! {
+    /// Whatever arrives, nothing panics, and what cannot be understood has everything read anew.
+    #[test]
+    fn broken_datagrams_are_survived(
+        at in 0usize..200,
+        byte: u8,
+        cut in 0usize..200,
+        kind in 16u16..110,
+    ) {
+        let mut bytes = datagram(Message::NewRoute(route("10.1.0.0/16", "10.0.0.1", 5)), 0, 0);
+        bytes.extend(datagram(Message::NewLink(link(ETH, "eth0", true)), 0, 0));
+        bytes.extend(datagram(Message::NewNeighbour(neighbour(NeighbourState::Stale, NeighbourFlags::empty(), 1)), 0, 0));
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        let len = bytes.len();
+        bytes[at % len] = byte;
+        bytes.truncate(len - cut % len);
+        let mut sync = Sync::new(PORT);
+        sync.datagram(&bytes);
+    }
+}
+
+#[test]
+fn a_datagram_that_ends_early_has_everything_read_anew() {
+    let mut sync = Sync::new(PORT);
+    dump_all(&mut sync, |_| Vec::new());
+    let mut bytes = datagram(Message::NewLink(link(ETH, "eth0", true)), 0, 0);
+    bytes.truncate(bytes.len() - 4);
+    sync.datagram(&bytes);
+    assert_eq!(sync.missing(), Parts::ALL);
+    assert_eq!(sync.statistics.undecodable, 1);
+}

@@ -1,0 +1,183 @@
+//! Loads the programs and creates the maps. What remains are descriptors: the skeleton and libbpf's objects
+//! do not outlive a function here.
+
+use std::{
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use libbpf_rs::{
+    MapCore, MapFlags, MapHandle,
+    skel::{OpenSkel, SkelBuilder},
+};
+
+use super::{
+    abi::PortEntry,
+    error::{Result, SteerError},
+    plan::{self, Table},
+};
+
+/// The generated skeleton of `bpf/steer.bpf.c`.
+#[allow(clippy::all, clippy::undocumented_unsafe_blocks)]
+mod skeleton {
+    include!(concat!(env!("OUT_DIR"), "/steer.skel.rs"));
+}
+use skeleton::{OpenSteerSkel, SteerSkelBuilder};
+
+/// How much the maps hold. They cannot grow later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Addresses and keys that packets of our tunnels can carry.
+    pub tunnels: u32,
+    /// Prefixes of each family. Memory is taken as they come.
+    pub prefixes: u32,
+    /// Receive queues of all devices together.
+    pub slots: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            tunnels: 65_536,
+            prefixes: 1 << 20,
+            slots: 1024,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct SharedMaps {
+    pub xsks: MapHandle,
+    pub counters: MapHandle,
+    tables: [MapHandle; 4],
+}
+
+/// A loaded program and its own map.
+#[derive(Debug)]
+pub(super) struct Program {
+    pub fd: OwnedFd,
+    port: MapHandle,
+    pub written: PortEntry,
+}
+
+impl Program {
+    pub(super) fn write(&mut self, entry: PortEntry) -> Result<()> {
+        if entry == self.written {
+            return Ok(());
+        }
+        self.port
+            .update(&0u32.to_ne_bytes(), &entry.bytes(), MapFlags::ANY)
+            .map_err(|source| SteerError::Map {
+                what: "tell the steering program about its device",
+                source,
+            })?;
+        self.written = entry;
+        Ok(())
+    }
+}
+
+impl SharedMaps {
+    pub(super) fn perform(&self, step: &plan::Step) -> Result<()> {
+        let map = &self.tables[step.table as usize];
+        match step.value {
+            Some(value) => map.update(&step.key, &value.to_ne_bytes(), MapFlags::ANY),
+            None => map.delete(&step.key),
+        }
+        .map_err(|source| SteerError::Map {
+            what: match step.table {
+                Table::Tunnels | Table::Peers => "change the steering program's tunnels",
+                Table::Prefixes4 | Table::Prefixes6 => "change the steering program's prefixes",
+            },
+            source,
+        })
+    }
+
+    pub(super) fn read(&self, table: Table) -> Result<plan::Entries> {
+        let map = &self.tables[table as usize];
+        let mut entries = plan::Entries::new();
+        for key in map.keys() {
+            let value = map.lookup(&key, MapFlags::ANY);
+            let value = value.map_err(|source| SteerError::Map {
+                what: "read the steering program's maps",
+                source,
+            })?;
+            if let Some(Ok(bytes)) = value.map(<[u8; 4]>::try_from) {
+                entries.insert(key, u32::from_ne_bytes(bytes));
+            }
+        }
+        Ok(entries)
+    }
+}
+
+pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Program)> {
+    // libbpf writes to stderr otherwise, also where a failure is expected and handled.
+    libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Debug, |_, line| {
+        tracing::debug!(target: "libbpf", "{}", line.trim_end());
+    })));
+    let mut storage = MaybeUninit::uninit();
+    let mut open = SteerSkelBuilder::default().open(&mut storage)?;
+    open.maps.xsks.set_max_entries(limits.slots)?;
+    open.maps.tunnels.set_max_entries(limits.tunnels)?;
+    open.maps.peers.set_max_entries(limits.tunnels)?;
+    // New prefixes are written before old ones are removed.
+    let prefixes = limits.prefixes.saturating_mul(2);
+    open.maps.prefixes4.set_max_entries(prefixes)?;
+    open.maps.prefixes6.set_max_entries(prefixes)?;
+    open.progs.greyhound_steer.set_autoload(false);
+    open.progs.greyhound_tags.set_autoload(false);
+    let loaded = open.load()?;
+    let maps = SharedMaps {
+        xsks: MapHandle::try_from(&loaded.maps.xsks)?,
+        counters: MapHandle::try_from(&loaded.maps.counters)?,
+        tables: [
+            MapHandle::try_from(&loaded.maps.tunnels)?,
+            MapHandle::try_from(&loaded.maps.peers)?,
+            MapHandle::try_from(&loaded.maps.prefixes4)?,
+            MapHandle::try_from(&loaded.maps.prefixes6)?,
+        ],
+    };
+    let filter = Program {
+        fd: owned(loaded.progs.greyhound_raw.as_fd())?,
+        port: MapHandle::try_from(&loaded.maps.port)?,
+        written: PortEntry::default(),
+    };
+    Ok((maps, filter))
+}
+
+/// Loads the steering program with the shared maps; with `bound_to`, the one that asks that device for tags.
+pub(super) fn load_steering(
+    maps: &SharedMaps,
+    bound_to: Option<u32>,
+) -> libbpf_rs::Result<Program> {
+    let mut storage = MaybeUninit::uninit();
+    let mut open: OpenSteerSkel = SteerSkelBuilder::default().open(&mut storage)?;
+    open.maps.xsks.reuse_fd(maps.xsks.as_fd())?;
+    open.maps.counters.reuse_fd(maps.counters.as_fd())?;
+    let [tunnels, peers, prefixes4, prefixes6] = &maps.tables;
+    open.maps.tunnels.reuse_fd(tunnels.as_fd())?;
+    open.maps.peers.reuse_fd(peers.as_fd())?;
+    open.maps.prefixes4.reuse_fd(prefixes4.as_fd())?;
+    open.maps.prefixes6.reuse_fd(prefixes6.as_fd())?;
+    open.progs.greyhound_raw.set_autoload(false);
+    open.progs.greyhound_steer.set_autoload(bound_to.is_none());
+    open.progs.greyhound_tags.set_autoload(bound_to.is_some());
+    if let Some(ifindex) = bound_to {
+        let program = &mut open.progs.greyhound_tags;
+        program.set_ifindex(ifindex);
+        program.set_flags(libbpf_rs::libbpf_sys::BPF_F_XDP_DEV_BOUND_ONLY);
+    }
+    let loaded = open.load()?;
+    let program = match bound_to {
+        Some(_) => loaded.progs.greyhound_tags.as_fd(),
+        None => loaded.progs.greyhound_steer.as_fd(),
+    };
+    Ok(Program {
+        fd: owned(program)?,
+        port: MapHandle::try_from(&loaded.maps.port)?,
+        written: PortEntry::default(),
+    })
+}
+
+fn owned(fd: BorrowedFd) -> libbpf_rs::Result<OwnedFd> {
+    fd.try_clone_to_owned().map_err(libbpf_rs::Error::from)
+}

@@ -1,0 +1,153 @@
+//! A steering program on a loopback device, and the plan that most tests share.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use greyhound::xdp::{Attached, Limits, Plan, PortPlan, PrefixAction, Steer, TunnelMatch};
+use socket2::{Domain, Socket, Type};
+
+use crate::{
+    frames::{LOCAL, MAC, REMOTE},
+    host::Namespace,
+};
+
+pub const LO: u32 = 1;
+
+pub fn tunnel(local: Ipv4Addr, remote: Ipv4Addr, key: Option<u32>) -> TunnelMatch {
+    TunnelMatch { local, remote, key }
+}
+
+/// Tunnels without a key and with keys 0 (on another address) and 42; 10.0.2.0/24 and 2001:db8:2::/48 lead into one.
+pub fn plan(port: PortPlan) -> Plan {
+    let into = |mtu| PrefixAction::Tunnel { mtu };
+    Plan {
+        ports: [(LO, port)].into(),
+        tunnels: [
+            tunnel(LOCAL, REMOTE, None),
+            tunnel(LOCAL, REMOTE, Some(42)),
+            tunnel(LOCAL, Ipv4Addr::new(192, 0, 2, 3), Some(0)),
+        ]
+        .into(),
+        v4: [
+            ("10.0.2.0/24", into(1476)),
+            ("10.0.2.128/25", PrefixAction::Kernel),
+            ("10.0.2.192/26", into(1400)),
+            ("10.0.0.0/14", into(1476)),
+            ("0.0.0.0/0", PrefixAction::Kernel),
+            ("224.0.0.0/3", into(1476)),
+            ("169.254.0.0/16", into(1476)),
+            ("127.0.0.0/8", into(1476)),
+        ]
+        .map(|(net, action)| (net.parse().unwrap(), action))
+        .into(),
+        v6: [
+            ("2001:db8:2::/48", into(1476)),
+            ("2001:db8:2:1::/64", PrefixAction::Kernel),
+            ("fe80::/10", into(1476)),
+            ("ff00::/8", into(1476)),
+            ("::/64", into(1476)),
+        ]
+        .map(|(net, action)| (net.parse().unwrap(), action))
+        .into(),
+        ..Plan::default()
+    }
+}
+
+pub const UNDERLAY: PortPlan = PortPlan {
+    mac: MAC,
+    underlay: true,
+    overlay: false,
+    forward4: true,
+    forward6: true,
+    partial_checksums: false,
+};
+pub const OVERLAY: PortPlan = PortPlan {
+    underlay: false,
+    overlay: true,
+    ..UNDERLAY
+};
+pub const BOTH: PortPlan = PortPlan {
+    overlay: true,
+    ..UNDERLAY
+};
+
+/// A steering program on the namespace's loopback device, with a socket that is never bound: enough to see a redirect.
+pub struct Bench {
+    pub steer: Steer,
+    pub socket: Socket,
+    _namespace: Namespace,
+}
+
+impl Bench {
+    pub fn new() -> Bench {
+        let namespace = Namespace::enter("bench");
+        let mut steer = Steer::load(Limits::default()).unwrap();
+        let attached = steer.attach(LO, "lo", 1, true).unwrap();
+        assert_eq!(
+            attached,
+            Attached {
+                native: false,
+                sees_tags: false
+            }
+        );
+        let socket = Socket::new(Domain::from(libc::AF_XDP), Type::RAW, None).unwrap();
+        steer.set_socket(LO, 0, socket.as_fd()).unwrap();
+        Bench {
+            steer,
+            socket,
+            _namespace: namespace,
+        }
+    }
+
+    /// The one reason under which the program counts this frame; panics unless the verdict fits to it.
+    pub fn reason(&self, frame: &[u8]) -> &'static str {
+        let before = counters(&self.steer);
+        let redirected = self.steer.judge(LO, frame).unwrap();
+        let after = counters(&self.steer);
+        let counted: Vec<_> = after
+            .into_iter()
+            .filter(|(name, count)| before[name] != *count)
+            .collect();
+        let [(name, count)] = counted[..] else {
+            panic!("not counted under exactly one reason: {counted:?}");
+        };
+        assert_eq!(count, before[name] + 1);
+        assert_eq!(redirected, name.starts_with("redirected_"), "{name}");
+        name
+    }
+
+    pub fn check(&mut self, port: PortPlan, cases: Vec<(&str, Vec<u8>, &str)>) {
+        self.check_plan(&plan(port), cases);
+    }
+
+    pub fn check_plan(&mut self, plan: &Plan, cases: Vec<(&str, Vec<u8>, &str)>) {
+        self.steer.apply(plan).unwrap();
+        let wrong: Vec<_> = cases
+            .into_iter()
+            .map(|(what, frame, expected)| (what, expected, self.reason(&frame)))
+            .filter(|(_, expected, got)| expected != got)
+            .collect();
+        assert!(wrong.is_empty(), "(case, expected, got): {wrong:#?}");
+    }
+}
+
+/// Waits for what the kernel does after the last copy of a descriptor is closed: another test's child process may hold one
+/// until it executes its program.
+pub fn eventually(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it never came true");
+        std::thread::yield_now();
+    }
+}
+
+pub fn counters(steer: &Steer) -> BTreeMap<&'static str, u64> {
+    steer.counters().unwrap().into_iter().collect()
+}
+
+pub const REDIRECTED_U: &str = "redirected_underlay";
+pub const REDIRECTED_O: &str = "redirected_overlay";
