@@ -35,6 +35,11 @@ def back(packet: Packet) -> Packet:
     return packet
 
 
+def delivers(frame: Packet) -> bool:
+    """Whether the frame carries one of our packets itself, in a tunnel or not, and is no error that quotes one."""
+    return b"<greyhound " in frame.original and UDP in frame and not frame.haslayer("ICMP")
+
+
 def payload_of(packet: Packet) -> bytes:
     """The UDP payload of an inner packet."""
     return bytes(packet[UDP].payload)

@@ -3,10 +3,10 @@
 
 static long (*vlan_push)(void *skb, unsigned short proto, unsigned short tci) = (void *)18;
 
-__attribute__((section("tag"), used)) int tag(void *skb)
+__attribute__((section("tc"), used)) int tag(void *skb)
 {
 	vlan_push(skb, __builtin_bswap16(0x8100), 5);
 	return 0; /* TC_ACT_OK */
 }
 
-__attribute__((section("license"), used)) char license[] = "Dual BSD/GPL";
+__attribute__((section("license"), used)) char licence[] = "Dual BSD/GPL";

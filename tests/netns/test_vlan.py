@@ -56,7 +56,7 @@ def tagger(tmp_path_factory) -> pathlib.Path:
 def tag_everything(ns: Namespace, device: str, program: pathlib.Path) -> None:
     """From now on every frame that leaves by `device` has a tag, kept beside the frame as veth does by default."""
     ns.run("tc", "qdisc", "add", "dev", device, "clsact")
-    done = ns.run("tc", "filter", "add", "dev", device, "egress", "bpf", "da", "obj", str(program), "sec", "tag", check=False)
+    done = ns.run("tc", "filter", "add", "dev", device, "egress", "bpf", "da", "obj", str(program), "sec", "tc", check=False)
     if done.returncode != 0:
         pytest.skip(f"tc cannot attach a program here: {done.stderr.strip()}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import struct
@@ -47,9 +48,13 @@ class Tap:
         self._sock.close()
 
     def send(self, *frames: Packet | bytes) -> None:
-        """Sends frames, in order."""
+        """Sends frames, in order. A link that is down takes none, and that is no error here."""
         for frame in frames:
-            self._sock.send(bytes(frame))
+            try:
+                self._sock.send(bytes(frame))
+            except OSError as error:
+                if error.errno not in (errno.ENETDOWN, errno.ENOBUFS, errno.ENXIO):
+                    raise
 
     def _receive(self) -> Ether | None:
         """The next waiting frame that came from the other end, or None."""
@@ -58,6 +63,10 @@ class Tap:
                 data, ancillary, _, address = self._sock.recvmsg(70000, 64)
             except BlockingIOError:
                 return None
+            except OSError as error:
+                if error.errno == errno.ENETDOWN:  # Said once when the device goes down.
+                    continue
+                raise
             if address[2] == _PACKET_OUTGOING:
                 continue
             for level, kind, value in ancillary:
@@ -143,7 +152,8 @@ def checksums_ok(packet: IP | IPv6) -> bool:
         for name in ("chksum", "cksum"):
             if name in layer.fields:
                 layer.delfieldval(name)
-        layer = layer.payload
+        # What an ICMP message quotes is not the whole packet, and its checksums cannot be told.
+        layer = NoPayload() if isinstance(layer, ICMP) else layer.payload
     return bytes(again) == packet.original
 
 
