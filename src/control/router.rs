@@ -98,6 +98,7 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
 /// Keeps the router in step with the kernel, for ever.
 async fn follow(router: &RefCell<Router>, monitor: &mut Monitor, handle: &Handle) {
     let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let changed = tokio::select! {
             _ = monitor.changed() => true,
