@@ -7,6 +7,7 @@
 mod buf;
 pub mod checksum;
 pub mod ethernet;
+pub mod flow;
 pub mod gre;
 pub mod ipv4;
 pub mod ipv6;
