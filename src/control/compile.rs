@@ -17,7 +17,7 @@ use super::{
 use crate::{
     fib::{Adjacency, Egress, Fib, Forwards, NextHop, PortId, PortInfo, RouteTable},
     packet::{GreKey, MacAddr},
-    tunnel::{Tunnel, TunnelId},
+    tunnel::{FlowLabel, Tunnel, TunnelId},
     xdp::{Plan, PortPlan, PrefixAction, TunnelMatch},
 };
 
@@ -193,8 +193,8 @@ impl Scene<'_> {
             id: t.id,
             name: config.name.as_str().into(),
             mode: config.mode,
-            local: config.local,
-            remote: config.remote,
+            local: config.local.into(),
+            remote: config.remote.into(),
             ikey: config.ikey.map(GreKey),
             okey: config.okey.map(GreKey),
             icsum: config.icsum,
@@ -205,6 +205,8 @@ impl Scene<'_> {
             tos: config.tos,
             pmtudisc: config.pmtudisc,
             ignore_df: config.ignore_df,
+            flow_label: FlowLabel::Hash,
+            encaplimit: None,
             dev: config
                 .dev
                 .as_deref()

@@ -107,6 +107,8 @@ reasons! {
         InnerHeaderLength = "inner_header_length",
         InnerTotalLength = "inner_total_length",
         InnerChecksum = "inner_checksum",
+        /// From a source that no packet may come from.
+        InnerMartian = "inner_martian",
         UnknownTunnel = "unknown_tunnel",
         UnknownProtocol = "unknown_protocol",
         GreChecksum = "gre_checksum",
@@ -158,6 +160,7 @@ impl From<Refusal> for DropReason {
             },
             Refusal::UnknownTunnel => DropReason::UnknownTunnel,
             Refusal::UnknownProtocol => DropReason::UnknownProtocol,
+            Refusal::InnerMartian => DropReason::InnerMartian,
             Refusal::Checksum => DropReason::GreChecksum,
             Refusal::ChecksumPresence => DropReason::GreChecksumPresence,
             Refusal::SequenceMissing => DropReason::SequenceMissing,

@@ -26,6 +26,10 @@ impl EtherType {
     pub const VLAN: Self = Self(0x8100);
     pub const QINQ: Self = Self(0x88a8);
     pub const IPV6: Self = Self(0x86dd);
+    /// An Ethernet frame in a tunnel.
+    pub const TRANSPARENT_ETHERNET: Self = Self(0x6558);
+    /// Web Cache Communication Protocol: an IPv4 packet on its way to a cache.
+    pub const WCCP: Self = Self(0x883e);
 }
 
 /// A frame whose header is complete.

@@ -72,9 +72,14 @@ mod tests {
             let hashes: Vec<u32> = (0..4096).map(|n| hash(&udp(v6, n, 53))).collect();
             for shift in [0, 8, 16, 24] {
                 let mut buckets = [0u32; 16];
-                hashes.iter().for_each(|h| buckets[(h >> shift) as usize % 16] += 1);
+                hashes
+                    .iter()
+                    .for_each(|h| buckets[(h >> shift) as usize % 16] += 1);
                 // 256 each on average; the standard deviation is 16.
-                assert!(buckets.iter().all(|n| (170..350).contains(n)), "{buckets:?}");
+                assert!(
+                    buckets.iter().all(|n| (170..350).contains(n)),
+                    "{buckets:?}"
+                );
             }
             let distinct: HashSet<_> = hashes.iter().collect();
             assert!(distinct.len() > 4090);

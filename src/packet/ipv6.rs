@@ -41,6 +41,12 @@ impl<'a> Ipv6<'a> {
     }
 
     #[inline]
+    pub fn flow_label(&self) -> u32 {
+        let h = self.fixed;
+        u32::from_be_bytes([0, h[1] & 0x0f, h[2], h[3]])
+    }
+
+    #[inline]
     pub fn next_header(&self) -> u8 {
         self.fixed[6]
     }
@@ -75,6 +81,79 @@ impl<'a> Ipv6<'a> {
                 | protocol::FRAGMENT
                 | protocol::DESTINATION_OPTIONS
         )
+    }
+}
+
+/// What stands behind the extension headers of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpperLayer {
+    /// The protocol's number.
+    pub protocol: u8,
+    /// Where it begins, in bytes from the start of the packet.
+    pub at: usize,
+    /// The packet is a part of a larger one.
+    pub is_fragment: bool,
+}
+
+impl Ipv6<'_> {
+    /// Goes past hop-by-hop options, destination options and routing headers (RFC 8200 section 4), a few at the most.
+    #[inline]
+    pub fn upper_layer(&self) -> Result<UpperLayer, ParseError> {
+        /// More than these have no use in one packet.
+        const CHAIN: usize = 8;
+        let mut protocol = self.next_header();
+        let mut at = 0;
+        for _ in 0..CHAIN {
+            let is_fragment = protocol == protocol::FRAGMENT;
+            if !matches!(
+                protocol,
+                protocol::HOP_BY_HOP
+                    | protocol::ROUTING
+                    | protocol::DESTINATION_OPTIONS
+                    | protocol::FRAGMENT
+            ) || is_fragment
+            {
+                return Ok(UpperLayer {
+                    protocol,
+                    at: HEADER_LEN + at,
+                    is_fragment,
+                });
+            }
+            let header = self.payload.get(at..at + 2).ok_or(ParseError::Truncated)?;
+            protocol = header[0];
+            at += (usize::from(header[1]) + 1) * 8;
+            if at > self.payload.len() {
+                return Err(ParseError::HeaderLength);
+            }
+        }
+        Err(ParseError::HeaderLength)
+    }
+}
+
+/// The fields of a header as they are to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipv6Header {
+    pub traffic_class: u8,
+    /// 20 bits.
+    pub flow_label: u32,
+    /// What follows the header, in bytes.
+    pub payload_len: u16,
+    pub next_header: u8,
+    pub hop_limit: u8,
+    pub source: Ipv6Addr,
+    pub destination: Ipv6Addr,
+}
+
+impl Ipv6Header {
+    #[inline]
+    pub fn emit(&self, out: &mut [u8; HEADER_LEN]) {
+        let first = 6 << 28 | u32::from(self.traffic_class) << 20 | self.flow_label & 0xf_ffff;
+        out[..4].copy_from_slice(&first.to_be_bytes());
+        out[4..6].copy_from_slice(&self.payload_len.to_be_bytes());
+        out[6] = self.next_header;
+        out[7] = self.hop_limit;
+        out[8..24].copy_from_slice(&self.source.octets());
+        out[24..40].copy_from_slice(&self.destination.octets());
     }
 }
 
@@ -143,6 +222,45 @@ mod tests {
             prop_assert_eq!((their.traffic_class, their.hop_limit), (new, hop_limit.saturating_sub(1)));
             prop_assert_eq!(their.flow_label.value(), 0xabcde);
         }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_emitted_is_what_etherparse_reads(class: u8, label in 0u32..1 << 20, hops: u8, s: u128, d: u128) {
+            let mut bytes = [0xaa; 40];
+            Ipv6Header {
+                traffic_class: class, flow_label: label, payload_len: 0, next_header: 47, hop_limit: hops,
+                source: s.into(), destination: d.into(),
+            }.emit(&mut bytes);
+            let (their, _) = etherparse::Ipv6Header::from_slice(&bytes).unwrap();
+            prop_assert_eq!((their.traffic_class, their.flow_label.value()), (class, label));
+            prop_assert_eq!((their.hop_limit, their.next_header.0, their.payload_length), (hops, 47, 0));
+            prop_assert_eq!((u128::from_be_bytes(their.source), u128::from_be_bytes(their.destination)), (s, d));
+            let ip = Ipv6::parse(&bytes).unwrap();
+            prop_assert_eq!(ip.upper_layer(), Ok(UpperLayer { protocol: 47, at: 40, is_fragment: false }));
+            prop_assert_eq!(ip.flow_label(), label);
+        }
+    }
+
+    #[test]
+    fn extension_headers_are_gone_past() {
+        let mut payload = vec![60, 0, 5, 2, 0, 0, 1, 0];
+        payload.extend_from_slice(&[47, 1, 4, 1, 4, 1, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        payload.extend_from_slice(b"gre!");
+        let mut bytes = packet(0, 64, &payload);
+        bytes[6] = protocol::HOP_BY_HOP;
+        let upper = |bytes: &[u8]| Ipv6::parse(bytes).unwrap().upper_layer();
+        let expected = UpperLayer {
+            protocol: 47,
+            at: 64,
+            is_fragment: false,
+        };
+        assert_eq!(upper(&bytes), Ok(expected));
+        bytes[48] = protocol::FRAGMENT;
+        assert!(upper(&bytes).unwrap().is_fragment);
+        bytes[48] = 60;
+        bytes[49] = 200;
+        assert_eq!(upper(&bytes), Err(ParseError::HeaderLength));
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use checksum::Checksum;
 pub use ethernet::{EtherType, Ethernet, MacAddr};
 pub use gre::{Gre, GreHeader, GreKey};
 pub use ipv4::{Ipv4, Ipv4Header};
-pub use ipv6::Ipv6;
+pub use ipv6::{Ipv6, Ipv6Header};
 
 /// IP protocol numbers (IANA "Assigned Internet Protocol Numbers") that a router has to know.
 pub mod protocol {

@@ -4,16 +4,22 @@
 //! clock. What changes with packets (sequence numbers, identification, counters) lives in [`TunnelState`];
 //! everything else about a tunnel is immutable and comes from the control room.
 
+mod decapsulate;
 mod ecn;
-pub mod gre;
+mod encapsulate;
+mod inner;
+mod kind;
+mod outer;
 mod state;
 mod table;
 
-pub use gre::{Outer, decapsulate, encapsulate};
+pub use decapsulate::{Outer, decapsulate};
+pub use encapsulate::encapsulate;
+pub use kind::{Family, Kind, Mode, Payload, Shim};
 pub use state::{Counter, Sequences, TunnelCounters, TunnelState};
-pub use table::TunnelTable;
+pub use table::{Class, TunnelTable};
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::packet::{GreKey, ParseError};
 
@@ -25,22 +31,6 @@ impl TunnelId {
     /// The slot as an index into per-tunnel tables.
     pub fn index(self) -> usize {
         self.0 as usize
-    }
-}
-
-/// The kinds of tunnel, in iproute2's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// IPv4 or IPv6 in GRE over IPv4 (RFC 2784, 2890).
-    Gre,
-}
-
-impl Mode {
-    /// The word that iproute2 uses.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Mode::Gre => "gre",
-        }
     }
 }
 
@@ -58,6 +48,17 @@ pub enum Tos {
     Fixed(u8),
 }
 
+/// The outer flow label, over IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlowLabel {
+    /// From the inner flow's hash (RFC 6438).
+    Hash,
+    /// The inner packet's own where it has one; else as [`Hash`](Self::Hash).
+    Inherit,
+    /// 20 bits.
+    Fixed(u32),
+}
+
 /// A tunnel as configured, with nothing in it that a packet changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tunnel {
@@ -65,10 +66,10 @@ pub struct Tunnel {
     /// The kernel device's name.
     pub name: Box<str>,
     pub mode: Mode,
-    /// Outer source; `0.0.0.0` matches any (Linux: wildcard local).
-    pub local: Ipv4Addr,
-    /// Outer destination; `0.0.0.0` matches any (Linux: wildcard remote).
-    pub remote: Ipv4Addr,
+    /// Outer source, of the family that the mode says; unspecified matches any (Linux: wildcard local).
+    pub local: IpAddr,
+    /// Outer destination; unspecified matches any (Linux: wildcard remote).
+    pub remote: IpAddr,
     /// Key expected on receipt; `None` never matches a keyed packet (gre-4).
     pub ikey: Option<GreKey>,
     /// Key sent.
@@ -82,6 +83,9 @@ pub struct Tunnel {
     /// Outer DF always set; otherwise copied from an inner IPv4 packet, unless `ignore_df`.
     pub pmtudisc: bool,
     pub ignore_df: bool,
+    pub flow_label: FlowLabel,
+    /// How often outer packets may be encapsulated again (RFC 2473 section 4.1.1), over IPv6.
+    pub encaplimit: Option<u8>,
     /// The underlay device (interface index) that the tunnel is bound to.
     pub dev: Option<u32>,
     /// The tunnel device's MTU: the largest inner packet, in bytes.
@@ -91,10 +95,14 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Bytes that encapsulation adds in front of the inner packet: outer IP header and GRE header.
+    /// Bytes that encapsulation adds in front of the inner packet: outer IP header with its options, and GRE header.
+    #[inline]
     pub fn overhead(&self) -> usize {
-        crate::packet::ipv4::HEADER_LEN
-            + crate::packet::gre::header_len(self.okey.is_some(), self.ocsum, self.oseq)
+        let shim = match self.mode.kind().shim {
+            Shim::Gre => crate::packet::gre::header_len(self.okey.is_some(), self.ocsum, self.oseq),
+            Shim::None => 0,
+        };
+        outer::header_len(self) + shim
     }
 
     /// Whether packets of this tunnel carry numbers that must leave, or be judged, in one thread.
@@ -116,8 +124,10 @@ pub enum Refusal {
     Inner(ParseError),
     /// No tunnel has these addresses and this key.
     UnknownTunnel,
-    /// The GRE payload protocol is neither IPv4 nor IPv6 (gre-6).
+    /// The tunnel does not carry such a payload (gre-6).
     UnknownProtocol,
+    /// The inner source address is one that no packet may come from (v6-4).
+    InnerMartian,
     /// The GRE checksum is wrong.
     Checksum,
     /// A checksum where the tunnel has none, or none where it has one (gre-3, as Linux).
@@ -146,8 +156,8 @@ pub(crate) mod tests {
             id: TunnelId(0),
             name: "gre1".into(),
             mode: Mode::Gre,
-            local: Ipv4Addr::new(192, 0, 2, 1),
-            remote: Ipv4Addr::new(192, 0, 2, 2),
+            local: IpAddr::from([192, 0, 2, 1]),
+            remote: IpAddr::from([192, 0, 2, 2]),
             ikey: None,
             okey: None,
             icsum: false,
@@ -158,6 +168,8 @@ pub(crate) mod tests {
             tos: Tos::Fixed(0),
             pmtudisc: true,
             ignore_df: false,
+            flow_label: FlowLabel::Hash,
+            encaplimit: None,
             dev: None,
             mtu: 1476,
             up: true,

@@ -1,28 +1,135 @@
 //! Which tunnel a packet belongs to.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use rustc_hash::FxBuildHasher;
 
-use super::{Tunnel, TunnelId};
+use super::{Family, Mode, Payload, Shim, Tunnel, TunnelId};
 use crate::packet::GreKey;
 
+/// Packets that compete for the same tunnels: as the kernel, which has a table of its own for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// GRE with an IP packet, or something unknown, inside.
+    Gre,
+    /// GRE with an Ethernet frame inside.
+    Tap,
+    /// IPv4 directly behind the outer header.
+    Ipv4,
+    /// IPv6 directly behind the outer header.
+    Ipv6,
+}
+
+impl Class {
+    /// The classes whose packets a tunnel of this kind takes.
+    fn of(mode: Mode) -> &'static [Class] {
+        let kind = mode.kind();
+        match (kind.shim, kind.payload) {
+            (Shim::Gre, Payload::Ethernet) => &[Class::Tap],
+            (Shim::Gre, _) => &[Class::Gre],
+            (Shim::None, Payload::Ipv4) => &[Class::Ipv4],
+            (Shim::None, Payload::Ipv6) => &[Class::Ipv6],
+            (Shim::None, _) => &[Class::Ipv6, Class::Ipv4],
+        }
+    }
+}
+
 /// Outer addresses as the receiver sees them (local is the packet's destination), and the key.
-type Match = (Ipv4Addr, Ipv4Addr, Option<GreKey>);
+type Match<A> = (Class, A, A, Option<GreKey>);
 
-const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
-
-/// All tunnels of a snapshot, found by slot or by outer addresses and key.
-#[derive(Debug, Default)]
-pub struct TunnelTable {
-    tunnels: Vec<Option<Tunnel>>,
-    /// Tunnels that are up. Several may share addresses and key, bound to different devices.
-    matches: HashMap<Match, Vec<TunnelId>, FxBuildHasher>,
+/// The tunnels over one family's underlay. Those that share addresses and key are bound to different devices.
+#[derive(Debug)]
+struct Matches<A> {
+    ids: HashMap<Match<A>, Vec<TunnelId>, FxBuildHasher>,
+    any: A,
     wildcards: bool,
 }
 
+impl<A: Copy + Eq + Hash> Matches<A> {
+    fn new(any: A) -> Self {
+        Self {
+            ids: HashMap::default(),
+            any,
+            wildcards: false,
+        }
+    }
+
+    fn insert(&mut self, tunnel: &Tunnel, local: A, remote: A, is_group: bool) {
+        // A multicast remote receives what is sent to the group, from anyone.
+        let (local, remote) = if is_group {
+            (remote, self.any)
+        } else {
+            (local, remote)
+        };
+        self.wildcards |= local == self.any || remote == self.any;
+        for class in Class::of(tunnel.mode) {
+            let ids = self
+                .ids
+                .entry((*class, local, remote, tunnel.ikey))
+                .or_default();
+            // A kind that is made for the payload is asked before one that takes it too (sit takes IPv4), as the
+            // priorities of the kernel's tunnel4 handlers have it.
+            let first = *class == Class::Ipv4 && tunnel.mode != Mode::Sit;
+            let at = if first { 0 } else { ids.len() };
+            ids.insert(at, tunnel.id);
+        }
+    }
+
+    #[inline]
+    fn lookup<'t>(
+        &self,
+        (class, local, remote, key): Match<A>,
+        device: Option<u32>,
+        get: impl Fn(TunnelId) -> Option<&'t Tunnel>,
+    ) -> Option<&'t Tunnel> {
+        let any = self.any;
+        let mut candidate = None;
+        let steps = [(local, remote), (any, remote), (local, any), (any, any)];
+        let steps = if self.wildcards {
+            &steps[..]
+        } else {
+            &steps[..1]
+        };
+        for &(local, remote) in steps {
+            let Some(ids) = self.ids.get(&(class, local, remote, key)) else {
+                continue;
+            };
+            for tunnel in ids.iter().filter_map(|id| get(*id)) {
+                if tunnel.dev.is_some() && tunnel.dev == device {
+                    return Some(tunnel);
+                }
+                candidate = candidate.or(Some(tunnel));
+            }
+        }
+        candidate
+    }
+}
+
+/// All tunnels of a snapshot, found by slot or by outer addresses and key.
+#[derive(Debug)]
+pub struct TunnelTable {
+    tunnels: Vec<Option<Tunnel>>,
+    v4: Matches<Ipv4Addr>,
+    v6: Matches<Ipv6Addr>,
+}
+
+impl Default for TunnelTable {
+    fn default() -> Self {
+        Self {
+            tunnels: Vec::new(),
+            v4: Matches::new(Ipv4Addr::UNSPECIFIED),
+            v6: Matches::new(Ipv6Addr::UNSPECIFIED),
+        }
+    }
+}
+
 impl TunnelTable {
-    /// A table of these tunnels. Slots that are not named stay empty.
+    /// A table of these tunnels. Slots that are not named stay empty; tunnels that are down, or whose addresses are not of
+    /// their mode's family, receive nothing.
     pub fn new(tunnels: impl IntoIterator<Item = Tunnel>) -> Self {
         let mut table = Self::default();
         for tunnel in tunnels {
@@ -31,14 +138,16 @@ impl TunnelTable {
                 table.tunnels.resize_with(slot + 1, || None);
             }
             if tunnel.up {
-                // A multicast remote receives what is sent to the group, from anyone.
-                let key = if tunnel.remote.is_multicast() {
-                    (tunnel.remote, ANY, tunnel.ikey)
-                } else {
-                    (tunnel.local, tunnel.remote, tunnel.ikey)
-                };
-                table.wildcards |= key.0 == ANY || key.1 == ANY;
-                table.matches.entry(key).or_default().push(tunnel.id);
+                let group = tunnel.remote.is_multicast();
+                match (tunnel.mode.kind().underlay, tunnel.local, tunnel.remote) {
+                    (Family::V4, IpAddr::V4(l), IpAddr::V4(r)) => {
+                        table.v4.insert(&tunnel, l, r, group);
+                    }
+                    (Family::V6, IpAddr::V6(l), IpAddr::V6(r)) => {
+                        table.v6.insert(&tunnel, l, r, group);
+                    }
+                    _ => {}
+                }
             }
             table.tunnels[slot] = Some(tunnel);
         }
@@ -67,30 +176,18 @@ impl TunnelTable {
     #[inline]
     pub fn lookup(
         &self,
-        local: Ipv4Addr,
-        remote: Ipv4Addr,
+        class: Class,
+        local: IpAddr,
+        remote: IpAddr,
         key: Option<GreKey>,
         device: Option<u32>,
     ) -> Option<&Tunnel> {
-        let mut candidate = None;
-        let steps = [(local, remote), (ANY, remote), (local, ANY), (ANY, ANY)];
-        let steps = if self.wildcards {
-            &steps[..]
-        } else {
-            &steps[..1]
-        };
-        for &(local, remote) in steps {
-            let Some(ids) = self.matches.get(&(local, remote, key)) else {
-                continue;
-            };
-            for tunnel in ids.iter().filter_map(|id| self.get(*id)) {
-                if tunnel.dev.is_some() && tunnel.dev == device {
-                    return Some(tunnel);
-                }
-                candidate = candidate.or(Some(tunnel));
-            }
+        let get = |id| self.get(id);
+        match (local, remote) {
+            (IpAddr::V4(l), IpAddr::V4(r)) => self.v4.lookup((class, l, r, key), device, get),
+            (IpAddr::V6(l), IpAddr::V6(r)) => self.v6.lookup((class, l, r, key), device, get),
+            _ => None,
         }
-        candidate
     }
 }
 
@@ -100,43 +197,39 @@ mod tests {
     use crate::tunnel::tests::tunnel;
     use proptest::prelude::*;
 
-    fn made(
-        id: u32,
-        local: u8,
-        remote: u8,
-        key: Option<u32>,
-        dev: Option<u32>,
-        up: bool,
-    ) -> Tunnel {
-        let address = |n: u8| {
-            if n == 0 {
-                ANY
-            } else {
-                Ipv4Addr::new(10, 0, 0, n)
-            }
-        };
+    fn address(v6: bool, n: u8) -> IpAddr {
+        match (v6, n) {
+            (false, 0) => Ipv4Addr::UNSPECIFIED.into(),
+            (false, n) => Ipv4Addr::new(10, 0, 0, n).into(),
+            (true, 0) => Ipv6Addr::UNSPECIFIED.into(),
+            (true, n) => Ipv6Addr::from([0xfd00, 0, 0, 0, 0, 0, 0, n.into()]).into(),
+        }
+    }
+
+    /// A tunnel between numbered addresses; number 0 is any.
+    fn made(id: u32, mode: Mode, ends: (u8, u8), key: Option<u32>) -> Tunnel {
+        let v6 = mode.kind().underlay == Family::V6;
         Tunnel {
             id: TunnelId(id),
-            local: address(local),
-            remote: address(remote),
+            mode,
+            local: address(v6, ends.0),
+            remote: address(v6, ends.1),
             ikey: key.map(GreKey),
-            dev,
-            up,
             ..tunnel()
         }
     }
 
+    type Wanted = (Class, IpAddr, IpAddr, Option<GreKey>);
+
     /// `ip_tunnel_lookup` written as the kernel has it: four passes over a list.
-    fn linear(list: &[Tunnel], packet: Match, device: Option<u32>) -> Option<&Tunnel> {
+    fn linear(list: &[Tunnel], wanted: Wanted, device: Option<u32>) -> Option<&Tunnel> {
+        let (class, local, remote, key) = wanted;
+        let any = address(local.is_ipv6(), 0);
         let mut candidate = None;
-        for (local, remote) in [
-            (packet.0, packet.1),
-            (ANY, packet.1),
-            (packet.0, ANY),
-            (ANY, ANY),
-        ] {
+        for ends in [(local, remote), (any, remote), (local, any), (any, any)] {
             for t in list {
-                if t.up && (t.local, t.remote, t.ikey) == (local, remote, packet.2) {
+                let ours = t.up && Class::of(t.mode).contains(&class);
+                if ours && (t.local, t.remote, t.ikey) == (ends.0, ends.1, key) {
                     if t.dev.is_some() && t.dev == device {
                         return Some(t);
                     }
@@ -150,16 +243,19 @@ mod tests {
     proptest! {
         #[test]
         fn gre_11_lookup_is_linuxs_order(
-            specs in proptest::collection::vec((0u8..3, 0u8..3, proptest::option::of(0u32..2), proptest::option::of(1u32..3), any::<bool>()), 0..12),
+            modes in proptest::sample::select(vec![[Mode::Gre, Mode::Gretap, Mode::Ipip], [Mode::Ip6gre, Mode::Ip6gretap, Mode::Ip6ip6]]),
+            specs in proptest::collection::vec((0usize..3, (0u8..3, 0u8..3), proptest::option::of(0u32..2), proptest::option::of(1u32..3), any::<bool>()), 0..12),
+            class in proptest::sample::select(vec![Class::Gre, Class::Tap, Class::Ipv4, Class::Ipv6]),
             packet in (1u8..3, 1u8..3, proptest::option::of(0u32..2), 1u32..4),
         ) {
             let list: Vec<Tunnel> = specs.iter().enumerate()
-                .map(|(i, &(l, r, k, d, up))| made(i as u32, l, r, k, d, up)).collect();
+                .map(|(i, &(mode, ends, key, dev, up))| Tunnel { dev, up, ..made(i as u32, modes[mode], ends, key) }).collect();
             let table = TunnelTable::new(list.clone());
             let (l, r, key, dev) = packet;
-            let wanted = (Ipv4Addr::new(10, 0, 0, l), Ipv4Addr::new(10, 0, 0, r), key.map(GreKey));
+            let v6 = modes[0].kind().underlay == Family::V6;
+            let wanted = (class, address(v6, l), address(v6, r), key.map(GreKey));
             prop_assert_eq!(
-                table.lookup(wanted.0, wanted.1, wanted.2, Some(dev)),
+                table.lookup(wanted.0, wanted.1, wanted.2, wanted.3, Some(dev)),
                 linear(&list, wanted, Some(dev))
             );
         }
@@ -167,14 +263,35 @@ mod tests {
 
     #[test]
     fn gre_4_no_key_is_not_key_zero() {
-        let table = TunnelTable::new([
-            made(0, 1, 2, None, None, true),
-            made(1, 1, 2, Some(0), None, true),
-        ]);
-        let (l, r) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
-        let id = |key| table.lookup(l, r, key, None).map(|t| t.id.0);
-        assert_eq!(id(None), Some(0));
-        assert_eq!(id(Some(GreKey(0))), Some(1));
-        assert_eq!(id(Some(GreKey(1))), None);
+        for mode in [Mode::Gre, Mode::Ip6gre] {
+            let v6 = mode == Mode::Ip6gre;
+            let table =
+                TunnelTable::new([made(0, mode, (1, 2), None), made(1, mode, (1, 2), Some(0))]);
+            let id = |key| {
+                let found = table.lookup(Class::Gre, address(v6, 1), address(v6, 2), key, None);
+                found.map(|t| t.id.0)
+            };
+            assert_eq!(id(None), Some(0));
+            assert_eq!(id(Some(GreKey(0))), Some(1));
+            assert_eq!(id(Some(GreKey(1))), None);
+        }
+    }
+
+    #[test]
+    fn sit_takes_ipv4_only_where_no_ipip_is() {
+        let (sit, ipip) = (
+            made(0, Mode::Sit, (1, 2), None),
+            made(1, Mode::Ipip, (1, 2), None),
+        );
+        let id = |list: &[Tunnel], class| {
+            let table = TunnelTable::new(list.to_vec());
+            let found = table.lookup(class, address(false, 1), address(false, 2), None, None);
+            found.map(|t| t.id.0)
+        };
+        assert_eq!(id(&[sit.clone()], Class::Ipv4), Some(0));
+        for both in [[sit.clone(), ipip.clone()], [ipip, sit]] {
+            assert_eq!(id(&both, Class::Ipv4), Some(1));
+            assert_eq!(id(&both, Class::Ipv6), Some(0));
+        }
     }
 }

@@ -1,0 +1,43 @@
+//! Into the tunnel.
+
+use super::{Refusal, Shim, Tunnel, TunnelState, inner::Inner, outer};
+use crate::packet::{GreHeader, PacketBuf, ParseError};
+
+/// Turns an inner packet into an outer one, in place. The packet begins with its IP header (an Ethernet tunnel's with its
+/// Ethernet header) and afterwards with the outer IP header; bytes behind an inner IP packet, which a frame was padded
+/// with, are cut off (gre-9).
+#[inline]
+pub fn encapsulate<B: PacketBuf>(
+    tunnel: &Tunnel,
+    packet: &mut B,
+    state: &TunnelState,
+) -> Result<(), Refusal> {
+    let inner = Inner::parse(packet.data(), tunnel)?;
+    if tunnel.remote.is_unspecified() {
+        return Err(Refusal::NoRemote);
+    }
+    let overhead = tunnel.overhead();
+    if overhead + inner.len > usize::from(u16::MAX) || packet.headroom() < overhead {
+        return Err(Refusal::NoRoom);
+    }
+    // Only an IPv6 header has room for it.
+    let hash = match tunnel.local.is_ipv6() {
+        true => inner.flow_hash(packet.data()),
+        false => 0,
+    };
+    // Both were checked above; nothing is changed before this point.
+    packet
+        .truncate(inner.len)
+        .map_err(|_| Refusal::Inner(ParseError::TotalLength))?;
+    let out = packet.prepend(overhead).map_err(|_| Refusal::NoRoom)?;
+    if tunnel.mode.kind().shim == Shim::Gre {
+        let header = GreHeader {
+            protocol: inner.ether_type,
+            checksum: tunnel.ocsum,
+            key: tunnel.okey,
+            sequence: tunnel.oseq.then(|| state.sequences.next()),
+        };
+        header.emit(&mut out[outer::header_len(tunnel)..]);
+    }
+    outer::emit(tunnel, out, &inner, hash, state)
+}

@@ -1,0 +1,147 @@
+//! The outer IP header: written for both families, and read.
+
+use std::net::IpAddr;
+
+use super::{FlowLabel, Refusal, Shim, Tunnel, TunnelState, inner::Inner};
+use crate::packet::{
+    EtherType, Ipv4, Ipv4Header, Ipv6, Ipv6Header, ParseError, ipv4, ipv6, protocol,
+};
+
+/// Bytes of the destination options header that carries the tunnel encapsulation limit (RFC 2473 section 4.1.1).
+pub(super) const LIMIT_OPTION_LEN: usize = 8;
+
+/// What an outer header says about the packet behind it.
+pub(super) struct Shell {
+    pub local: IpAddr,
+    pub remote: IpAddr,
+    pub tos: u8,
+    pub protocol: u8,
+    /// Where the header and its options end, in bytes from the start of the packet.
+    pub header_len: usize,
+    /// Where the packet ends; behind it there may be padding.
+    pub end: usize,
+}
+
+impl Shell {
+    /// Reads the outer header of a received packet. Options and extension headers are gone past; fragments are refused.
+    #[inline]
+    pub fn parse(packet: &[u8]) -> Result<Shell, Refusal> {
+        if packet.first().is_some_and(|byte| byte >> 4 == 6) {
+            return Shell::ipv6(packet);
+        }
+        let ip = Ipv4::parse(packet).map_err(Refusal::Outer)?;
+        if !ip.has_valid_checksum() {
+            return Err(Refusal::Outer(ParseError::HeaderChecksum));
+        }
+        if ip.is_fragment() {
+            return Err(Refusal::OuterFragment);
+        }
+        Ok(Shell {
+            local: ip.destination().into(),
+            remote: ip.source().into(),
+            tos: ip.tos(),
+            protocol: ip.protocol(),
+            header_len: ip.header_len(),
+            end: ip.total_len(),
+        })
+    }
+
+    #[inline]
+    fn ipv6(packet: &[u8]) -> Result<Shell, Refusal> {
+        let ip = Ipv6::parse(packet).map_err(Refusal::Outer)?;
+        let upper = ip.upper_layer().map_err(Refusal::Outer)?;
+        if upper.is_fragment {
+            return Err(Refusal::OuterFragment);
+        }
+        Ok(Shell {
+            local: ip.destination().into(),
+            remote: ip.source().into(),
+            tos: ip.traffic_class(),
+            protocol: upper.protocol,
+            header_len: upper.at,
+            end: ip.total_len(),
+        })
+    }
+}
+
+/// Bytes of the outer header that `tunnel` writes, options included.
+#[inline]
+pub(super) fn header_len(tunnel: &Tunnel) -> usize {
+    match tunnel.local {
+        IpAddr::V4(_) => ipv4::HEADER_LEN,
+        IpAddr::V6(_) if tunnel.encaplimit.is_some() => ipv6::HEADER_LEN + LIMIT_OPTION_LEN,
+        IpAddr::V6(_) => ipv6::HEADER_LEN,
+    }
+}
+
+/// The protocol number of what follows the outer header.
+#[inline]
+fn protocol_of(tunnel: &Tunnel, inner: &Inner) -> u8 {
+    match (tunnel.mode.kind().shim, inner.ether_type) {
+        (Shim::Gre, _) => protocol::GRE,
+        (Shim::None, EtherType::IPV6) => protocol::IPV6,
+        (Shim::None, _) => protocol::IPIP,
+    }
+}
+
+/// Writes the outer header into the front of `packet`, which is whole otherwise. `hash` is the inner flow's.
+#[inline]
+pub(super) fn emit(
+    tunnel: &Tunnel,
+    packet: &mut [u8],
+    inner: &Inner,
+    hash: u32,
+    state: &TunnelState,
+) -> Result<(), Refusal> {
+    let len = packet.len();
+    let tos = inner.outer_tos(tunnel);
+    match (tunnel.local, tunnel.remote) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let out = packet.first_chunk_mut().ok_or(Refusal::NoRoom)?;
+            Ipv4Header {
+                tos,
+                total_len: u16::try_from(len).map_err(|_| Refusal::NoRoom)?,
+                identification: state.next_identification(),
+                dont_fragment: tunnel.pmtudisc || (inner.dont_fragment && !tunnel.ignore_df),
+                ttl: inner.outer_ttl(tunnel),
+                protocol: protocol_of(tunnel, inner),
+                source,
+                destination,
+            }
+            .emit(out);
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let (out, rest) = packet.split_first_chunk_mut().ok_or(Refusal::NoRoom)?;
+            let mut next_header = protocol_of(tunnel, inner);
+            if let Some(limit) = tunnel.encaplimit {
+                let option = rest.first_chunk_mut().ok_or(Refusal::NoRoom)?;
+                // Type 4, length 1, the limit; PadN of one byte fills the eight (RFC 2473 section 4.1.1).
+                *option = [next_header, 0, 4, 1, limit, 1, 1, 0];
+                next_header = protocol::DESTINATION_OPTIONS;
+            }
+            Ipv6Header {
+                traffic_class: tos,
+                flow_label: flow_label(tunnel, inner, hash),
+                payload_len: u16::try_from(rest.len()).map_err(|_| Refusal::NoRoom)?,
+                next_header,
+                hop_limit: inner.outer_ttl(tunnel),
+                source,
+                destination,
+            }
+            .emit(out);
+        }
+        _ => return Err(Refusal::NoRemote),
+    }
+    Ok(())
+}
+
+/// The outer flow label; the inner one's is copied on request where there is one.
+#[inline]
+fn flow_label(tunnel: &Tunnel, inner: &Inner, hash: u32) -> u32 {
+    match tunnel.flow_label {
+        FlowLabel::Fixed(label) => label,
+        FlowLabel::Inherit if inner.flow_label != 0 => inner.flow_label,
+        // Zero means "no label" (RFC 6437 section 2).
+        _ => (hash & 0xf_ffff).max(1),
+    }
+}
