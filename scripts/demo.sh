@@ -130,12 +130,12 @@ build_network() {
         in_ns "$role" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
     done
     link hostA eth0 routerA lan
-    link routerA wan underlay a
-    link underlay b routerB wan
+    link routerA wan underlay toA
+    link underlay toB routerB wan
     link routerB lan hostB eth0
     address routerA wan 192.0.2.1/30
-    address underlay a 192.0.2.2/30
-    address underlay b 198.51.100.2/30
+    address underlay toA 192.0.2.2/30
+    address underlay toB 198.51.100.2/30
     address routerB wan 198.51.100.1/30
     ip -n "$(ns routerA)" route add 198.51.100.0/30 via 192.0.2.2
     ip -n "$(ns routerB)" route add 192.0.2.0/30 via 198.51.100.2
@@ -174,6 +174,7 @@ name = "gre$n"
 mode = "gre"
 local = "$local"
 remote = "$remote"
+ttl = 64
 $options
 address = ["172.16.$n.$mine/30", "fd00:172:$n::$mine/64"]
 routes = ["10.$other.$n.0/24", "fd00:$other:$n::/64"]
@@ -230,23 +231,25 @@ trace() {
     done
 }
 
-# One TCP run through tunnel number $1; "back" has host B send.
+# One TCP run through tunnel number $1; "back" has host B send. The client is always the receiver (--reverse): it counts
+# every byte until the last, while a server stops counting when the client has sent its last.
 transfer() {
-    local n=$1 way=$2 reverse=() json
-    [[ $way == back ]] && reverse=(--reverse)
+    local n=$1 way=$2 side=B from=2 to=1 json
+    [[ $way == back ]] && side=A from=1 to=2
     json=$DIR/gre$n.$way.json
-    timeout 120 ip netns exec "$(ns hostA)" iperf3 --client "10.2.$n.2" --bind "10.1.$n.2" --bytes "$BYTES" "${reverse[@]}" \
-        --json >"$json" || true
+    timeout 120 ip netns exec "$(ns "host$side")" iperf3 --client "10.$to.$n.2" --bind "10.$from.$n.2" --bytes "$BYTES" \
+        --reverse --json >"$json" || true
     "$ROOT/scripts/demo_stats.py" tcp "$json" "$BYTES"
 }
 
+# An iperf3 server on host $1.
 serve_tcp() {
-    in_ns hostB iperf3 --server >"$DIR/iperf3.log" 2>&1 &
+    in_ns "$1" iperf3 --server >"$DIR/iperf3.$1.log" 2>&1 &
     for _ in {1..50}; do
-        [[ -n $(in_ns hostB ss -Hltn 'sport = :5201') ]] && return
+        [[ -n $(in_ns "$1" ss -Hltn 'sport = :5201') ]] && return
         sleep 0.1
     done
-    die "iperf3 does not listen: $(tail -n 3 "$DIR/iperf3.log")"
+    die "iperf3 does not listen: $(tail -n 3 "$DIR/iperf3.$1.log")"
 }
 
 run_show() {
@@ -261,7 +264,8 @@ run_show() {
     step "traceroute: both routers answer, the underlay does not show"
     show "10.1.1.1, 172.16.1.2, 10.2.1.2" trace 10.2.1.2 10.1.1.1 172.16.1.2 10.2.1.2
     step "TCP with iperf3, $((BYTES / 1000000)) MB each way through each tunnel; the hosts' offloads stay as they are"
-    serve_tcp
+    serve_tcp hostA
+    serve_tcp hostB
     for side in A B; do stats "$side" >"$DIR/$side.before.json"; done
     for entry in "${TUNNELS[@]}"; do
         n=${entry:3:1}
@@ -282,7 +286,7 @@ Left running. Some things to try, as root:
     ip -n $(ns routerA) -s link show gre1
     ip -n $(ns routerA) route
     ip netns exec $(ns hostA) ping 10.2.1.2
-    ip netns exec $(ns underlay) tcpdump -ni a ip proto 47
+    ip netns exec $(ns underlay) tcpdump -ni toA ip proto 47
 
 and to remove it all:
 

@@ -300,7 +300,7 @@ impl FastPath {
     pub fn heartbeat(&mut self, steer: &mut Steer) {
         for (worker, hung) in self.workers.iter_mut().zip(&mut self.hung) {
             worker.collect_spent();
-            let hangs = !worker.beats();
+            let hangs = worker.hangs();
             if hangs == *hung {
                 continue;
             }

@@ -19,7 +19,7 @@ use super::{
     mirror::{MirrorError, Monitor, Nud, Options, State},
     netlink::{Device, Handle},
     report::{MirrorReport, Statistics, Status},
-    slowpath::{RawReceiver, ServiceTun, SlowPath, SlowPathError, SlowSnapshot, TunError},
+    slowpath::{RawReceiver, ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
     socket::{ControlSocket, SocketError, serve},
     statistics,
     tunnels::{self, TunnelEntry, TunnelError},
@@ -30,6 +30,9 @@ use crate::xdp::{Limits, Steer, SteerError};
 const SERVICE_DEVICES: u32 = 64;
 /// How often heartbeats are looked at and neighbours refreshed.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long the start waits for the mirror to show the tunnels' devices.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Why the router did not start.
 #[derive(Debug, thiserror::Error)]
@@ -78,8 +81,21 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
     let mut monitor = Monitor::open(Options::default()).await?;
     let handle = Handle::open().map_err(RunError::io("cannot open a netlink socket"))?;
 
-    let router = Router::start(config, path, monitor.state(), &handle).await?;
-    let router = RefCell::new(router);
+    find_devices(&config.router, monitor.state())?;
+    let made = tunnels::create(&config, monitor.state(), &handle).await?;
+    let new: Vec<Device> = (made.iter().filter(|(_, tun)| !tun.adopted()))
+        .map(|(entry, _)| entry.device.clone())
+        .collect();
+    settle(&mut monitor, &made).await;
+    let router = match Router::start(config, path, monitor.state(), made) {
+        Ok(router) => RefCell::new(router),
+        Err(why) => {
+            for device in &new {
+                tunnels::remove(device, &handle).await;
+            }
+            return Err(why);
+        }
+    };
     tracing::info!("ready");
     tokio::select! {
         _ = terminate.recv() => {}
@@ -90,14 +106,31 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
     tracing::info!("stopping");
     let stopped = router.into_inner().stop();
     for entry in &stopped {
-        tunnels::remove(entry, &handle).await;
+        tunnels::remove(&entry.device, &handle).await;
     }
     Ok(())
+}
+
+/// Waits until the mirror knows the tunnels' devices: what the kernel routes into them from the first moment on (router
+/// solicitations, multicast reports) shall find its tunnel.
+async fn settle(monitor: &mut Monitor, made: &[(TunnelEntry, Tun)]) {
+    let known = |state: &State, (entry, _): &(TunnelEntry, Tun)| {
+        let link = state.link(entry.device.index);
+        link.is_some_and(|link| link.up)
+    };
+    let all_known = async {
+        while !made.iter().all(|tunnel| known(monitor.state(), tunnel)) {
+            monitor.changed().await;
+        }
+    };
+    // Somebody may have set one down already; the mirror will say so in time.
+    let _ = tokio::time::timeout(SETTLE, all_known).await;
 }
 
 /// Keeps the router in step with the kernel, for ever.
 async fn follow(router: &RefCell<Router>, monitor: &mut Monitor, handle: &Handle) {
     let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let changed = tokio::select! {
             _ = monitor.changed() => true,
@@ -164,11 +197,11 @@ struct Router {
 }
 
 impl Router {
-    async fn start(
+    fn start(
         config: Config,
         path: &Path,
         state: &State,
-        handle: &Handle,
+        made: Vec<(TunnelEntry, Tun)>,
     ) -> Result<Self, RunError> {
         let devices = find_devices(&config.router, state)?;
         let off = config.router.xdp == XdpMode::Off;
@@ -187,7 +220,6 @@ impl Router {
         let service = (!off).then(open_service_device).transpose();
         let service = service.map_err(TunnelError::from)?;
         let slow = SlowPath::start(receiver, service)?;
-        let made = tunnels::create(&config, state, handle).await?;
         let threads = 1 + devices.first().map_or(0, |d| fastpath::queues(&d.name));
         let mut router = Self {
             path: path.to_owned(),
@@ -203,22 +235,15 @@ impl Router {
             mirror: MirrorReport::default(),
             config,
         };
-        for (entry, tun) in made {
-            router.slow.add_tun(entry.id, tun);
-            router.tunnels.push(entry);
-        }
-        let started = if off {
-            Ok(())
-        } else {
-            router.start_fast_path()
-        };
-        if let Err(why) = started {
-            for entry in &router.stop() {
-                tunnels::remove(entry, handle).await;
-            }
-            return Err(why.into());
+        let (entries, tuns): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+        router.tunnels = entries;
+        if !off {
+            router.start_fast_path()?;
         }
         router.publish(state);
+        for (entry, tun) in router.tunnels.iter().zip(tuns) {
+            router.slow.add_tun(entry.id, tun);
+        }
         Ok(router)
     }
 

@@ -102,7 +102,7 @@ pub async fn create(
             Err(why) => {
                 for (entry, tun) in &made {
                     if !tun.adopted() {
-                        remove(entry, handle).await;
+                        remove(&entry.device, handle).await;
                     }
                 }
                 return Err(why);
@@ -138,7 +138,7 @@ async fn create_one(
         }
         Err(why) => {
             if !tun.adopted() {
-                remove(&entry, handle).await;
+                remove(&entry.device, handle).await;
             }
             Err(why.into())
         }
@@ -169,8 +169,8 @@ async fn set_up(
 }
 
 /// Removes a tunnel's device, and with it its addresses and routes.
-pub async fn remove(entry: &TunnelEntry, handle: &Handle) {
-    if let Err(why) = handle.delete_link(&entry.device).await {
+pub async fn remove(device: &Device, handle: &Handle) {
+    if let Err(why) = handle.delete_link(device).await {
         tracing::warn!("{why}");
     }
 }

@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -35,6 +35,8 @@ const SLEEP: Timespec = Timespec {
 };
 /// How long an ending worker waits for its last frames to be sent.
 const DRAIN: Duration = Duration::from_millis(200);
+/// A worker that stands still for so long hangs; on a busy machine a thread may wait for its CPU almost as long.
+const HANG: Duration = Duration::from_secs(3);
 /// Turns that an ending worker makes at the most: enough for several full rings.
 const LAST_TURNS: u32 = 1024;
 /// Places in the queues between a worker and the control room.
@@ -110,8 +112,8 @@ pub struct WorkerHandle {
     spent: Receiver<Spent>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    /// Turns at the last heartbeat.
-    beat: u64,
+    /// The turns that were seen last, and when they were new.
+    seen: (u64, Instant),
 }
 
 impl WorkerHandle {
@@ -161,7 +163,7 @@ impl WorkerHandle {
             spent,
             stop,
             thread: Some(thread),
-            beat: 0,
+            seen: (0, Instant::now()),
         })
     }
 
@@ -177,12 +179,13 @@ impl WorkerHandle {
         while self.spent.try_recv().is_ok() {}
     }
 
-    /// Whether the worker went round since the last call, or sleeps with good reason.
-    pub fn beats(&mut self) -> bool {
+    /// Whether the worker has not gone round for [`HANG`], and does not sleep.
+    pub fn hangs(&mut self) -> bool {
         let turns = self.stats.turns.get();
-        let alive = turns != self.beat || self.stats.is_asleep();
-        self.beat = turns;
-        alive
+        if turns != self.seen.0 || self.stats.is_asleep() {
+            self.seen = (turns, Instant::now());
+        }
+        self.seen.1.elapsed() >= HANG
     }
 }
 

@@ -11,7 +11,7 @@ pub(super) type Result<T> = std::result::Result<T, SteerError>;
 #[derive(Debug, thiserror::Error)]
 pub enum SteerError {
     #[error(
-        "cannot load the steering program: {0:#} (it needs CAP_BPF and CAP_NET_ADMIN, and a kernel with BTF)"
+        "cannot load the steering program: {0:#} (it needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and a kernel with BTF)"
     )]
     Load(#[source] libbpf_rs::Error),
     #[error(
