@@ -61,16 +61,29 @@ pub fn forward<B: PacketBuf>(
     if ether_type != EtherType::IPV4 && ether_type != EtherType::IPV6 {
         return Verdict::Drop(DropReason::NotIp);
     }
-    let tunnelled = ether_type == EtherType::IPV4
-        && port.underlay
-        && frame.payload().get(9) == Some(&protocol::GRE);
+    let tunnelled = port.underlay && may_be_tunnelled(ether_type, frame.payload());
     if packet.trim_front(ethernet::HEADER_LEN).is_err() {
         return Verdict::Drop(DropReason::NotIp);
     }
     if tunnelled {
-        from_underlay(packet, Some(port), fib, state)
-    } else {
-        from_overlay(packet, port, fib, state)
+        match from_underlay(packet, Some(port), fib, state) {
+            // Somebody else's tunnel, on its way through: the packet is as it came.
+            Verdict::Punt(PuntReason::UnknownTunnel, _) if port.overlay => {}
+            verdict => return verdict,
+        }
+    }
+    from_overlay(packet, port, fib, state)
+}
+
+/// Whether an IP packet has a protocol that tunnels use; destination options may hold an encapsulation limit.
+#[inline]
+fn may_be_tunnelled(ether_type: EtherType, packet: &[u8]) -> bool {
+    const TUNNELS: [u8; 3] = [protocol::GRE, protocol::IPIP, protocol::IPV6];
+    match ether_type {
+        EtherType::IPV6 => packet
+            .get(6)
+            .is_some_and(|next| TUNNELS.contains(next) || *next == protocol::DESTINATION_OPTIONS),
+        _ => packet.get(9).is_some_and(|p| TUNNELS.contains(p)),
     }
 }
 

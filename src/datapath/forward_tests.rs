@@ -1,10 +1,10 @@
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
 use crate::{
     fib::{Egress, Forwards, NextHop, RouteTable},
     packet::{GreKey, MacAddr, VecBuf},
-    tunnel::{TunnelState, tests::tunnel},
+    tunnel::{Family, Mode, Payload, TunnelState, tests::tunnel},
 };
 use etherparse::PacketBuilder;
 
@@ -500,4 +500,135 @@ fn unfinished_checksums_are_completed_on_ports_that_have_them_only() {
         assert_eq!(sent, &expected[40..42]);
         assert_eq!(bed.state.stats.checksums_completed.get(), u64::from(veth));
     }
+}
+
+/// A bed whose first tunnel is of this kind, and the far end of that tunnel.
+fn bed_of(mode: Mode) -> (Bed, Tunnel) {
+    let v6 = mode.kind().underlay == Family::V6;
+    let end = |n: u16| match v6 {
+        true => IpAddr::from([0xfd09, 0, 0, 0, 0, 0, 0, n]),
+        false => IpAddr::from([192, 0, 2, n as u8]),
+    };
+    let near = Tunnel {
+        mode,
+        local: end(1),
+        remote: end(2),
+        encaplimit: v6.then_some(4),
+        ..tunnel()
+    };
+    let far = Tunnel {
+        local: near.remote,
+        remote: near.local,
+        ..near.clone()
+    };
+    let mut bed = Bed::new();
+    bed.tunnels[0].0 = near;
+    (bed, far)
+}
+
+#[test]
+fn v6_1_every_kind_carries_its_payloads_both_ways() {
+    for mode in Mode::ALL {
+        let payload = mode.kind().payload;
+        for v6 in [false, true] {
+            let (there, back) = match v6 {
+                true => (
+                    ipv6("fd01::2", "fd02::2", 64, 8),
+                    ipv6("fd02::2", "fd01::2", 64, 8),
+                ),
+                false => (ipv4(INSIDE, OUTSIDE, 64, 8), ipv4(OUTSIDE, INSIDE, 64, 8)),
+            };
+            let carried = match payload {
+                Payload::Ip => true,
+                Payload::Ipv4 => !v6,
+                Payload::Ipv6 => v6,
+                Payload::Ethernet => continue,
+            };
+            let (mut bed, far) = bed_of(mode);
+            let (verdict, frame) = bed.run(&framed(mac(OVERLAY), &there), OVERLAY);
+            if !carried {
+                assert_eq!(
+                    verdict,
+                    Verdict::Drop(DropReason::UnknownProtocol),
+                    "{mode:?}"
+                );
+                continue;
+            }
+            assert_eq!(verdict, Verdict::Transmit(UNDERLAY), "{mode:?}");
+            let outer_v6 = mode.kind().underlay == Family::V6;
+            let kind = Ethernet::parse(&frame).unwrap().ether_type();
+            assert_eq!(kind == EtherType::IPV6, outer_v6, "{mode:?}");
+
+            let mut buf = VecBuf::new(64, &back);
+            let state = TunnelState::new(0, 1, Arc::default());
+            tunnel::encapsulate(&far, &mut buf, &state).unwrap();
+            bed.routes = Bed::new().routes;
+            let (verdict, frame) = bed.run(&framed(mac(UNDERLAY), buf.data()), UNDERLAY);
+            assert_eq!(verdict, Verdict::Transmit(OVERLAY), "{mode:?}");
+            assert_eq!(frame.len(), 14 + back.len());
+        }
+    }
+}
+
+#[test]
+fn v6_4_sit_lets_no_martian_out_and_no_stranger_in() {
+    let (mut bed, far) = bed_of(Mode::Sit);
+    let state = TunnelState::new(0, 1, Arc::default());
+    let mut arrives = |far: &Tunnel, source: &str| {
+        let mut buf = VecBuf::new(64, &ipv6(source, "fd01::2", 64, 8));
+        tunnel::encapsulate(far, &mut buf, &state).unwrap();
+        bed.routes = Bed::new().routes;
+        bed.verdict(&framed(mac(UNDERLAY), buf.data()), UNDERLAY)
+    };
+    for source in ["ff02::1", "::1", "::ffff:10.0.0.1"] {
+        let martian = Verdict::Drop(DropReason::InnerMartian);
+        assert_eq!(arrives(&far, source), martian, "{source}");
+    }
+    assert_eq!(arrives(&far, "fd02::2"), Verdict::Transmit(OVERLAY));
+    let stranger = Tunnel {
+        local: IpAddr::from([192, 0, 2, 3]),
+        ..far.clone()
+    };
+    let unknown = service(PuntReason::UnknownTunnel);
+    assert_eq!(arrives(&stranger, "fd02::2"), unknown);
+}
+
+#[test]
+fn v6_5_both_addresses_decide_over_ipv6() {
+    let (mut bed, far) = bed_of(Mode::Ip6ip6);
+    let state = TunnelState::new(0, 1, Arc::default());
+    let other = IpAddr::from([0xfd09, 0, 0, 0, 0, 0, 0, 9]);
+    let strangers = [
+        Tunnel {
+            local: other,
+            ..far.clone()
+        },
+        Tunnel {
+            remote: other,
+            ..far
+        },
+    ];
+    for stranger in strangers {
+        let mut buf = VecBuf::new(64, &ipv6("fd02::2", "fd01::2", 64, 8));
+        tunnel::encapsulate(&stranger, &mut buf, &state).unwrap();
+        bed.routes = Bed::new().routes;
+        let verdict = bed.verdict(&framed(mac(UNDERLAY), buf.data()), UNDERLAY);
+        assert_eq!(verdict, service(PuntReason::UnknownTunnel));
+    }
+}
+
+#[test]
+fn a_strangers_tunnel_passes_through_a_device_of_both_roles() {
+    let mut bed = Bed::new();
+    bed.ports[1].underlay = true;
+    let mut gre = ipv4(INSIDE, OUTSIDE, 64, 32);
+    gre[9] = protocol::GRE;
+    gre[10..12].fill(0);
+    let sum = crate::packet::Checksum::new()
+        .add_bytes(&gre[..20])
+        .finish();
+    gre[10..12].copy_from_slice(&sum.to_be_bytes());
+    gre[20..24].copy_from_slice(&[0, 0, 8, 0]);
+    let verdict = bed.verdict(&framed(mac(OVERLAY), &gre), OVERLAY);
+    assert_eq!(verdict, Verdict::Transmit(UNDERLAY));
 }
