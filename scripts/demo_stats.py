@@ -59,7 +59,7 @@ def table(directory, *tunnels):
     """The closing table. Each of `tunnels` is NAME=WORDS. True when the fast path carried 99 % of each."""
     before = [load(f"{directory}/{side}.before.json") for side in "AB"]
     after = [load(f"{directory}/{side}.after.json") for side in "AB"]
-    print(f"    {'tunnel':<24}{'A to B':>14}{'B to A':>14}{'TCP packets':>14}{'fast path':>12}")
+    print(f"    {'tunnel':<24}{'A to B':>14}{'B to A':>14}{'packets *':>14}{'fast path':>12}")
     good = True
     for entry in tunnels:
         name, words = entry.split("=", 1)
@@ -70,6 +70,7 @@ def table(directory, *tunnels):
         print(f"    {name + ' (' + words + ')':<24}{forth:>14}{back:>14}{every:>14}{share:>10.2f} %")
     counted = drops(after)
     reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(counted.items())) or "none"
+    print("    * of TCP, data and acknowledgements, as both routers counted them")
     print(f"\n    drops by reason, both routers: {reasons}")
     return good
 
