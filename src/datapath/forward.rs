@@ -112,7 +112,7 @@ struct Plain {
 }
 
 /// Whether an inner packet is plain; otherwise why it is the kernel's.
-#[inline]
+#[inline(always)]
 fn plain(packet: &[u8]) -> Result<Plain, PuntReason> {
     let not_plain = |_: ParseError| PuntReason::NotPlain;
     if packet.first().is_some_and(|byte| byte >> 4 == 6) {
@@ -163,7 +163,7 @@ fn decrement(packet: &mut [u8], destination: IpAddr) {
 }
 
 /// Puts the Ethernet header of `adjacency` in front of an IP packet.
-#[inline]
+#[inline(always)]
 fn transmit<B: PacketBuf>(packet: &mut B, adjacency: &Adjacency) -> Verdict {
     let ether_type = match packet.data().first().map(|byte| byte >> 4) {
         Some(6) => EtherType::IPV6,
@@ -319,7 +319,7 @@ fn from_underlay<B: PacketBuf>(
 }
 
 /// Whether a decapsulated packet can go straight to its next hop; otherwise why it is the kernel's.
-#[inline]
+#[inline(always)]
 fn forwardable(
     packet: &[u8],
     id: TunnelId,
