@@ -9,7 +9,7 @@ use super::{
     forward, forward::HandoverKind, forward_handover, stats::TunnelRecord,
 };
 use crate::{
-    fib::{Fib, PortId},
+    fib::{Fib, PortId, ResolutionCache},
     packet::PacketBuf,
 };
 
@@ -71,6 +71,7 @@ impl<P: Port> Worker<P> {
                 stats,
                 tunnels: Vec::new(),
                 owns_sequences,
+                resolutions: ResolutionCache::default(),
             },
         }
     }

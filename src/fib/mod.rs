@@ -4,12 +4,21 @@
 //! lookups. The control room builds it from its mirror of the kernel; workers only read it. It knows no packets and no
 //! I/O.
 
+mod cache;
 mod routes;
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use rustc_hash::FxBuildHasher;
 
+pub use cache::ResolutionCache;
 pub use routes::RouteTable;
 
 use crate::{
@@ -122,6 +131,13 @@ pub struct Fib {
     egress: Vec<Egress>,
     routes: RouteTable,
     neighbours: HashMap<(PortId, IpAddr), MacAddr, FxBuildHasher>,
+    /// Two tables with different contents never have the same number; the empty one's is 0.
+    number: u64,
+}
+
+fn next_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Relaxed) + 1
 }
 
 impl Fib {
@@ -146,12 +162,14 @@ impl Fib {
             egress,
             routes,
             neighbours: HashMap::default(),
+            number: next_number(),
         }
     }
 
     /// Adds a neighbour whose link address is known.
     pub fn add_neighbour(&mut self, port: PortId, address: IpAddr, mac: MacAddr) {
         self.neighbours.insert((port, address), mac);
+        self.number = next_number();
     }
 
     #[inline]
@@ -184,7 +202,6 @@ impl Fib {
     }
 
     /// Where a packet for `destination` goes.
-    #[inline]
     pub fn resolve(&self, destination: IpAddr) -> Resolution {
         match self.routes.lookup(destination) {
             Some(NextHop::Connected { port, mtu }) => self.adjacent(port, destination, mtu),
@@ -212,12 +229,12 @@ impl Fib {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
 
-    fn port(name: &str) -> PortInfo {
+    pub(crate) fn port(name: &str) -> PortInfo {
         PortInfo {
             name: name.into(),
             ifindex: 7,

@@ -24,7 +24,7 @@ pub struct Outer {
 impl Outer {
     /// Parses an outer packet (it begins with the IPv4 header) and finds its tunnel. `device` is the interface index
     /// that it came in by, where known.
-    #[inline]
+    #[inline(always)]
     pub fn parse(
         packet: &[u8],
         tunnels: &TunnelTable,
@@ -67,7 +67,7 @@ struct Inner {
 }
 
 impl Inner {
-    #[inline]
+    #[inline(always)]
     fn parse(packet: &[u8], tunnel: &Tunnel) -> Result<Inner, ParseErrorOrLoop> {
         if packet.first().is_some_and(|byte| byte >> 4 == 6) {
             let ip = Ipv6::parse(packet)?;
