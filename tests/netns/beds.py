@@ -142,10 +142,15 @@ class Single:
         return self._until(self.outside, sentinels)
 
     def fence_outside(self) -> list[Ether]:
-        """Everything that came to the host up to now, when all that the far end has sent is through."""
-        sentinels = [back(v4()), back(v4())]
-        self.send_outside(self.around(sentinels[0], outer={"options": b"\1\1\1\1"}), self.around(sentinels[1]))
-        return self._until(self.inside, sentinels)
+        """Everything that came to the host up to now, when all that the far end has sent is through.
+
+        One sentinel after the other: with sequence numbers, the one that overtook would make the other late.
+        """
+        slow, fast = back(v4()), back(v4())
+        self.send_outside(self.around(slow, outer={"options": b"\1\1\1\1"}))
+        frames = self._until(self.inside, [slow])
+        self.send_outside(self.around(fast))
+        return frames + self._until(self.inside, [fast])
 
     def fence_plain(self) -> list[Ether]:
         """Everything that came to the far end up to now, when what the host sent to the kernel is through.

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+pytest.register_assert_rewrite("beds", "greyhound", "topology", "wire")
 
 from beds import Pair, Single  # noqa: E402
 
