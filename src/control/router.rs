@@ -16,7 +16,7 @@ use super::{
     compile::{Compiled, TunnelDevice, TunnelStatus, compile},
     config::{Config, RouterConfig, XdpMode},
     fastpath::{self, FastPath, FoundDevice},
-    mirror::{MirrorError, Monitor, Nud, Options, State},
+    mirror::{MirrorError, Monitor, Nud, Options, Parts, State},
     netlink::{Device, Handle},
     report::{MirrorReport, Statistics, Status},
     slowpath::{RawReceiver, ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
@@ -24,7 +24,10 @@ use super::{
     statistics,
     tunnels::{self, TunnelEntry, TunnelError},
 };
-use crate::xdp::{Limits, Steer, SteerError};
+use crate::{
+    fib::RouteTable,
+    xdp::{Limits, Steer, SteerError},
+};
 
 /// How many routers can share a network namespace: each has a service device of its own, greyhound0 and so on.
 const SERVICE_DEVICES: u32 = 64;
@@ -139,15 +142,15 @@ async fn follow(router: &RefCell<Router>, monitor: &mut Monitor, handle: &Handle
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let changed = tokio::select! {
-            _ = monitor.changed() => true,
-            _ = tick.tick() => false,
+            change = monitor.changed() => Some(change.what),
+            _ = tick.tick() => None,
         };
         let requests = {
             let mut router = router.borrow_mut();
             router.mirror = mirror_report(monitor);
             match changed {
-                true => router.follow(monitor.state()),
-                false => router.heartbeat(monitor.state()),
+                Some(what) => router.follow(monitor.state(), what),
+                None => router.heartbeat(monitor.state()),
             }
         };
         for request in requests {
@@ -202,6 +205,8 @@ struct Router {
     refused: Option<Refused>,
     /// Names of the devices that outer packets leave by.
     outgoing: BTreeMap<u32, Box<str>>,
+    /// The routes in force.
+    routes: Arc<RouteTable>,
     mirror: MirrorReport,
 }
 
@@ -261,6 +266,7 @@ impl Router {
             devices,
             refused: None,
             outgoing: BTreeMap::new(),
+            routes: Arc::default(),
             mirror: MirrorReport::default(),
             config,
         };
@@ -290,6 +296,10 @@ impl Router {
 
     /// Compiles the mirror and puts the result in force everywhere.
     fn publish(&mut self, state: &State) {
+        self.publish_with(state, None);
+    }
+
+    fn publish_with(&mut self, state: &State, known: Option<Arc<RouteTable>>) {
         let devices: Vec<TunnelDevice<'_>> = self
             .tunnels
             .iter()
@@ -300,7 +310,8 @@ impl Router {
             })
             .collect();
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
-        let Compiled { fib, plan, tunnels } = compile(state, ports, &devices);
+        let Compiled { fib, plan, tunnels } = compile(state, ports, &devices, known);
+        self.routes = fib.shared_routes();
         for (entry, (now, before)) in self.tunnels.iter().zip(
             tunnels.iter().zip(
                 self.statuses
@@ -341,7 +352,12 @@ impl Router {
     }
 
     /// The kernel's state has changed.
-    fn follow(&mut self, state: &State) -> Vec<KernelRequest> {
+    fn follow(&mut self, state: &State, what: Parts) -> Vec<KernelRequest> {
+        if what == Parts::NEIGHBOURS {
+            // The most frequent news, and a million routes are none of it.
+            self.publish_with(state, Some(self.routes.clone()));
+            return Vec::new();
+        }
         if self.config.router.xdp != XdpMode::Off {
             self.follow_devices(state);
         }

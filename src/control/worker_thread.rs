@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn a_thread_that_hangs_is_left_behind() {
         let (release, held) = bounded::<()>(0);
-        let hanging = std::thread::spawn(move || held.recv().is_ok());
+        let hanging = std::thread::spawn(move || assert!(held.recv().is_err()));
         assert!(!join(hanging, Duration::from_millis(1)));
         drop(release);
         assert!(join(std::thread::spawn(|| ()), FAREWELL));
