@@ -129,7 +129,7 @@ pub struct Fib {
     ports: Vec<PortInfo>,
     tunnels: Arc<TunnelTable>,
     egress: Vec<Egress>,
-    routes: RouteTable,
+    routes: Arc<RouteTable>,
     neighbours: HashMap<(PortId, IpAddr), MacAddr, FxBuildHasher>,
     /// Two tables with different contents never have the same number; the empty one's is 0.
     number: u64,
@@ -145,7 +145,7 @@ impl Fib {
     pub fn new(
         ports: Vec<PortInfo>,
         tunnels: impl IntoIterator<Item = (Tunnel, Egress)>,
-        routes: RouteTable,
+        routes: impl Into<Arc<RouteTable>>,
     ) -> Self {
         let mut egress = Vec::new();
         let tunnels = TunnelTable::new(tunnels.into_iter().map(|(tunnel, out)| {
@@ -160,7 +160,7 @@ impl Fib {
             ports,
             tunnels: Arc::new(tunnels),
             egress,
-            routes,
+            routes: routes.into(),
             neighbours: HashMap::default(),
             number: next_number(),
         }
@@ -193,6 +193,11 @@ impl Fib {
 
     pub fn routes(&self) -> &RouteTable {
         &self.routes
+    }
+
+    /// The routes, for the next table where they are the same.
+    pub fn shared_routes(&self) -> Arc<RouteTable> {
+        self.routes.clone()
     }
 
     /// How a tunnel's packets leave; not ready for a slot that is empty.
