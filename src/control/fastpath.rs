@@ -178,7 +178,7 @@ impl FastPath {
     ) -> Result<(), FastPathError> {
         let (name, ifindex) = (device.name.as_str(), device.ifindex);
         let attached = match steer.attach(ifindex, name, queues, mode == XdpMode::Generic) {
-            Err(why) if mode == XdpMode::Auto && !matches!(why, SteerError::Busy { .. }) => {
+            Err(why @ SteerError::Attach { .. }) if mode == XdpMode::Auto => {
                 tracing::warn!("{name}: no native XDP ({why}); trying generic");
                 steer.attach(ifindex, name, queues, true)?
             }

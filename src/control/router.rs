@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
@@ -86,6 +87,7 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
     let signals = RunError::io("cannot listen to signals");
     let mut terminate = signal(SignalKind::terminate()).map_err(&signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(&signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(&signals)?;
     let socket = ControlSocket::bind(&config.router.control)?;
     let mut monitor = Monitor::open(Options::default()).await?;
     let handle = Handle::open().map_err(RunError::io("cannot open a netlink socket"))?;
@@ -111,6 +113,11 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
         _ = interrupt.recv() => {}
         () = serve(&socket, |request| router.borrow().statistics().answer(&request)) => {}
         () = follow(&router, &mut monitor, &handle) => {}
+        () = async {
+            while hangup.recv().await.is_some() {
+                tracing::warn!("SIGHUP: this version cannot reload its configuration; restart it");
+            }
+        } => {}
     }
     tracing::info!("stopping");
     let stopped = router.into_inner().stop();
@@ -173,6 +180,8 @@ fn mirror_report(monitor: &Monitor) -> MirrorReport {
 enum KernelRequest {
     SetMtu(Device, u16),
     Refresh(Device, std::net::IpAddr),
+    AddAddress(Device, IpNet),
+    AddRoute(Device, IpNet),
 }
 
 impl KernelRequest {
@@ -180,6 +189,10 @@ impl KernelRequest {
         let result = match &self {
             KernelRequest::SetMtu(device, mtu) => handle.set_mtu(device, (*mtu).into()).await,
             KernelRequest::Refresh(device, ip) => handle.use_neighbour(device, *ip).await,
+            KernelRequest::AddAddress(device, address) => {
+                handle.add_address(device, *address).await
+            }
+            KernelRequest::AddRoute(device, prefix) => handle.add_route(device, *prefix).await,
         };
         if let Err(why) = result {
             tracing::warn!("{why}");
@@ -196,6 +209,8 @@ struct Router {
     /// Threads that keep records: the slow path and the workers.
     threads: u32,
     slow: SlowPath,
+    /// The kernel has policy rules of somebody else's, which the fast path does not know.
+    foreign_rules: bool,
     /// None where BPF is not to be had and not needed (`xdp = "off"`).
     steer: Option<Steer>,
     fast: Option<FastPath>,
@@ -261,6 +276,7 @@ impl Router {
             statuses: Vec::new(),
             threads,
             slow,
+            foreign_rules: false,
             steer,
             fast: None,
             devices,
@@ -311,6 +327,15 @@ impl Router {
             .collect();
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
         let Compiled { fib, plan, tunnels } = compile(state, ports, &devices, known);
+        if self.foreign_rules != state.foreign_rules() {
+            self.foreign_rules = state.foreign_rules();
+            match self.foreign_rules {
+                true => tracing::warn!(
+                    "policy rules: the kernel forwards everything while they are there; see `ip rule`"
+                ),
+                false => tracing::info!("no policy rules any more: the fast path carries again"),
+            }
+        }
         self.routes = fib.shared_routes();
         for (entry, (now, before)) in self.tunnels.iter().zip(
             tunnels.iter().zip(
@@ -361,7 +386,9 @@ impl Router {
         if self.config.router.xdp != XdpMode::Off {
             self.follow_devices(state);
         }
+        let was_up: Vec<bool> = self.statuses.iter().map(|status| status.up).collect();
         self.publish(state);
+        let mut requests = self.restore(&was_up);
         let underlay = self.config.router.underlay.clone();
         let mtu = |entry: &mut TunnelEntry| {
             let mtu = entry.new_auto_mtu(state, &underlay)?;
@@ -369,7 +396,25 @@ impl Router {
             tracing::info!("tunnel {name}: MTU {mtu}, as the underlay's has changed");
             Some(KernelRequest::SetMtu(entry.device.clone(), mtu))
         };
-        self.tunnels.iter_mut().filter_map(mtu).collect()
+        requests.extend(self.tunnels.iter_mut().filter_map(mtu));
+        requests
+    }
+
+    /// A device that was set down has lost its routes, and its IPv6 addresses: once it is up again it gets back those that
+    /// the configuration says.
+    fn restore(&self, was_up: &[bool]) -> Vec<KernelRequest> {
+        let mut requests = Vec::new();
+        for ((entry, now), was_up) in self.tunnels.iter().zip(&self.statuses).zip(was_up) {
+            if !now.up || *was_up {
+                continue;
+            }
+            let (device, config) = (&entry.device, &entry.config);
+            let addresses = config.address.iter();
+            requests.extend(addresses.map(|a| KernelRequest::AddAddress(device.clone(), *a)));
+            let routes = config.routes.iter();
+            requests.extend(routes.map(|r| KernelRequest::AddRoute(device.clone(), *r)));
+        }
+        requests
     }
 
     /// Ends the fast path when a device of it is gone or another one, and starts it again when all are there.
