@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     fib::RouteTable,
-    xdp::{Limits, Steer, SteerError},
+    xdp::{Limits, Plan, Steer, SteerError},
 };
 
 /// How many routers can share a network namespace: each has a service device of its own, greyhound0 and so on.
@@ -370,7 +370,18 @@ impl Router {
         if let Some(steer) = &mut self.steer {
             match steer.apply(&plan) {
                 Ok(changes) => tracing::debug!(?changes, "steering changed"),
-                Err(why) => tracing::error!("{why}"),
+                Err(why) => {
+                    tracing::error!("inner traffic goes through the kernel: {why}");
+                    // The plan in force may be older than the workers' routes: better none.
+                    let bare = Plan {
+                        v4: BTreeMap::new(),
+                        v6: BTreeMap::new(),
+                        ..plan
+                    };
+                    if let Err(why) = steer.apply(&bare) {
+                        tracing::error!("{why}");
+                    }
+                }
             }
         }
         self.statuses = tunnels;
@@ -574,4 +585,23 @@ fn find_devices(config: &RouterConfig, state: &State) -> Result<Vec<FoundDevice>
         })
     };
     config.devices().into_iter().map(find).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_fast_path_is_tried_again_ever_more_rarely() {
+        let now = Instant::now();
+        let mut refused = None;
+        let waits: Vec<u64> = (0..9)
+            .map(|_| {
+                let next = Refused::after(refused.take(), String::new(), now);
+                assert_eq!(next.again, now + next.wait);
+                refused.insert(next).wait.as_secs()
+            })
+            .collect();
+        assert_eq!(waits, [2, 4, 8, 16, 32, 64, 128, 256, 300]);
+    }
 }
