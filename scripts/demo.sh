@@ -72,6 +72,8 @@ finish() {
     local status=$?
     trap '' INT TERM HUP
     trap - EXIT
+    # A signal may come while a step's output goes into a file.
+    exec >&3
     if [[ -n $DIR ]]; then
         if [[ $status -ne 0 && $status -lt 128 ]]; then
             for side in A B; do
@@ -185,7 +187,7 @@ END
 # Starts router $1 and waits until it says that its tunnels are up.
 start_router() {
     local side=$1 pid
-    ip netns exec "$(ns "router$side")" "$GREYHOUND" run --config "$DIR/$side.toml" >"$DIR/$side.log" 2>&1 &
+    ip netns exec "$(ns "router$side")" "$GREYHOUND" run --config "$DIR/$side.toml" >"$DIR/$side.log" 2>&1 3>&- </dev/null &
     pid=$!
     for _ in {1..200}; do
         kill -0 "$pid" 2>/dev/null || break
@@ -244,7 +246,7 @@ transfer() {
 
 # An iperf3 server on host $1.
 serve_tcp() {
-    in_ns "$1" iperf3 --server >"$DIR/iperf3.$1.log" 2>&1 &
+    in_ns "$1" iperf3 --server >"$DIR/iperf3.$1.log" 2>&1 3>&- </dev/null &
     for _ in {1..50}; do
         [[ -n $(in_ns "$1" ss -Hltn 'sport = :5201') ]] && return
         sleep 0.1
@@ -299,6 +301,7 @@ if [[ -n $CLEAN ]]; then
     clean
     exit
 fi
+exec 3>&1
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP

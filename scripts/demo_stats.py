@@ -52,6 +52,10 @@ def drops(stats):
     for router in stats:
         for reason, n in router["drops"].items():
             total[reason] = total.get(reason, 0) + n
+        # What the kernel could not put into a worker's rings never became a packet of ours, and is lost all the same.
+        for port in (port for worker in router["workers"] for port in worker["ports"]):
+            for ring in ("rx_ring_full", "rx_dropped"):
+                total[ring] = total.get(ring, 0) + port[ring]
     return {reason: n for reason, n in total.items() if n}
 
 
@@ -59,7 +63,7 @@ def table(directory, *tunnels):
     """The closing table. Each of `tunnels` is NAME=WORDS. True when the fast path carried 99 % of each."""
     before = [load(f"{directory}/{side}.before.json") for side in "AB"]
     after = [load(f"{directory}/{side}.after.json") for side in "AB"]
-    print(f"    {'tunnel':<24}{'A to B':>14}{'B to A':>14}{'TCP packets':>14}{'fast path':>12}")
+    print(f"    {'tunnel':<24}{'A to B':>14}{'B to A':>14}{'packets *':>14}{'fast path':>12}")
     good = True
     for entry in tunnels:
         name, words = entry.split("=", 1)
@@ -70,6 +74,7 @@ def table(directory, *tunnels):
         print(f"    {name + ' (' + words + ')':<24}{forth:>14}{back:>14}{every:>14}{share:>10.2f} %")
     counted = drops(after)
     reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(counted.items())) or "none"
+    print("    * of TCP, data and acknowledgements, as both routers counted them")
     print(f"\n    drops by reason, both routers: {reasons}")
     return good
 

@@ -20,12 +20,6 @@ def refuse(kind, words):
     sys.exit(f"error: {kind}: {words}; nothing is reported")
 
 
-def ready():
-    """The tunnel is up and its next hop known (stdin: `greyhound stats --json`)."""
-    tunnels = json.load(sys.stdin)["tunnels"]
-    sys.exit(0 if tunnels and all(t["state"] == "up" for t in tunnels) else 1)
-
-
 def facts(path):
     """A line "name number name number …" as a dictionary."""
     with open(path, encoding="utf-8") as file:
@@ -36,6 +30,12 @@ def facts(path):
 def load(path):
     with open(path, encoding="utf-8") as file:
         return json.load(file)
+
+
+def ready(path):
+    """The tunnel is up, and so is its next hop."""
+    tunnels = load(path)["tunnels"]
+    sys.exit(0 if tunnels and all(t["state"] == "up" for t in tunnels) else 1)
 
 
 def check_native(kind, directory):
@@ -61,14 +61,16 @@ def check_router(kind, directory):
 
 def judge(kind, directory):
     """One measurement as a line of JSON, or a refusal."""
-    counted, sent = facts(f"{directory}/counter"), facts(f"{directory}/source")
+    counted = facts(f"{directory}/counter")
+    sent = sum(facts(f"{directory}/source{n}")["pps"] for n in (1, 2))
     check_native(kind, directory)
     drops = {} if kind == "bare" else check_router(kind, directory)
     packets = counted["packets"]
-    if counted["bytes"] != packets * FRAME[kind]:
-        refuse(kind, f"frames of {counted['bytes'] / packets:.1f} bytes arrived, not of {FRAME[kind]}")
-    if sent["pps"] < SURPLUS * counted["pps"]:
-        refuse(kind, f"the source sent {sent['pps']:.0f} packets a second, and {counted['pps']:.0f} arrived")
+    # Packets and bytes are read while they are counted, a packet or two apart.
+    if round(counted["bytes"] / packets, 2) != FRAME[kind]:
+        refuse(kind, f"frames of {counted['bytes'] / packets:.2f} bytes arrived, not of {FRAME[kind]}")
+    if sent < SURPLUS * counted["pps"]:
+        refuse(kind, f"the source sent {sent:.0f} packets a second, and {counted['pps']:.0f} arrived")
     user, system = counted["user_ns"] / packets, counted["system_ns"] / packets
     result = {
         "kind": kind,
@@ -76,7 +78,7 @@ def judge(kind, directory):
         "user": user,
         "system": system,
         "busy": (user + system) * counted["pps"] / 1e9,
-        "sent": sent["pps"],
+        "sent": sent,
         "drops": drops,
     }
     with open(f"{directory}/memory", encoding="utf-8") as file:

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -85,8 +86,14 @@ pub struct Compiled {
     pub tunnels: Vec<TunnelStatus>,
 }
 
-/// Compiles the mirror for these devices and tunnels.
-pub fn compile(state: &State, devices: &[Device], tunnels: &[TunnelDevice<'_>]) -> Compiled {
+/// Compiles the mirror for these devices and tunnels. `known` is the last table's routes, where nothing but neighbours
+/// has changed since.
+pub fn compile(
+    state: &State,
+    devices: &[Device],
+    tunnels: &[TunnelDevice<'_>],
+    known: Option<Arc<RouteTable>>,
+) -> Compiled {
     let scene = Scene {
         state,
         devices,
@@ -94,7 +101,7 @@ pub fn compile(state: &State, devices: &[Device], tunnels: &[TunnelDevice<'_>]) 
         by_ifindex: tunnels.iter().map(|t| (t.ifindex, *t)).collect(),
     };
     let statuses: Vec<TunnelStatus> = tunnels.iter().map(|t| scene.status(t)).collect();
-    let routes = scene.routes();
+    let routes = known.unwrap_or_else(|| Arc::new(scene.routes()));
     let plan = scene.plan(&statuses, &routes);
     let entries = tunnels
         .iter()

@@ -170,6 +170,10 @@ impl Net {
     }
 
     fn compile(&self) -> Compiled {
+        self.compile_with(None)
+    }
+
+    fn compile_with(&self, known: Option<Arc<RouteTable>>) -> Compiled {
         let indices = [GRE1, GRE2];
         let tunnels: Vec<_> = (self.configs.iter().zip(indices).enumerate())
             .map(|(slot, (config, ifindex))| TunnelDevice {
@@ -178,7 +182,7 @@ impl Net {
                 ifindex,
             })
             .collect();
-        compile(&self.state, &self.devices, &tunnels)
+        compile(&self.state, &self.devices, &tunnels, known)
     }
 
     /// The plan's prefixes of IPv4, in order.
@@ -650,6 +654,21 @@ fn the_egress_is_the_gateways_link_address() {
     );
     let outer = net.compile().tunnels[0].outer.unwrap();
     assert_eq!(outer.neighbour, IpAddr::from([192, 0, 2, 254]));
+}
+
+#[test]
+fn a_neighbours_coming_and_going_needs_no_new_routes() {
+    let mut net = Net::new();
+    net.route("10.2.0.0/16", route_by(GRE1, None));
+    net.route("10.1.0.0/24", route_by(ETH1, None));
+    let known = net.compile().fib.shared_routes();
+    net.neighbour(ETH0, "192.0.2.254", Nud::Failed);
+    net.neighbour(ETH1, "10.1.0.9", Nud::Reachable);
+    let compiled = net.compile_with(Some(known.clone()));
+    assert!(Arc::ptr_eq(&known, &compiled.fib.shared_routes()));
+    assert!(compiled.plan.v4.is_empty());
+    let inner = compiled.fib.resolve("10.1.0.9".parse().unwrap());
+    assert!(matches!(inner, Resolution::Adjacent(_)));
 }
 
 /// Where a made-up route leads.

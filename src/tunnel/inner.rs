@@ -2,8 +2,11 @@
 
 use std::net::IpAddr;
 
-use super::{Family, Mode, Payload, Refusal, Tunnel, ecn};
-use crate::packet::{EtherType, Ethernet, Ipv4, Ipv6, flow};
+use super::{Payload, Refusal, Shim, Tunnel, ecn};
+use crate::packet::{
+    EtherType, Ethernet, Gre, Ipv4, Ipv6, flow,
+    protocol::{DESTINATION_OPTIONS, GRE, IPIP, IPV6},
+};
 
 /// The outer TTL where the inner packet has none: Linux's `IPDEFTTL`.
 const DEFAULT_TTL: u8 = 64;
@@ -22,7 +25,7 @@ pub(super) struct Inner {
 
 impl Inner {
     /// Looks at a packet that is about to enter `tunnel`.
-    #[inline]
+    #[inline(always)]
     pub fn parse(packet: &[u8], tunnel: &Tunnel) -> Result<Inner, Refusal> {
         let payload = tunnel.mode.kind().payload;
         if payload == Payload::Ethernet {
@@ -31,8 +34,7 @@ impl Inner {
         match packet.first().map(|byte| byte >> 4) {
             Some(6) if payload != Payload::Ipv4 => {
                 let ip = Ipv6::parse(packet).map_err(Refusal::Inner)?;
-                let ends = (ip.source().into(), ip.destination().into());
-                refuse_own(tunnel, ends, ip.next_header())?;
+                refuse_round(packet, ip.next_header(), tunnel)?;
                 Ok(Inner::ipv6(&ip))
             }
             Some(6) => Err(Refusal::UnknownProtocol),
@@ -42,14 +44,13 @@ impl Inner {
             },
             _ => {
                 let ip = Ipv4::parse(packet).map_err(Refusal::Inner)?;
-                let ends = (ip.source().into(), ip.destination().into());
-                refuse_own(tunnel, ends, ip.protocol())?;
+                refuse_round(packet, ip.protocol(), tunnel)?;
                 Ok(Inner::ipv4(&ip))
             }
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn ipv4(ip: &Ipv4<'_>) -> Inner {
         Inner {
             len: ip.total_len(),
@@ -61,7 +62,7 @@ impl Inner {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn ipv6(ip: &Ipv6<'_>) -> Inner {
         Inner {
             len: ip.total_len(),
@@ -127,26 +128,60 @@ impl Inner {
     }
 }
 
-/// A tunnel's own outer packets must not enter it again: they would go round for ever (gre-8).
-#[inline]
-fn refuse_own(tunnel: &Tunnel, ends: (IpAddr, IpAddr), protocol: u8) -> Result<(), Refusal> {
-    let same_family = matches!(
-        (tunnel.mode.kind().underlay, ends.0),
-        (Family::V4, IpAddr::V4(_)) | (Family::V6, IpAddr::V6(_))
-    );
-    if same_family && ends == (tunnel.local, tunnel.remote) && carries(tunnel.mode, protocol) {
-        return Err(Refusal::Recursion);
+/// Tunnel headers that a packet may have inside each other before it gets another one.
+pub(super) const DEPTH: usize = 8;
+
+/// Refuses a packet that has been in this tunnel before, in others since, or in too many altogether (gre-8). Tunnels whose
+/// outer routes lead into each other would otherwise send a packet round for ever: locally sent packets lose no TTL.
+#[inline(always)]
+fn refuse_round(packet: &[u8], protocol: u8, tunnel: &Tunnel) -> Result<(), Refusal> {
+    match protocol {
+        GRE | IPIP | IPV6 | DESTINATION_OPTIONS if goes_round(packet, tunnel) => {
+            Err(Refusal::Recursion)
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// Whether outer packets of this kind have that protocol number, or may have it behind an option.
-fn carries(mode: Mode, protocol: u8) -> bool {
-    use crate::packet::protocol::{DESTINATION_OPTIONS, GRE, IPIP, IPV6};
-    let kind = mode.kind();
-    match (kind.shim, protocol) {
-        (super::Shim::Gre, GRE) | (super::Shim::None, IPIP | IPV6) => true,
-        (_, DESTINATION_OPTIONS) => kind.underlay == Family::V6,
-        _ => false,
+fn goes_round(packet: &[u8], tunnel: &Tunnel) -> bool {
+    let mut rest = packet;
+    for _ in 0..DEPTH {
+        let Some((ends, protocol, at)) = head(rest) else {
+            return false;
+        };
+        let ours = match tunnel.mode.kind().shim {
+            Shim::Gre => protocol == GRE,
+            Shim::None => matches!(protocol, IPIP | IPV6),
+        };
+        if ours && ends == (tunnel.local, tunnel.remote) {
+            return true;
+        }
+        // Only the first fragment has a tunnel header; of the others the addresses tell enough.
+        let body = rest.get(at..).unwrap_or_default();
+        rest = match protocol {
+            IPIP | IPV6 => body,
+            GRE => match Gre::parse(body) {
+                Ok(gre) if matches!(gre.protocol(), EtherType::IPV4 | EtherType::IPV6) => {
+                    gre.payload()
+                }
+                _ => return false,
+            },
+            _ => return false,
+        };
     }
+    // A further header would be one too many, if there is one.
+    matches!(head(rest), Some((_, GRE | IPIP | IPV6, _)))
+}
+
+/// Source and destination of an IP packet, its protocol, and where that begins.
+fn head(packet: &[u8]) -> Option<((IpAddr, IpAddr), u8, usize)> {
+    if packet.first()? >> 4 == 6 {
+        let ip = Ipv6::parse(packet).ok()?;
+        let upper = ip.upper_layer().ok()?;
+        let ends = (ip.source().into(), ip.destination().into());
+        return Some((ends, upper.protocol, upper.at));
+    }
+    let ip = Ipv4::parse(packet).ok()?;
+    let ends = (ip.source().into(), ip.destination().into());
+    Some((ends, ip.protocol(), ip.header_len()))
 }

@@ -38,39 +38,66 @@ impl Class {
     }
 }
 
-/// Outer addresses as the receiver sees them (local is the packet's destination), and the key.
-type Match<A> = (Class, A, A, Option<GreKey>);
+/// One family's addresses, and how a pair of them is kept: as numbers, which are quick to hash and to compare.
+trait Address: Copy + Eq {
+    type Pair: Copy + Eq + Hash;
+    const ANY: Self;
+    fn with(self, remote: Self) -> Self::Pair;
+}
 
-/// The tunnels over one family's underlay. Those that share addresses and key are bound to different devices.
+impl Address for Ipv4Addr {
+    type Pair = u64;
+    const ANY: Self = Ipv4Addr::UNSPECIFIED;
+    #[inline]
+    fn with(self, remote: Self) -> u64 {
+        u64::from(self.to_bits()) << 32 | u64::from(remote.to_bits())
+    }
+}
+
+impl Address for Ipv6Addr {
+    type Pair = (u128, u128);
+    const ANY: Self = Ipv6Addr::UNSPECIFIED;
+    #[inline]
+    fn with(self, remote: Self) -> (u128, u128) {
+        (self.to_bits(), remote.to_bits())
+    }
+}
+
+/// Class and key as one number; no key is not key 0.
+#[inline]
+fn tag(class: Class, key: Option<GreKey>) -> u64 {
+    (class as u64) << 33 | key.map_or(0, |GreKey(key)| 1 << 32 | u64::from(key))
+}
+
+/// The tunnels over one family's underlay, by outer addresses as the receiver sees them (local is the packet's
+/// destination), class and key. Those that share all of these are bound to different devices.
 #[derive(Debug)]
-struct Matches<A> {
-    ids: HashMap<Match<A>, Vec<TunnelId>, FxBuildHasher>,
-    any: A,
+struct Matches<A: Address> {
+    ids: HashMap<(A::Pair, u64), Vec<TunnelId>, FxBuildHasher>,
     wildcards: bool,
 }
 
-impl<A: Copy + Eq + Hash> Matches<A> {
-    fn new(any: A) -> Self {
+impl<A: Address> Default for Matches<A> {
+    fn default() -> Self {
         Self {
             ids: HashMap::default(),
-            any,
             wildcards: false,
         }
     }
+}
 
+impl<A: Address> Matches<A> {
     fn insert(&mut self, tunnel: &Tunnel, local: A, remote: A, is_group: bool) {
         // A multicast remote receives what is sent to the group, from anyone.
         let (local, remote) = if is_group {
-            (remote, self.any)
+            (remote, A::ANY)
         } else {
             (local, remote)
         };
-        self.wildcards |= local == self.any || remote == self.any;
+        self.wildcards |= local == A::ANY || remote == A::ANY;
         for class in Class::of(tunnel.mode) {
-            let ids = self
-                .ids
-                .entry((*class, local, remote, tunnel.ikey))
-                .or_default();
+            let wanted = (local.with(remote), tag(*class, tunnel.ikey));
+            let ids = self.ids.entry(wanted).or_default();
             // A kind that is made for the payload is asked before one that takes it too (sit takes IPv4), as the
             // priorities of the kernel's tunnel4 handlers have it.
             let first = *class == Class::Ipv4 && tunnel.mode != Mode::Sit;
@@ -82,20 +109,25 @@ impl<A: Copy + Eq + Hash> Matches<A> {
     #[inline]
     fn lookup<'t>(
         &self,
-        (class, local, remote, key): Match<A>,
+        (local, remote): (A, A),
+        tag: u64,
         device: Option<u32>,
         get: impl Fn(TunnelId) -> Option<&'t Tunnel>,
     ) -> Option<&'t Tunnel> {
-        let any = self.any;
         let mut candidate = None;
-        let steps = [(local, remote), (any, remote), (local, any), (any, any)];
+        let steps = [
+            (local, remote),
+            (A::ANY, remote),
+            (local, A::ANY),
+            (A::ANY, A::ANY),
+        ];
         let steps = if self.wildcards {
             &steps[..]
         } else {
             &steps[..1]
         };
         for &(local, remote) in steps {
-            let Some(ids) = self.ids.get(&(class, local, remote, key)) else {
+            let Some(ids) = self.ids.get(&(local.with(remote), tag)) else {
                 continue;
             };
             for tunnel in ids.iter().filter_map(|id| get(*id)) {
@@ -110,21 +142,11 @@ impl<A: Copy + Eq + Hash> Matches<A> {
 }
 
 /// All tunnels of a snapshot, found by slot or by outer addresses and key.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct TunnelTable {
     tunnels: Vec<Option<Tunnel>>,
     v4: Matches<Ipv4Addr>,
     v6: Matches<Ipv6Addr>,
-}
-
-impl Default for TunnelTable {
-    fn default() -> Self {
-        Self {
-            tunnels: Vec::new(),
-            v4: Matches::new(Ipv4Addr::UNSPECIFIED),
-            v6: Matches::new(Ipv6Addr::UNSPECIFIED),
-        }
-    }
 }
 
 impl TunnelTable {
@@ -184,8 +206,8 @@ impl TunnelTable {
     ) -> Option<&Tunnel> {
         let get = |id| self.get(id);
         match (local, remote) {
-            (IpAddr::V4(l), IpAddr::V4(r)) => self.v4.lookup((class, l, r, key), device, get),
-            (IpAddr::V6(l), IpAddr::V6(r)) => self.v6.lookup((class, l, r, key), device, get),
+            (IpAddr::V4(l), IpAddr::V4(r)) => self.v4.lookup((l, r), tag(class, key), device, get),
+            (IpAddr::V6(l), IpAddr::V6(r)) => self.v6.lookup((l, r), tag(class, key), device, get),
             _ => None,
         }
     }

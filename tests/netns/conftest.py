@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import signal
 import sys
 
 import pytest
@@ -13,6 +14,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 pytest.register_assert_rewrite("beds", "greyhound", "topology", "wire")
 
 from beds import Pair, Single  # noqa: E402
+
+
+def pytest_configure():
+    """Whoever stops the tests with SIGTERM gets the namespaces removed, as with Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
