@@ -16,6 +16,8 @@ usage: sudo scripts/rate.sh [--rounds N] [--seconds S] [--yes]
   --rounds N   measurements of each kind (default 5)
   --seconds S  length of each (default 3)
   --yes        install Rust with rustup if it is missing
+
+With GREYHOUND=PATH in the environment, that executable is measured.
 END
 }
 
@@ -34,6 +36,7 @@ done
 NAME=greyhound-rate-$$
 ROLES=(source router sink)
 RELEASE=$ROOT/target/release
+GREYHOUND=${GREYHOUND:-$RELEASE/greyhound}
 HELPER=$ROOT/scripts/rate_table.py
 DIR=''
 PIDS=()
@@ -44,7 +47,7 @@ in_ns() {
     shift
     ip netns exec "$(ns "$role")" "$@"
 }
-stats() { "$RELEASE/greyhound" stats --json --socket "$DIR/control.sock"; }
+stats() { "$GREYHOUND" stats --json --socket "$DIR/control.sock"; }
 
 # Ends the processes that are still there, by the numbers that were noted when they were started.
 stop_all() {
@@ -132,7 +135,7 @@ start() {
 
 start_router() {
     rm -f "$DIR/control.sock"
-    OUTPUT=forwarder start router "$RELEASE/greyhound" run --config "$DIR/$1.toml"
+    OUTPUT=forwarder start router "$GREYHOUND" run --config "$DIR/$1.toml"
     FORWARDER=$STARTED
     for _ in {1..100}; do
         kill -0 "$FORWARDER" 2>/dev/null || break
