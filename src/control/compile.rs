@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     fib::{Adjacency, Egress, Fib, Forwards, NextHop, PortId, PortInfo, RouteTable},
-    packet::{GreKey, MacAddr},
-    tunnel::{FlowLabel, Tunnel, TunnelId},
+    packet::MacAddr,
+    tunnel::{Mode, Tunnel, TunnelId},
     xdp::{Plan, PortPlan, PrefixAction, TunnelMatch},
 };
 
@@ -165,7 +165,7 @@ impl Scene<'_> {
     /// Where the kernel sends the outer packets. A route into one of our tunnels is none: the packet would go round
     /// (gre-8).
     fn outer_hop(&self, config: &TunnelConfig) -> Option<OuterHop> {
-        let found = self.state.lookup4(config.remote)?;
+        let found = self.state.lookup(config.remote)?;
         let route = found.route;
         if found.table == Table::Local || route.kind != RouteKind::Unicast {
             return None;
@@ -179,7 +179,7 @@ impl Scene<'_> {
         if self.by_ifindex.contains_key(&hop.oif) {
             return None;
         }
-        let neighbour = hop.gateway.unwrap_or(config.remote.into());
+        let neighbour = hop.gateway.unwrap_or(config.remote);
         Some(OuterHop {
             ifindex: hop.oif,
             neighbour,
@@ -195,33 +195,9 @@ impl Scene<'_> {
     }
 
     fn tunnel(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Tunnel {
-        let config = t.config;
-        Tunnel {
-            id: t.id,
-            name: config.name.as_str().into(),
-            mode: config.mode,
-            local: config.local.into(),
-            remote: config.remote.into(),
-            ikey: config.ikey.map(GreKey),
-            okey: config.okey.map(GreKey),
-            icsum: config.icsum,
-            ocsum: config.ocsum,
-            iseq: config.iseq,
-            oseq: config.oseq,
-            ttl: config.ttl,
-            tos: config.tos,
-            pmtudisc: config.pmtudisc,
-            ignore_df: config.ignore_df,
-            flow_label: FlowLabel::Hash,
-            encaplimit: None,
-            dev: config
-                .dev
-                .as_deref()
-                .and_then(|dev| self.state.link_by_name(dev))
-                .map(|link| link.index),
-            mtu: status.mtu,
-            up: status.up,
-        }
+        let dev = (t.config.dev.as_deref()).and_then(|dev| self.state.link_by_name(dev));
+        let dev = dev.map(|link| link.index);
+        t.config.tunnel(t.id, dev, status.mtu, status.up)
     }
 
     fn egress(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Egress {
@@ -346,12 +322,19 @@ impl Scene<'_> {
             local.is_unspecified() || plan.addresses.contains(&local) || self.delivers(local)
         };
         plan.tunnels = (self.tunnels.iter().zip(statuses))
-            .filter(|(t, status)| status.up && own(t.config.local))
-            .map(|(t, _)| TunnelMatch {
-                local: t.config.local,
-                remote: t.config.remote,
-                key: t.config.ikey,
-            })
+            .filter(|(_, status)| status.up)
+            .filter_map(
+                |(t, _)| match (t.config.mode, t.config.local, t.config.remote) {
+                    (Mode::Gre, IpAddr::V4(local), IpAddr::V4(remote)) if own(local) => {
+                        Some(TunnelMatch {
+                            local,
+                            remote,
+                            key: t.config.ikey,
+                        })
+                    }
+                    _ => None,
+                },
+            )
             .collect();
         let ready: HashMap<TunnelId, u16> = (self.tunnels.iter().zip(statuses))
             .filter_map(|(t, status)| {

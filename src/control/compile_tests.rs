@@ -11,7 +11,7 @@ use crate::{
         },
     },
     fib::Resolution,
-    tunnel::{Mode, Tos, Ttl},
+    tunnel::{FlowLabel, Tos, Ttl},
 };
 
 const ETH0: u32 = 2;
@@ -207,7 +207,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
     TunnelConfig {
         name: name.into(),
         mode: Mode::Gre,
-        local: Ipv4Addr::new(192, 0, 2, 1),
+        local: Ipv4Addr::new(192, 0, 2, 1).into(),
         remote: remote.parse().unwrap(),
         ikey: None,
         okey: None,
@@ -217,6 +217,8 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         oseq: false,
         ttl: Ttl::Inherit,
         tos: Tos::Fixed(0),
+        flow_label: FlowLabel::Hash,
+        encaplimit: None,
         pmtudisc: true,
         ignore_df: false,
         mtu: Mtu::Auto,
@@ -230,8 +232,8 @@ fn planned(entries: &[(&str, PrefixAction)]) -> Vec<(String, PrefixAction)> {
     entries.iter().map(|(p, a)| ((*p).to_owned(), *a)).collect()
 }
 
-fn remotes(plan: &Plan) -> Vec<Ipv4Addr> {
-    plan.tunnels.iter().map(|t| t.remote).collect()
+fn remotes(plan: &Plan) -> Vec<IpAddr> {
+    plan.tunnels.iter().map(|t| t.remote.into()).collect()
 }
 
 #[test]
@@ -399,8 +401,8 @@ fn gre_8_an_outer_route_into_a_tunnel_gives_no_egress() {
 #[test]
 fn a_remote_that_is_our_own_or_has_no_route_gives_no_egress() {
     let mut net = Net::new();
-    net.configs[0].remote = Ipv4Addr::new(10, 1, 0, 1);
-    net.configs[1].remote = Ipv4Addr::new(203, 0, 113, 1);
+    net.configs[0].remote = Ipv4Addr::new(10, 1, 0, 1).into();
+    net.configs[1].remote = Ipv4Addr::new(203, 0, 113, 1).into();
     let words = net
         .compile()
         .tunnels
@@ -511,7 +513,7 @@ fn with_somebodys_policy_rules_nothing_is_steered_and_nothing_routed() {
 #[test]
 fn a_tunnel_receives_where_its_local_address_is_ours() {
     let mut net = Net::new();
-    net.configs[0].local = Ipv4Addr::new(192, 0, 2, 77);
+    net.configs[0].local = Ipv4Addr::new(192, 0, 2, 77).into();
     assert_eq!(remotes(&net.compile().plan), [net.configs[1].remote]);
     // A local route makes a whole prefix ours, without any address.
     net.local("192.0.2.64/26".parse().unwrap(), RouteKind::Local, 1);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::config::TunnelConfig;
 use super::socket::{Request, Response};
-use crate::tunnel::{Tos, Ttl};
+use crate::tunnel::{Family, FlowLabel, Tos, Ttl};
 
 /// Packets by reason; reasons with nothing to say may be absent.
 pub type Reasons = BTreeMap<String, u64>;
@@ -60,14 +60,27 @@ pub struct TunnelReport {
     pub state: String,
     /// The tunnel device's MTU, in bytes; 0 when there is no device.
     pub mtu: u32,
+    /// The MTU of the way to the remote, in bytes; 0 as long as there is none.
+    pub underlay_mtu: u32,
+    /// What encapsulation adds, outermost header first.
+    pub overhead: Vec<HeaderReport>,
     pub ikey: Option<u32>,
     pub okey: Option<u32>,
     pub icsum: bool,
     pub ocsum: bool,
     pub iseq: bool,
     pub oseq: bool,
+    /// The hop limit over IPv6.
     pub ttl: ByteOrInherit,
+    /// The traffic class over IPv6.
     pub tos: ByteOrInherit,
+    /// Over IPv6 alone: a number, `hash` or `inherit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flowlabel: Option<NumberOrWord>,
+    /// Over IPv6 alone: a number or `none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encaplimit: Option<NumberOrWord>,
+    /// Over IPv6 without meaning.
     pub pmtudisc: bool,
     pub ignore_df: bool,
     pub dev: Option<String>,
@@ -80,6 +93,15 @@ pub struct TunnelReport {
     pub fast: PathShare,
     pub slow: PathShare,
     pub drops: Reasons,
+}
+
+/// One header that encapsulation adds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HeaderReport {
+    /// `IPv4`, `IPv6`, `limit` (the encapsulation limit's destination options) or `GRE`.
+    pub header: String,
+    pub bytes: usize,
 }
 
 /// A next hop, as the kernel knows it.
@@ -170,6 +192,24 @@ pub enum ByteOrInherit {
     Fixed(u8),
 }
 
+/// A setting that is a number, or a word that stands for how it is found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum NumberOrWord {
+    Number(u32),
+    Word(String),
+}
+
+impl From<FlowLabel> for NumberOrWord {
+    fn from(label: FlowLabel) -> Self {
+        match label {
+            FlowLabel::Hash => NumberOrWord::Word("hash".to_owned()),
+            FlowLabel::Inherit => NumberOrWord::Word("inherit".to_owned()),
+            FlowLabel::Fixed(n) => NumberOrWord::Number(n),
+        }
+    }
+}
+
 impl From<Ttl> for ByteOrInherit {
     fn from(ttl: Ttl) -> Self {
         match ttl {
@@ -216,6 +256,15 @@ impl<'de> Deserialize<'de> for ByteOrInherit {
 impl From<&TunnelConfig> for TunnelReport {
     /// What the configuration says; state, MTU, next hop and counters are the router's to fill in.
     fn from(tunnel: &TunnelConfig) -> Self {
+        let header = |(header, bytes): (&str, usize)| HeaderReport {
+            header: header.to_owned(),
+            bytes,
+        };
+        let limit = match tunnel.encaplimit {
+            Some(n) => NumberOrWord::Number(n.into()),
+            None => NumberOrWord::Word("none".to_owned()),
+        };
+        let is_v6 = tunnel.mode.kind().underlay == Family::V6;
         TunnelReport {
             name: tunnel.name.clone(),
             mode: tunnel.mode.as_str().to_owned(),
@@ -230,6 +279,9 @@ impl From<&TunnelConfig> for TunnelReport {
             oseq: tunnel.oseq,
             ttl: tunnel.ttl.into(),
             tos: tunnel.tos.into(),
+            overhead: tunnel.headers().parts().map(header).collect(),
+            flowlabel: is_v6.then(|| tunnel.flow_label.into()),
+            encaplimit: is_v6.then_some(limit),
             pmtudisc: tunnel.pmtudisc,
             ignore_df: tunnel.ignore_df,
             dev: tunnel.dev.clone(),

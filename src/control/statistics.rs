@@ -38,6 +38,7 @@ pub fn tunnel(
     if let Some(status) = status {
         report.state = status.word().to_owned();
         report.mtu = status.mtu.into();
+        report.underlay_mtu = status.outer.map_or(0, |outer| outer.mtu.into());
         report.next_hop = status.outer.map(|outer| NextHopReport {
             device: devices
                 .get(&outer.ifindex)

@@ -69,7 +69,7 @@ impl TunnelEntry {
 
 /// The MTU of the way to the remote less the overhead; without a way, that of the narrowest underlay device (mtu-1).
 pub fn auto_mtu(state: &State, config: &TunnelConfig, underlay: &[String]) -> u16 {
-    let way = state.lookup4(config.remote).and_then(|found| {
+    let way = state.lookup(config.remote).and_then(|found| {
         let hop = found.route.hops.iter().find(|hop| !hop.dead)?;
         let device = state
             .link(hop.oif)

@@ -16,6 +16,7 @@ mod table;
 pub use decapsulate::{Outer, decapsulate};
 pub use encapsulate::encapsulate;
 pub use kind::{Family, Kind, Mode, Payload, Shim};
+pub use outer::{Overhead, overhead};
 pub use state::{Counter, Sequences, TunnelCounters, TunnelState};
 pub use table::{Class, TunnelTable};
 
@@ -98,11 +99,8 @@ impl Tunnel {
     /// Bytes that encapsulation adds in front of the inner packet: outer IP header with its options, and GRE header.
     #[inline]
     pub fn overhead(&self) -> usize {
-        let shim = match self.mode.kind().shim {
-            Shim::Gre => crate::packet::gre::header_len(self.okey.is_some(), self.ocsum, self.oseq),
-            Shim::None => 0,
-        };
-        outer::header_len(self) + shim
+        let key = self.okey.is_some();
+        overhead(self.mode, key, self.ocsum, self.oseq, self.encaplimit).total()
     }
 
     /// Whether packets of this tunnel carry numbers that must leave, or be judged, in one thread.

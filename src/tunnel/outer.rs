@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::{FlowLabel, Refusal, Shim, Tunnel, TunnelState, inner::Inner};
+use super::{Family, FlowLabel, Mode, Refusal, Shim, Tunnel, TunnelState, inner::Inner};
 use crate::packet::{
-    EtherType, Ipv4, Ipv4Header, Ipv6, Ipv6Header, ParseError, ipv4, ipv6, protocol,
+    EtherType, Ipv4, Ipv4Header, Ipv6, Ipv6Header, ParseError, gre, ipv4, ipv6, protocol,
 };
 
 /// Bytes of the destination options header that carries the tunnel encapsulation limit (RFC 2473 section 4.1.1).
@@ -64,14 +64,61 @@ impl Shell {
     }
 }
 
+/// Bytes that encapsulation adds in front of the inner packet, header by header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overhead {
+    /// The outer IP header's family.
+    pub family: Family,
+    pub ip: usize,
+    /// The destination options header with the encapsulation limit.
+    pub limit: usize,
+    pub gre: usize,
+}
+
+impl Overhead {
+    #[inline]
+    pub fn total(self) -> usize {
+        self.ip + self.limit + self.gre
+    }
+
+    /// The headers that are there, outermost first: what they are called, and their bytes.
+    pub fn parts(self) -> impl Iterator<Item = (&'static str, usize)> {
+        let ip = match self.family {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        };
+        [(ip, self.ip), ("limit", self.limit), ("GRE", self.gre)]
+            .into_iter()
+            .filter(|(_, bytes)| *bytes > 0)
+    }
+}
+
+/// What a tunnel of this kind adds to each packet. Key, checksum and sequence number count as sent.
+#[inline]
+pub fn overhead(mode: Mode, key: bool, csum: bool, seq: bool, limit: Option<u8>) -> Overhead {
+    let kind = mode.kind();
+    let (ip, limit) = match kind.underlay {
+        Family::V4 => (ipv4::HEADER_LEN, 0),
+        Family::V6 if limit.is_some() => (ipv6::HEADER_LEN, LIMIT_OPTION_LEN),
+        Family::V6 => (ipv6::HEADER_LEN, 0),
+    };
+    let gre = match kind.shim {
+        Shim::Gre => gre::header_len(key, csum, seq),
+        Shim::None => 0,
+    };
+    Overhead {
+        family: kind.underlay,
+        ip,
+        limit,
+        gre,
+    }
+}
+
 /// Bytes of the outer header that `tunnel` writes, options included.
 #[inline]
 pub(super) fn header_len(tunnel: &Tunnel) -> usize {
-    match tunnel.local {
-        IpAddr::V4(_) => ipv4::HEADER_LEN,
-        IpAddr::V6(_) if tunnel.encaplimit.is_some() => ipv6::HEADER_LEN + LIMIT_OPTION_LEN,
-        IpAddr::V6(_) => ipv6::HEADER_LEN,
-    }
+    let overhead = overhead(tunnel.mode, false, false, false, tunnel.encaplimit);
+    overhead.ip + overhead.limit
 }
 
 /// The protocol number of what follows the outer header.

@@ -1,10 +1,16 @@
 //! What the kernel would do to forwarded packets, and the fast path goes past: netfilter, tc, policy routing.
 
+use std::collections::BTreeSet;
+
 use super::{
     Finding,
     host::{Chain, Host, Link},
 };
-use crate::control::config::{Config, XdpMode};
+use crate::{
+    control::config::{Config, XdpMode},
+    packet::protocol,
+    tunnel::{Family, Mode, Payload, Shim},
+};
 
 /// Queueing disciplines that only queue: the kernel's defaults, and those that keep packets as they are.
 const PLAIN_QDISCS: &[&str] = &[
@@ -23,7 +29,7 @@ const FORWARD_HOOKS: &[&str] = &["prerouting", "forward", "postrouting", "ingres
 const SLOW_PATH_KEEPS: &str = "keep it from tunnels that need it with xdp = \"off\"";
 
 pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
-    let mut findings = input(host);
+    let mut findings = input(config, host);
     if config.router.xdp == XdpMode::Off {
         return findings;
     }
@@ -93,28 +99,48 @@ fn describe(chain: &Chain) -> String {
 }
 
 /// Fragments and other exceptions come in by a raw socket, behind the input hook.
-fn input(host: &Host) -> Vec<Finding> {
+fn input(config: &Config, host: &Host) -> Vec<Finding> {
     let chains = host.chains.as_deref().unwrap_or_default().iter();
-    let closed = chains.filter(|chain| {
-        chain.hook == "input"
-            && chain.drops_by_default
-            && matches!(chain.family.as_str(), "inet" | "ip")
-    });
-    closed
-        .map(|chain| {
-            let Chain {
-                family,
-                table,
-                name,
-                ..
-            } = chain;
-            let found = format!(
-                "{family} {table} {name} drops by default: the slow path needs GRE accepted there"
-            );
-            let mend = format!("nft insert rule {family} {table} {name} ip protocol gre accept");
-            Finding::warn("input", "host", found).mend(mend)
-        })
-        .collect()
+    let closed = chains.filter(|chain| chain.hook == "input" && chain.drops_by_default);
+    let finding = |chain: &Chain| {
+        let Chain {
+            family,
+            table,
+            name,
+            ..
+        } = chain;
+        let protocols = protocols(config, family);
+        let numbers: Vec<String> = protocols.iter().map(u8::to_string).collect();
+        let found = format!(
+            "{family} {table} {name} drops by default: the slow path needs IP protocol {} accepted there",
+            numbers.join(", ")
+        );
+        // `meta l4proto` looks behind IPv6 extension headers, among them the encapsulation limit's.
+        let mend = format!(
+            "nft insert rule {family} {table} {name} meta l4proto {{ {} }} accept",
+            numbers.join(", ")
+        );
+        (!protocols.is_empty()).then(|| Finding::warn("input", "host", found).mend(mend))
+    };
+    closed.filter_map(finding).collect()
+}
+
+/// The outer protocols of the tunnels whose packets a chain of this nftables family sees.
+fn protocols(config: &Config, family: &str) -> BTreeSet<u8> {
+    let seen = |mode: &Mode| match mode.kind().underlay {
+        Family::V4 => matches!(family, "inet" | "ip"),
+        Family::V6 => matches!(family, "inet" | "ip6"),
+    };
+    let of = |mode: Mode| -> &'static [u8] {
+        match (mode.kind().shim, mode.kind().payload) {
+            (Shim::Gre, _) => &[protocol::GRE],
+            (Shim::None, Payload::Ipv4) => &[protocol::IPIP],
+            (Shim::None, Payload::Ipv6) => &[protocol::IPV6],
+            (Shim::None, _) => &[protocol::IPIP, protocol::IPV6],
+        }
+    };
+    let modes = config.tunnels.iter().map(|tunnel| tunnel.mode);
+    modes.filter(seen).flat_map(of).copied().collect()
 }
 
 fn legacy(host: &Host) -> Option<Finding> {

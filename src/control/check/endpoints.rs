@@ -1,10 +1,20 @@
 //! Each tunnel: its addresses, the way to its other end, its MTU, its name.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::{
     Finding,
     host::{Host, RouteTo},
 };
-use crate::control::config::{Config, Mtu, TunnelConfig, XdpMode};
+use crate::{
+    control::{
+        config::{Config, Mtu, TunnelConfig, XdpMode},
+        report::human::mtu_sum,
+    },
+    tunnel::Payload,
+};
 
 /// The smallest MTU that a link with IPv6 may have (RFC 8200 section 5).
 const IPV6_MTU: u32 = 1280;
@@ -15,7 +25,8 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
         findings.extend(name(host, tunnel));
         findings.extend(local(config, host, tunnel));
         findings.extend(bound(config, host, tunnel));
-        match host.routes.get(&tunnel.remote) {
+        findings.extend(payload(tunnel));
+        match host.routes.get(&tunnel.name) {
             None => {}
             Some(Err(why)) => findings.push(unreachable(config, tunnel, why)),
             Some(Ok(route)) => {
@@ -45,18 +56,26 @@ fn name(host: &Host, tunnel: &TunnelConfig) -> Option<Finding> {
 fn local(config: &Config, host: &Host, tunnel: &TunnelConfig) -> Option<Finding> {
     let addresses = host.addresses.as_ref().ok()?;
     let local = tunnel.local;
-    match addresses
-        .iter()
-        .find(|(_, address)| address.addr() == local)
-    {
+    // A link-local address is one per link: it must be on the link that the tunnel is bound to.
+    let bound = match local {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => tunnel.dev.as_deref(),
+        _ => None,
+    };
+    let here = |(index, address): &&(u32, IpNet)| {
+        address.addr() == local && bound.is_none_or(|dev| host.name_of(*index) == dev)
+    };
+    match addresses.iter().find(here) {
         Some((index, _)) => {
             let found = format!("{local} is on {}", host.name_of(*index));
             Some(Finding::ok("local", &tunnel.name, found))
         }
         None => {
-            let device = &config.router.underlay[0];
+            let device = bound.unwrap_or(&config.router.underlay[0]);
             let mend = format!("ip address add {local}/PREFIX dev {device}");
-            let found = format!("{local} is on no device");
+            let found = match bound {
+                Some(dev) => format!("{local} is not on {dev}"),
+                None => format!("{local} is on no device"),
+            };
             Some(Finding::fail("local", &tunnel.name, found).mend(mend))
         }
     }
@@ -110,9 +129,8 @@ fn remote(config: &Config, host: &Host, tunnel: &TunnelConfig, route: &RouteTo) 
         .tunnels
         .iter()
         .flat_map(|other| other.routes.iter().map(move |route| (other, route)));
-    let mut shadows = routes.filter(|(_, prefix)| {
-        prefix.contains(&std::net::IpAddr::V4(remote)) && prefix.prefix_len() >= route.prefix_len
-    });
+    let mut shadows = routes
+        .filter(|(_, prefix)| prefix.contains(&remote) && prefix.prefix_len() >= route.prefix_len);
     if let Some((other, prefix)) = shadows.next() {
         let found = format!(
             "route {prefix} will lead {remote} into tunnel {}",
@@ -137,36 +155,46 @@ fn remote(config: &Config, host: &Host, tunnel: &TunnelConfig, route: &RouteTo) 
     )
 }
 
+/// What is configured on the device, of a family that the kind does not carry.
+fn payload(tunnel: &TunnelConfig) -> Option<Finding> {
+    let (carried, is_stranger): (_, fn(&IpNet) -> bool) = match tunnel.mode.kind().payload {
+        Payload::Ipv4 => ("IPv4", |prefix| prefix.addr().is_ipv6()),
+        Payload::Ipv6 => ("IPv6", |prefix| prefix.addr().is_ipv4()),
+        Payload::Ip | Payload::Ethernet => return None,
+    };
+    let mut prefixes = tunnel.address.iter().chain(&tunnel.routes);
+    let stranger = prefixes.find(|prefix| is_stranger(prefix))?;
+    let mode = tunnel.mode.as_str();
+    let found = format!("{mode} carries {carried} alone: {stranger} leads nowhere");
+    Some(Finding::warn("payload", &tunnel.name, found).mend("choose another mode, such as gre"))
+}
+
 fn mtu(host: &Host, tunnel: &TunnelConfig, route: &RouteTo) -> Option<Finding> {
     let underlay = host.link_by_index(route.device)?;
     let overhead = u32::from(tunnel.overhead());
     let room = underlay.mtu.saturating_sub(overhead);
-    let carries_ipv6 = tunnel
-        .address
-        .iter()
-        .chain(&tunnel.routes)
-        .any(|prefix| prefix.addr().is_ipv6());
     let mtu = match tunnel.mtu {
         Mtu::Auto => room,
         Mtu::Fixed(mtu) => u32::from(mtu),
     };
-    let sum = format!(
-        "{} of {} less {overhead} is {room}",
-        underlay.mtu, underlay.name
-    );
+    let name = &underlay.name;
+    let sum = mtu_sum(underlay.mtu, tunnel.headers().parts());
+    let sum = format!("{name} has {sum}");
     if mtu > room {
         let found = format!("{mtu} is too large: {sum}");
         let larger = mtu.saturating_add(overhead);
-        let mend = format!(
-            "set mtu = {room} or \"auto\", or: ip link set {} mtu {larger}",
-            underlay.name
-        );
+        let mend = format!("set mtu = {room} or \"auto\", or: ip link set {name} mtu {larger}");
         return Some(Finding::warn("mtu", &tunnel.name, found).mend(mend));
     }
-    if carries_ipv6 && mtu < IPV6_MTU {
-        let found = format!("{mtu} is too small for IPv6, which needs {IPV6_MTU}");
-        let mend = format!("ip link set {} mtu {}", underlay.name, IPV6_MTU + overhead);
+    let mend = format!("ip link set {name} mtu {}", IPV6_MTU + overhead);
+    let mut prefixes = tunnel.address.iter().chain(&tunnel.routes);
+    if mtu < IPV6_MTU && prefixes.any(|prefix| prefix.addr().is_ipv6()) {
+        let found = format!("{mtu} is too small for IPv6, which needs {IPV6_MTU}: {sum}");
         return Some(Finding::fail("mtu", &tunnel.name, found).mend(mend));
+    }
+    if room < IPV6_MTU && tunnel.mode.kind().payload != Payload::Ipv4 {
+        let found = format!("leaves less than {IPV6_MTU}, so it carries no IPv6: {sum}");
+        return Some(Finding::warn("mtu", &tunnel.name, found).mend(mend));
     }
     Some(Finding::ok("mtu", &tunnel.name, format!("{mtu}: {sum}")))
 }

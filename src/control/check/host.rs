@@ -1,9 +1,6 @@
 //! What was seen of this host: plain data, so that judging it can be tested without one.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -25,8 +22,8 @@ pub(super) struct Host {
     pub af_xdp: Seen<()>,
     /// CPUs that are online.
     pub cpus: Seen<Vec<usize>>,
-    /// The kernel's own GRE is loaded.
-    pub kernel_gre: bool,
+    /// The kernel's own tunnel drivers that are loaded, by the module's name.
+    pub kernel_tunnels: Vec<String>,
     /// A greyhound that answers on the configured control path.
     pub running: Option<u32>,
     pub links: Seen<Vec<Link>>,
@@ -36,8 +33,8 @@ pub(super) struct Host {
     pub rules: Seen<Vec<String>>,
     /// Queueing disciplines: device index and kind.
     pub qdiscs: Seen<Vec<(u32, String)>>,
-    /// The kernel's route to each remote address.
-    pub routes: BTreeMap<Ipv4Addr, Seen<RouteTo>>,
+    /// The kernel's route to each tunnel's remote address, by the tunnel's name.
+    pub routes: BTreeMap<String, Seen<RouteTo>>,
     /// IP settings by device name; `all` among them.
     pub settings: BTreeMap<String, IpSettings>,
     /// Offloads of physical devices, in ethtool's words.

@@ -1,6 +1,9 @@
 //! What the kernel's tables say, read once over rtnetlink.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use futures_util::{Stream, TryStreamExt, pin_mut};
 use ipnet::IpNet;
@@ -16,7 +19,7 @@ use rtnetlink::{
 };
 
 use super::host::{Link, RouteTo, Seen};
-use crate::control::config::Config;
+use crate::control::config::{Config, TunnelConfig};
 
 /// The kernel's tables, each by itself: one that cannot be read hides no other.
 pub(super) struct Tables {
@@ -24,7 +27,7 @@ pub(super) struct Tables {
     pub addresses: Seen<Vec<(u32, IpNet)>>,
     pub rules: Seen<Vec<String>>,
     pub qdiscs: Seen<Vec<(u32, String)>>,
-    pub routes: BTreeMap<Ipv4Addr, Seen<RouteTo>>,
+    pub routes: BTreeMap<String, Seen<RouteTo>>,
 }
 
 pub(super) async fn tables(config: &Config) -> Tables {
@@ -33,12 +36,14 @@ pub(super) async fn tables(config: &Config) -> Tables {
         Err(e) => return blind(&format!("netlink: {e}")),
     };
     let connection = tokio::spawn(connection);
+    let links = links(&handle).await;
     let mut routes = BTreeMap::new();
     for tunnel in &config.tunnels {
-        routes.insert(tunnel.remote, route(&handle, tunnel.remote).await);
+        let route = route(&handle, tunnel, links.as_deref().unwrap_or_default()).await;
+        routes.insert(tunnel.name.clone(), route);
     }
     let tables = Tables {
-        links: links(&handle).await,
+        links,
         addresses: addresses(&handle).await,
         rules: rules(&handle).await,
         qdiscs: qdiscs(&handle).await,
@@ -214,10 +219,21 @@ async fn qdiscs(handle: &Handle) -> Seen<Vec<(u32, String)>> {
 }
 
 /// Asks the kernel twice: where a packet would go, and which prefix decides that.
-async fn route(handle: &Handle, remote: Ipv4Addr) -> Seen<RouteTo> {
-    let lookup = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(remote, 32)
-        .build();
+async fn route(handle: &Handle, tunnel: &TunnelConfig, links: &[Link]) -> Seen<RouteTo> {
+    let lookup = match tunnel.remote {
+        IpAddr::V4(remote) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(remote, 32)
+            .build(),
+        IpAddr::V6(remote) => {
+            let lookup = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(remote, 128);
+            // Every device has a route to fe80::/64: only the tunnel's own counts.
+            let bound = (tunnel.dev.as_ref()).filter(|_| remote.is_unicast_link_local());
+            match bound.and_then(|dev| links.iter().find(|link| link.name == *dev)) {
+                Some(device) => lookup.output_interface(device.index).build(),
+                None => lookup.build(),
+            }
+        }
+    };
     let mut entry = lookup.clone();
     entry.header.flags |= RouteFlags::FibMatch;
     let found = first(handle, lookup).await?;

@@ -21,6 +21,8 @@ use crate::control::{
 
 /// AF_XDP (linux/socket.h).
 const AF_XDP: i32 = 44;
+/// The kernel's drivers for the kinds of tunnel that there are here.
+const TUNNEL_MODULES: &[&str] = &["ip_gre", "ip6_gre", "ipip", "sit", "ip6_tunnel"];
 
 /// Everything that [`judge`](super::judge) wants to know.
 pub(super) async fn host(config: &Config) -> Host {
@@ -48,7 +50,7 @@ pub(super) async fn host(config: &Config) -> Host {
         tun: tun(),
         af_xdp: af_xdp(),
         cpus: cpus(),
-        kernel_gre: kernel_gre(),
+        kernel_tunnels: kernel_tunnels(),
         running: running(config),
         offloads: offloads
             .map(|name| ((*name).to_owned(), programs::offloads(name)))
@@ -100,9 +102,13 @@ fn cpu_list(text: &str) -> Option<Vec<usize>> {
     Some(cpus)
 }
 
-fn kernel_gre() -> bool {
+fn kernel_tunnels() -> Vec<String> {
     let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
-    modules.lines().any(|line| line.starts_with("ip_gre "))
+    let names = modules.lines().filter_map(|line| line.split(' ').next());
+    names
+        .filter(|name| TUNNEL_MODULES.contains(name))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn running(config: &Config) -> Option<u32> {

@@ -1,7 +1,10 @@
 //! The process and the kernel: privileges, version, drivers.
 
 use super::{Finding, host::Host};
-use crate::control::config::{Config, Workers, XdpMode};
+use crate::{
+    control::config::{Config, Workers, XdpMode},
+    tunnel::Mode,
+};
 
 // linux/capability.h
 const CAP_NET_ADMIN: u32 = 12;
@@ -24,7 +27,7 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
         findings.extend(memlock(host));
     }
     findings.extend(cpus(config, host));
-    findings.extend(kernel_gre(host));
+    findings.extend(kernel_tunnels(config, host));
     findings.extend(host.running.map(|pid| {
         let control = config.router.control.display();
         Finding::ok(
@@ -152,8 +155,28 @@ fn cpus(config: &Config, host: &Host) -> Vec<Finding> {
     vec![Finding::fail("workers", "host", found).mend("choose from: lscpu --online --extended")]
 }
 
-fn kernel_gre(host: &Host) -> Option<Finding> {
-    let found = "the kernel's ip_gre is loaded: it answers tunnel packets on the slow path with ICMP protocol unreachable";
-    host.kernel_gre
-        .then(|| Finding::warn("ip_gre", "host", found).mend("modprobe -r ip_gre"))
+/// The kernel's drivers for the kinds that are configured, where they are loaded.
+fn kernel_tunnels(config: &Config, host: &Host) -> Vec<Finding> {
+    let of = |name: &str| -> &'static [Mode] {
+        match name {
+            "ip_gre" => &[Mode::Gre, Mode::Gretap],
+            "ip6_gre" => &[Mode::Ip6gre, Mode::Ip6gretap],
+            "ipip" => &[Mode::Ipip],
+            "sit" => &[Mode::Sit],
+            "ip6_tunnel" => &[Mode::Ip6ip6, Mode::Ipip6],
+            _ => &[],
+        }
+    };
+    let mut modules: Vec<_> = host.kernel_tunnels.iter().collect();
+    modules.retain(|name| {
+        let mut modes = config.tunnels.iter().map(|tunnel| tunnel.mode);
+        modes.any(|mode| of(name).contains(&mode))
+    });
+    let finding = |name: &String| {
+        let found = format!(
+            "the kernel's {name} is loaded: it answers tunnel packets on the slow path with ICMP unreachable"
+        );
+        Finding::warn("module", "host", found).mend(format!("modprobe -r {name}"))
+    };
+    modules.into_iter().map(finding).collect()
 }

@@ -51,13 +51,13 @@ fn host() -> Host {
         tun: Ok(()),
         af_xdp: Ok(()),
         cpus: Ok(vec![0, 1]),
-        kernel_gre: false,
+        kernel_tunnels: Vec::new(),
         running: None,
         links: Ok(vec![card(2, "eth0"), card(3, "eth1")]),
         addresses: Ok(vec![(2, "192.0.2.1/24".parse().unwrap())]),
         rules: Ok(Vec::new()),
         qdiscs: Ok(vec![(2, "mq".to_owned()), (3, "fq_codel".to_owned())]),
-        routes: BTreeMap::from([(REMOTE, Ok(route))]),
+        routes: BTreeMap::from([("gre1".to_owned(), Ok(route))]),
         settings: BTreeMap::from(settings),
         offloads: BTreeMap::from(offloads),
         chains: Ok(Vec::new()),
@@ -361,7 +361,7 @@ fn endpoints_must_be_ours_and_within_reach() {
         |host| {
             drop(
                 host.routes
-                    .insert(REMOTE, Err("Network is unreachable".to_owned())),
+                    .insert("gre1".to_owned(), Err("Network is unreachable".to_owned())),
             )
         },
         &[
@@ -372,7 +372,7 @@ fn endpoints_must_be_ours_and_within_reach() {
     let by = |device: u32| {
         move |host: &mut Host| {
             host.routes
-                .get_mut(&REMOTE)
+                .get_mut("gre1")
                 .unwrap()
                 .as_mut()
                 .unwrap()
@@ -387,14 +387,7 @@ fn endpoints_must_be_ours_and_within_reach() {
         ],
     );
     one_change(
-        |host| {
-            host.routes
-                .get_mut(&REMOTE)
-                .unwrap()
-                .as_mut()
-                .unwrap()
-                .local = true
-        },
+        |host| host.routes.get_mut("gre1").unwrap().as_mut().unwrap().local = true,
         &[
             "fail gre1 remote: 192.0.2.2 is an address of this host | set remote to the other end's address",
         ],
@@ -422,7 +415,7 @@ fn the_tunnel_mtu_must_fit_the_underlay() {
         "mtu = 1477",
         |_| {},
         &[
-            "warn gre1 mtu: 1477 is too large: 1500 of eth0 less 24 is 1476 | set mtu = 1476 or \"auto\", or: ip link \
+            "warn gre1 mtu: 1477 is too large: eth0 has 1500 underlay − 20 IPv4 − 4 GRE = 1476 | set mtu = 1476 or \"auto\", or: ip link \
            set eth0 mtu 1501",
         ],
     );
@@ -431,7 +424,96 @@ fn the_tunnel_mtu_must_fit_the_underlay() {
         "routes = [\"2001:db8::/32\"]\nmtu = 1200",
         |_| {},
         &[
-            "fail gre1 mtu: 1200 is too small for IPv6, which needs 1280 | ip link set eth0 mtu 1304",
+            "fail gre1 mtu: 1200 is too small for IPv6, which needs 1280: eth0 has 1500 underlay − 20 IPv4 − 4 GRE = 1476 | ip link set eth0 mtu 1304",
+        ],
+    );
+}
+
+#[test]
+fn an_underlay_too_narrow_for_ipv6_is_named() {
+    let narrow = |host: &mut Host| host.change("eth0", |link| link.mtu = 1303);
+    one_change(
+        narrow,
+        &[
+            "warn gre1 mtu: leaves less than 1280, so it carries no IPv6: eth0 has 1303 underlay − 20 IPv4 − 4 GRE = \
+             1279 | ip link set eth0 mtu 1304",
+        ],
+    );
+    one_change(|host| host.change("eth0", |link| link.mtu = 1304), &[]);
+    let ipip = kind("ipip", "192.0.2.1", "192.0.2.2", "");
+    let mut host = host();
+    narrow(&mut host);
+    assert_eq!(complaints(&ipip, &host), [""; 0]);
+}
+
+/// One tunnel `gre1` of another kind.
+fn kind(mode: &str, local: &str, remote: &str, tunnel: &str) -> Config {
+    let text = format!(
+        "[router]\nunderlay = [\"eth0\"]\noverlay = [\"eth1\"]\n[[tunnel]]\nname = \"gre1\"\nmode = \"{mode}\"\n\
+         local = \"{local}\"\nremote = \"{remote}\"\n{tunnel}\n"
+    );
+    Config::parse(&text, "test.toml").unwrap()
+}
+
+#[test]
+fn endpoints_over_ipv6_are_looked_at_as_well() {
+    let mut host = host();
+    let global = kind("ip6gre", "2001:db8::1", "2001:db8::2", "mtu = 1449");
+    assert_eq!(
+        complaints(&global, &host),
+        [
+            "fail gre1 local: 2001:db8::1 is on no device | ip address add 2001:db8::1/PREFIX dev eth0",
+            "warn gre1 mtu: 1449 is too large: eth0 has 1500 underlay − 40 IPv6 − 8 limit − 4 GRE = 1448 | set mtu = \
+             1448 or \"auto\", or: ip link set eth0 mtu 1501",
+        ]
+    );
+    // The same link-local address may be on another link: that is another address.
+    let scoped = kind("ip6ip6", "fe80::1", "fe80::2", "dev = \"eth0\"");
+    host.addresses = Ok(vec![(3, "fe80::1/64".parse().unwrap())]);
+    assert_eq!(
+        complaints(&scoped, &host),
+        ["fail gre1 local: fe80::1 is not on eth0 | ip address add fe80::1/PREFIX dev eth0"]
+    );
+    host.addresses = Ok(vec![(2, "fe80::1/64".parse().unwrap())]);
+    assert_eq!(complaints(&scoped, &host), [""; 0]);
+    let swallows = kind(
+        "ip6gre",
+        "fe80::1",
+        "2001:db8::2",
+        "dev = \"eth0\"\nroutes = [\"2001:db8::/64\"]",
+    );
+    assert_eq!(
+        complaints(&swallows, &host),
+        [
+            "fail gre1 remote: route 2001:db8::/64 will lead 2001:db8::2 into tunnel gre1 | ip route add 2001:db8::2 \
+             via GATEWAY dev eth0"
+        ]
+    );
+}
+
+#[test]
+fn a_kind_carries_what_it_is_made_for() {
+    let ipip = kind(
+        "ipip",
+        "192.0.2.1",
+        "192.0.2.2",
+        "routes = [\"10.0.2.0/24\", \"2001:db8::/32\"]",
+    );
+    assert_eq!(
+        complaints(&ipip, &host()),
+        [
+            "warn gre1 payload: ipip carries IPv4 alone: 2001:db8::/32 leads nowhere | choose another mode, such as gre"
+        ]
+    );
+}
+
+#[test]
+fn the_kernels_own_driver_is_named_where_its_kind_is_configured() {
+    one_change(
+        |host| host.kernel_tunnels = vec!["sit".to_owned(), "ip_gre".to_owned()],
+        &[
+            "warn host module: the kernel's ip_gre is loaded: it answers tunnel packets on the slow path with ICMP \
+             unreachable | modprobe -r ip_gre",
         ],
     );
 }
@@ -526,8 +608,17 @@ fn what_the_fast_path_goes_past_is_named() {
     one_change(
         |host| host.chains = Ok(vec![chain("input", 2, true)]),
         &[
-            "warn host input: inet filter input drops by default: the slow path needs GRE accepted there | nft insert \
-           rule inet filter input ip protocol gre accept",
+            "warn host input: inet filter input drops by default: the slow path needs IP protocol 47 accepted there | \
+           nft insert rule inet filter input meta l4proto { 47 } accept",
+        ],
+    );
+    let mut closed = host();
+    closed.chains = Ok(vec![chain("input", 2, true)]);
+    assert_eq!(
+        complaints(&kind("sit", "192.0.2.1", "192.0.2.2", ""), &closed),
+        [
+            "warn host input: inet filter input drops by default: the slow path needs IP protocol 4, 41 accepted there \
+             | nft insert rule inet filter input meta l4proto { 4, 41 } accept",
         ],
     );
     one_change(

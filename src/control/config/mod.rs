@@ -11,14 +11,17 @@ mod tunnel;
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
 use thiserror::Error;
 
-use crate::tunnel::{Mode, Tos, Ttl};
+use crate::{
+    packet::GreKey,
+    tunnel::{self as family, FlowLabel, Mode, Overhead, Tos, Ttl, Tunnel, TunnelId},
+};
 
 use reader::{Section, Source};
 
@@ -84,16 +87,26 @@ pub struct TunnelConfig {
     /// A valid interface name, 1 to 15 bytes.
     pub name: String,
     pub mode: Mode,
-    pub local: Ipv4Addr,
-    pub remote: Ipv4Addr,
+    /// Unicast, of the family that the mode wants.
+    pub local: IpAddr,
+    /// As `local`, and another.
+    pub remote: IpAddr,
+    /// Keys, checksums and sequence numbers: none but with the GRE kinds.
     pub ikey: Option<u32>,
     pub okey: Option<u32>,
     pub icsum: bool,
     pub ocsum: bool,
     pub iseq: bool,
     pub oseq: bool,
+    /// The hop limit over IPv6.
     pub ttl: Ttl,
+    /// The traffic class over IPv6.
     pub tos: Tos,
+    /// Over IPv4 without meaning.
+    pub flow_label: FlowLabel,
+    /// None over IPv4.
+    pub encaplimit: Option<u8>,
+    /// Over IPv4 alone: IPv6 routers do not fragment.
     pub pmtudisc: bool,
     pub ignore_df: bool,
     pub mtu: Mtu,
@@ -183,9 +196,42 @@ impl XdpMode {
 }
 
 impl TunnelConfig {
-    /// Bytes that encapsulation adds: the outer IPv4 header, the GRE header and its options (RFC 2784, 2890).
+    /// Bytes that encapsulation adds.
     pub fn overhead(&self) -> u16 {
-        let options = [self.okey.is_some(), self.ocsum, self.oseq];
-        24 + 4 * options.into_iter().filter(|on| *on).count() as u16
+        // At most 40 + 8 + 16.
+        self.headers().total() as u16
+    }
+
+    /// The same header by header.
+    pub fn headers(&self) -> Overhead {
+        let key = self.okey.is_some();
+        family::overhead(self.mode, key, self.ocsum, self.oseq, self.encaplimit)
+    }
+
+    /// The tunnel as packets see it: in slot `id`, bound to the device with index `dev`, with its own device's MTU and
+    /// administrative state.
+    pub fn tunnel(&self, id: TunnelId, dev: Option<u32>, mtu: u16, up: bool) -> Tunnel {
+        Tunnel {
+            id,
+            name: self.name.as_str().into(),
+            mode: self.mode,
+            local: self.local,
+            remote: self.remote,
+            ikey: self.ikey.map(GreKey),
+            okey: self.okey.map(GreKey),
+            icsum: self.icsum,
+            ocsum: self.ocsum,
+            iseq: self.iseq,
+            oseq: self.oseq,
+            ttl: self.ttl,
+            tos: self.tos,
+            pmtudisc: self.pmtudisc,
+            ignore_df: self.ignore_df,
+            flow_label: self.flow_label,
+            encaplimit: self.encaplimit,
+            dev,
+            mtu,
+            up,
+        }
     }
 }

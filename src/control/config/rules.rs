@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{ConfigError, RouterConfig, TunnelConfig, reader::Section};
+use crate::tunnel::{Mode, Shim, Ttl};
 
 /// The kernel's rules for one tunnel by itself.
 pub(super) fn tunnel_alone(
@@ -14,6 +15,21 @@ pub(super) fn tunnel_alone(
     if tunnel.remote == tunnel.local {
         let expected = "same as local: expected the other end's address";
         return Err(complain(section, "remote", expected));
+    }
+    for (key, address) in [("local", tunnel.local), ("remote", tunnel.remote)] {
+        if is_link_local_v6(address) && tunnel.dev.is_none() {
+            let expected = "link-local: expected dev beside it, the underlay device";
+            return Err(complain(section, key, expected));
+        }
+    }
+    // As iproute2: "ttl != 0 and nopmtudisc are incompatible". For gre, `ip link` lets it pass.
+    let is_bare_v4 = matches!(tunnel.mode, Mode::Ipip | Mode::Sit);
+    if is_bare_v4 && !tunnel.pmtudisc && tunnel.ttl != Ttl::Inherit {
+        let expected = format!(
+            r#"not with pmtudisc = false on {}: expected ttl = "inherit", or pmtudisc = true"#,
+            tunnel.mode.as_str()
+        );
+        return Err(complain(section, "ttl", &expected));
     }
     if tunnel.ignore_df && tunnel.pmtudisc {
         let expected = "not with pmtudisc = true: expected pmtudisc = false beside it";
@@ -52,15 +68,18 @@ pub(super) fn tunnel_beside(
             "another tunnel's already: expected each name once",
         ));
     }
-    // As ip_tunnel_find(): the device that a tunnel is bound to tells it from another as well.
-    let identity = |t: &TunnelConfig| (t.local, t.remote, t.ikey, t.dev.clone());
+    // As ip_tunnel_find(), in a table per kind: the device that a tunnel is bound to tells it from another as well.
+    let identity = |t: &TunnelConfig| (t.mode, t.local, t.remote, t.ikey, t.dev.clone());
     if identity(tunnel) == identity(other) {
-        let key = tunnel
-            .ikey
-            .map_or("no key".to_owned(), |key| format!("key {key}"));
+        let (key, expected) = match (tunnel.mode.kind().shim, tunnel.ikey) {
+            (Shim::None, _) => (String::new(), "other addresses"),
+            (Shim::Gre, None) => (" and no key".to_owned(), "another ikey"),
+            (Shim::Gre, Some(key)) => (format!(" and key {key}"), "another ikey"),
+        };
+        let (local, remote) = (tunnel.local, tunnel.remote);
         return Err(section.error(&format!(
-            "local {}, remote {} and {key} are those of tunnel {:?}: expected another ikey",
-            tunnel.local, tunnel.remote, other.name
+            "local {local}, remote {remote}{key} are those of tunnel {:?}: expected {expected}",
+            other.name
         )));
     }
     let address = tunnel.address.iter().find(|address| {
@@ -86,6 +105,10 @@ fn may_be_shared(address: &IpNet) -> bool {
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     link_local || address.prefix_len() == address.max_prefix_len()
+}
+
+fn is_link_local_v6(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 fn complain(section: &Section<'_>, key: &str, message: &str) -> ConfigError {

@@ -1,6 +1,9 @@
 //! One `[[tunnel]]`: each key by itself. What keys mean to each other is in [`rules`](super::rules).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+};
 
 use ipnet::IpNet;
 
@@ -9,7 +12,7 @@ use super::{
     reader::{Section, Value},
     router::{DEVICE_NAME, is_device_name},
 };
-use crate::tunnel::{Mode, Tos, Ttl};
+use crate::tunnel::{Family, FlowLabel, Mode, Shim, Tos, Ttl};
 
 const ACCEPTED: &[&str] = &[
     "name",
@@ -26,7 +29,11 @@ const ACCEPTED: &[&str] = &[
     "iseq",
     "oseq",
     "ttl",
+    "hoplimit",
     "tos",
+    "tclass",
+    "flowlabel",
+    "encaplimit",
     "pmtudisc",
     "ignore_df",
     "mtu",
@@ -35,10 +42,6 @@ const ACCEPTED: &[&str] = &[
     "routes",
 ];
 const LATER: &[&str] = &[
-    "hoplimit",
-    "tclass",
-    "flowlabel",
-    "encaplimit",
     "encap",
     "encap_sport",
     "bridge",
@@ -47,30 +50,56 @@ const LATER: &[&str] = &[
     "nvgre",
     "peer",
 ];
-const LATER_MODES: &[&str] = &[
-    "gretap",
-    "ip6gre",
-    "ip6gretap",
-    "ipip",
-    "sit",
-    "ip6ip6",
-    "ipip6",
+/// The kinds of this version.
+const MODES: [Mode; 6] = [
+    Mode::Gre,
+    Mode::Ip6gre,
+    Mode::Ipip,
+    Mode::Sit,
+    Mode::Ip6ip6,
+    Mode::Ipip6,
 ];
+
+/// Keys that not every kind has, and which have them.
+const PARTICULAR: &[(&[&str], fn(Mode) -> bool)] = &[
+    (
+        &[
+            "key", "ikey", "okey", "csum", "icsum", "ocsum", "seq", "iseq", "oseq",
+        ],
+        |mode| mode.kind().shim == Shim::Gre,
+    ),
+    (&["hoplimit", "tclass", "flowlabel", "encaplimit"], is_v6),
+    (&["pmtudisc"], |mode| !is_v6(mode)),
+    (&["ignore_df"], |mode| mode == Mode::Gre),
+];
+
+/// The encapsulation limit where none is configured (IPV6_DEFAULT_TNL_ENCAP_LIMIT).
+const ENCAPLIMIT: u8 = 4;
+/// The hop limit over IPv6 where none is configured, as iproute2 sets it.
+const HOPLIMIT: u8 = 64;
+/// A flow label has 20 bits (RFC 8200 section 3).
+const FLOWLABEL_MAX: u32 = 0xf_ffff;
 
 /// The smallest MTU that an IPv4 link may have (RFC 791).
 const MTU_MIN: u16 = 68;
 
-const UNICAST: &str = "a unicast IPv4 address";
+/// The smallest MTU that an IPv6 link may have (RFC 8200 section 5).
+const MTU_MIN_V6: u16 = 1280;
 
 pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> {
     section.only(ACCEPTED, LATER)?;
     let name = device(&section.need("name", DEVICE_NAME)?)?;
-    let mode = mode(&section.need("mode", "gre")?)?;
-    let local = endpoint(&section.need("local", UNICAST)?)?;
-    let remote = remote(section)?;
+    let mode = mode(&section.need("mode", &words(&MODES, "or"))?)?;
+    particular(section, mode)?;
+    let local = endpoint(&section.need("local", unicast(mode))?, mode)?;
+    let remote = remote(section, mode)?;
     let (ikey, okey) = both(section, "key", "ikey", "okey", |v| key(v).map(Some))?;
     let (icsum, ocsum) = both(section, "csum", "icsum", "ocsum", |v| v.boolean())?;
     let (iseq, oseq) = both(section, "seq", "iseq", "oseq", |v| v.boolean())?;
+    let (default_ttl, default_limit) = match mode.kind().underlay {
+        Family::V4 => (Ttl::Inherit, None),
+        Family::V6 => (Ttl::Fixed(HOPLIMIT), Some(ENCAPLIMIT)),
+    };
     let mut tunnel = TunnelConfig {
         name,
         mode,
@@ -82,8 +111,10 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         ocsum,
         iseq,
         oseq,
-        ttl: section.optional("ttl", Ttl::Inherit, ttl)?,
-        tos: section.optional("tos", Tos::Fixed(0), tos)?,
+        ttl: section.optional(either(section, "ttl", "hoplimit")?, default_ttl, ttl)?,
+        tos: section.optional(either(section, "tos", "tclass")?, Tos::Fixed(0), tos)?,
+        flow_label: section.optional("flowlabel", FlowLabel::Hash, flow_label)?,
+        encaplimit: section.optional("encaplimit", default_limit, encaplimit)?,
         pmtudisc: section.optional("pmtudisc", true, |v| v.boolean())?,
         ignore_df: section.optional("ignore_df", false, |v| v.boolean())?,
         mtu: Mtu::Auto,
@@ -91,9 +122,49 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         address: section.optional("address", Vec::new(), addresses)?,
         routes: section.optional("routes", Vec::new(), routes)?,
     };
-    let overhead = tunnel.overhead();
-    tunnel.mtu = section.optional("mtu", Mtu::Auto, |v| mtu(v, overhead))?;
+    let bounds = mtu_min(mode)..=u16::MAX - tunnel.overhead();
+    tunnel.mtu = section.optional("mtu", Mtu::Auto, |v| mtu(v, bounds))?;
     Ok(tunnel)
+}
+
+fn is_v6(mode: Mode) -> bool {
+    mode.kind().underlay == Family::V6
+}
+
+/// The kinds by name: `gre, ipip or sit`.
+fn words(modes: &[Mode], conjunction: &str) -> String {
+    let words: Vec<&str> = modes.iter().map(|mode| mode.as_str()).collect();
+    match words.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, rest)) => format!("{} {conjunction} {last}", rest.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// Refuses keys that this kind does not have.
+fn particular(section: &Section<'_>, mode: Mode) -> Result<(), ConfigError> {
+    for (keys, has) in PARTICULAR.iter().filter(|(_, has)| !has(mode)) {
+        if let Some(value) = keys.iter().find_map(|key| section.get(key)) {
+            let others: Vec<Mode> = MODES.into_iter().filter(|mode| has(*mode)).collect();
+            let (mode, others) = (mode.as_str(), words(&others, "and"));
+            let message = format!("not with mode {mode}; accepted with {others}");
+            return Err(value.complain(&message));
+        }
+    }
+    Ok(())
+}
+
+/// The one of two names for the same thing that is there.
+fn either<'k>(
+    section: &Section<'_>,
+    name: &'k str,
+    other: &'k str,
+) -> Result<&'k str, ConfigError> {
+    match section.get(other) {
+        None => Ok(name),
+        Some(_) if section.get(name).is_none() => Ok(other),
+        Some(value) => Err(value.complain(&format!("{name} is set too: expected one of them"))),
+    }
 }
 
 /// A setting that has one key for both directions, or one for each; (in, out).
@@ -127,38 +198,55 @@ fn device(value: &Value<'_>) -> Result<String, ConfigError> {
 }
 
 fn mode(value: &Value<'_>) -> Result<Mode, ConfigError> {
-    match value.text() {
-        Some("gre") => Ok(Mode::Gre),
-        Some(word) if LATER_MODES.contains(&word) => Err(value.later(&format!("{word} is"), "gre")),
-        _ => Err(value.refuse("gre")),
+    let accepted = words(&MODES, "or");
+    match value.text().and_then(Mode::from_word) {
+        Some(mode) if MODES.contains(&mode) => Ok(mode),
+        Some(later) => Err(value.later(&format!("{} is", later.as_str()), &accepted)),
+        None => Err(value.refuse(&accepted)),
     }
 }
 
-fn endpoint(value: &Value<'_>) -> Result<Ipv4Addr, ConfigError> {
-    let text = value.text().ok_or_else(|| value.refuse(UNICAST))?;
-    if text.parse::<Ipv6Addr>().is_ok() {
-        return Err(value.later("IPv6 endpoints are", UNICAST));
+fn unicast(mode: Mode) -> &'static str {
+    match mode.kind().underlay {
+        Family::V4 => "a unicast IPv4 address",
+        Family::V6 => "a unicast IPv6 address",
     }
-    let address: Ipv4Addr = text.parse().map_err(|_| value.refuse(UNICAST))?;
-    let unicast = !(address.is_multicast() || address.is_broadcast());
-    if !unicast || address.is_loopback() || address.is_unspecified() {
-        let expected = format!("{UNICAST}, not multicast, loopback, broadcast or zero");
-        return Err(value.refuse(&expected));
-    }
-    Ok(address)
 }
 
-fn remote(section: &Section<'_>) -> Result<Ipv4Addr, ConfigError> {
+fn endpoint(value: &Value<'_>, mode: Mode) -> Result<IpAddr, ConfigError> {
+    let expected = unicast(mode);
+    let address = value.text().and_then(|text| text.parse::<IpAddr>().ok());
+    let address = address.ok_or_else(|| value.refuse(expected))?;
+    if address.is_ipv6() != is_v6(mode) {
+        let word = mode.as_str();
+        return Err(value.complain(&format!(
+            "wrong family for mode {word}: expected {expected}"
+        )));
+    }
+    let never = address.is_multicast() || address.is_loopback() || address.is_unspecified();
+    match address {
+        IpAddr::V4(v4) if never || v4.is_broadcast() => Err(value.refuse(&format!(
+            "{expected}, not multicast, loopback, broadcast or zero"
+        ))),
+        IpAddr::V6(v6) if never || v6.to_ipv4_mapped().is_some() => Err(value.refuse(&format!(
+            "{expected}, not multicast, loopback, IPv4-mapped or zero"
+        ))),
+        _ => Ok(address),
+    }
+}
+
+fn remote(section: &Section<'_>, mode: Mode) -> Result<IpAddr, ConfigError> {
+    let expected = unicast(mode);
     let value = section.get("remote").ok_or_else(|| {
         section.error(&format!(
-            "a tunnel without remote is not available in this version; accepted: remote = {UNICAST}"
+            "a tunnel without remote is not available in this version; accepted: remote = {expected}"
         ))
     })?;
     let address = value.text().and_then(|text| text.parse::<IpAddr>().ok());
     if address.is_some_and(|address| address.is_multicast()) {
-        return Err(value.later("multicast groups are", UNICAST));
+        return Err(value.later("multicast groups are", expected));
     }
-    endpoint(&value)
+    endpoint(&value, mode)
 }
 
 /// A number or, as iproute2 has it, a dotted quad.
@@ -186,14 +274,49 @@ fn tos(value: &Value<'_>) -> Result<Tos, ConfigError> {
     tos.ok_or_else(|| value.refuse(r#"0..255 or "inherit""#))
 }
 
-fn mtu(value: &Value<'_>, overhead: u16) -> Result<Mtu, ConfigError> {
+/// A number, also as text, which is how iproute2 prints it.
+fn flow_label(value: &Value<'_>) -> Result<FlowLabel, ConfigError> {
+    match value.text() {
+        Some("hash") => return Ok(FlowLabel::Hash),
+        Some("inherit") => return Ok(FlowLabel::Inherit),
+        _ => {}
+    }
+    let number = value
+        .integer(0..=i64::from(FLOWLABEL_MAX))
+        .map(|n| n as u32);
+    let text = || {
+        let digits = value.text()?.strip_prefix("0x")?;
+        let number = u32::from_str_radix(digits, 16).ok()?;
+        (number <= FLOWLABEL_MAX).then_some(number)
+    };
+    let label = number.or_else(text).map(FlowLabel::Fixed);
+    label.ok_or_else(|| value.refuse(r#"0..0xfffff, "hash" or "inherit""#))
+}
+
+fn encaplimit(value: &Value<'_>) -> Result<Option<u8>, ConfigError> {
+    if value.text() == Some("none") {
+        return Ok(None);
+    }
+    let limit = value.integer(0..=255).map(|n| Some(n as u8));
+    limit.ok_or_else(|| value.refuse(r#"0..255 or "none""#))
+}
+
+/// The kernel's bounds: an sit or ip6ip6 device is there for IPv6 (sit_tunnel_setup(), ip6_tnl_change_mtu()).
+fn mtu_min(mode: Mode) -> u16 {
+    match mode {
+        Mode::Sit | Mode::Ip6ip6 => MTU_MIN_V6,
+        _ => MTU_MIN,
+    }
+}
+
+fn mtu(value: &Value<'_>, bounds: RangeInclusive<u16>) -> Result<Mtu, ConfigError> {
     if value.text() == Some("auto") {
         return Ok(Mtu::Auto);
     }
-    let most = u16::MAX - overhead;
-    let mtu = value.integer(i64::from(MTU_MIN)..=i64::from(most));
+    let (least, most) = bounds.into_inner();
+    let mtu = value.integer(i64::from(least)..=i64::from(most));
     let mtu = mtu.map(|n| Mtu::Fixed(n as u16));
-    mtu.ok_or_else(|| value.refuse(&format!(r#"{MTU_MIN}..{most} or "auto""#)))
+    mtu.ok_or_else(|| value.refuse(&format!(r#"{least}..{most} or "auto""#)))
 }
 
 fn addresses(value: &Value<'_>) -> Result<Vec<IpNet>, ConfigError> {

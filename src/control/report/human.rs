@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use super::{
-    ByteOrInherit, NextHopReport, PathShare, PortReport, Reasons, Statistics, TunnelReport,
-    WorkerReport,
+    ByteOrInherit, NextHopReport, NumberOrWord, PathShare, PortReport, Reasons, Statistics,
+    TunnelReport, WorkerReport,
 };
+use crate::tunnel::{Family, Mode};
 
 /// `greyhound tunnel show`.
 pub fn tunnels(tunnels: &[TunnelReport]) -> String {
@@ -46,6 +47,10 @@ pub fn statistics(statistics: &Statistics) -> String {
 fn tunnel(t: &TunnelReport) -> String {
     let mut text = format!("{}: {}\n", t.name, options(t).join("  "));
     let _ = writeln!(text, "    {}", state(t));
+    if t.underlay_mtu != 0 {
+        let headers = t.overhead.iter().map(|h| (h.header.as_str(), h.bytes));
+        let _ = writeln!(text, "    mtu {}", mtu_sum(t.underlay_mtu, headers));
+    }
     let fast = [t.fast.rx_packets, t.fast.tx_packets];
     let slow = [t.slow.rx_packets, t.slow.tx_packets];
     for (i, (direction, traffic)) in [("RX", t.rx), ("TX", t.tx)].into_iter().enumerate() {
@@ -72,21 +77,38 @@ fn tunnel(t: &TunnelReport) -> String {
 
 /// The first line of a tunnel, in iproute2's words; what is the default goes unsaid, as there.
 fn options(t: &TunnelReport) -> Vec<String> {
+    let mode = Mode::from_word(&t.mode);
+    let is_v6 = mode.is_some_and(|mode| mode.kind().underlay == Family::V6);
+    let (ttl, tos) = if is_v6 {
+        ("hoplimit", "tclass")
+    } else {
+        ("ttl", "tos")
+    };
     let mut words = vec![
-        format!("{}/ip", t.mode),
+        mode.map_or_else(|| t.mode.clone(), |mode| protocols(mode).to_owned()),
         format!("remote {}", t.remote),
         format!("local {}", t.local),
     ];
     words.extend(t.dev.as_ref().map(|dev| format!("dev {dev}")));
+    words.extend(match &t.encaplimit {
+        Some(NumberOrWord::Number(n)) => Some(format!("encaplimit {n}")),
+        Some(NumberOrWord::Word(word)) => Some(format!("encaplimit {word}")),
+        None => None,
+    });
     words.push(match t.ttl {
-        ByteOrInherit::Inherit => "ttl inherit".to_owned(),
-        ByteOrInherit::Fixed(n) => format!("ttl {n}"),
+        ByteOrInherit::Inherit => format!("{ttl} inherit"),
+        ByteOrInherit::Fixed(n) => format!("{ttl} {n}"),
     });
     match t.tos {
-        ByteOrInherit::Inherit => words.push("tos inherit".to_owned()),
+        ByteOrInherit::Inherit => words.push(format!("{tos} inherit")),
         ByteOrInherit::Fixed(0) => {}
-        ByteOrInherit::Fixed(n) => words.push(format!("tos {n:#04x}")),
+        ByteOrInherit::Fixed(n) => words.push(format!("{tos} {n:#04x}")),
     }
+    words.extend(match &t.flowlabel {
+        Some(NumberOrWord::Number(n)) => Some(format!("flowlabel {n:#07x}")),
+        Some(NumberOrWord::Word(word)) if word != "hash" => Some(format!("flowlabel {word}")),
+        _ => None,
+    });
     match (t.ikey, t.okey) {
         (Some(ikey), Some(okey)) if ikey == okey => words.push(format!("key {ikey}")),
         (ikey, okey) => {
@@ -110,7 +132,7 @@ fn options(t: &TunnelReport) -> Vec<String> {
     if !flags.is_empty() {
         words.push(flags.join(" "));
     }
-    if !t.pmtudisc {
+    if !t.pmtudisc && !is_v6 {
         words.push("nopmtudisc".to_owned());
     }
     if t.ignore_df {
@@ -120,6 +142,29 @@ fn options(t: &TunnelReport) -> Vec<String> {
         words.push(format!("mtu {}", t.mtu));
     }
     words
+}
+
+/// What is inside and what is outside, as `ip tunnel show` and `ip -6 tunnel show` name the kinds.
+fn protocols(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Gre | Mode::Gretap => "gre/ip",
+        Mode::Ip6gre | Mode::Ip6gretap => "gre/ipv6",
+        Mode::Ipip => "ip/ip",
+        Mode::Sit => "ipv6/ip",
+        Mode::Ip6ip6 => "ipv6/ipv6",
+        Mode::Ipip6 => "ip/ipv6",
+    }
+}
+
+/// What of the underlay's MTU is left for inner packets: `1500 underlay − 20 IPv4 − 4 GRE = 1476`.
+pub fn mtu_sum<'h>(underlay: u32, headers: impl Iterator<Item = (&'h str, usize)>) -> String {
+    let mut text = format!("{underlay} underlay");
+    let mut room = underlay as usize;
+    for (header, bytes) in headers {
+        let _ = write!(text, " − {bytes} {header}");
+        room = room.saturating_sub(bytes);
+    }
+    text + &format!(" = {room}")
 }
 
 fn state(t: &TunnelReport) -> String {
