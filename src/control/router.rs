@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     io,
-    os::fd::AsFd,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -19,12 +19,15 @@ use super::{
     mirror::{MirrorError, Monitor, Nud, Options, State},
     netlink::{Device, Handle},
     report::{MirrorReport, Statistics, Status},
-    slowpath::{RawReceiver, ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
+    slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
     socket::{ControlSocket, SocketError, serve},
     statistics,
     tunnels::{self, TunnelEntry, TunnelError},
 };
-use crate::xdp::{Limits, Steer, SteerError};
+use crate::{
+    tunnel::Family,
+    xdp::{Limits, Steer, SteerError},
+};
 
 /// How many routers can share a network namespace: each has a service device of its own, greyhound0 and so on.
 const SERVICE_DEVICES: u32 = 64;
@@ -213,13 +216,9 @@ impl Router {
             }
             Err(why) => return Err(why.into()),
         };
-        let receiver = RawReceiver::open().map_err(SlowPathError::from)?;
-        if let Some(steer) = &steer {
-            steer.filter_raw_socket(receiver.as_fd())?;
-        }
         let service = (!off).then(open_service_device).transpose();
         let service = service.map_err(TunnelError::from)?;
-        let slow = SlowPath::start(receiver, service)?;
+        let slow = SlowPath::start(service)?;
         let threads = 1 + devices.first().map_or(0, |d| fastpath::queues(&d.name));
         let mut router = Self {
             path: path.to_owned(),
@@ -289,11 +288,22 @@ impl Router {
             let all = self.tunnels.iter();
             all.map(|t| Some(t.record(thread, self.threads))).collect()
         };
-        self.slow.publish(SlowSnapshot {
+        let snapshot = SlowSnapshot {
             table: fib.shared_tunnels(),
             records: records(0),
             owner: self.fast.as_ref().and_then(FastPath::owner),
-        });
+        };
+        let steer = self.steer.as_ref();
+        let filter = |socket: BorrowedFd<'_>, family| {
+            // Over IPv6 there is no filter yet.
+            let steer = steer.filter(|_| family == Family::V4);
+            if let Some(Err(why)) = steer.map(|steer| steer.filter_raw_socket(socket)) {
+                tracing::error!("a raw socket sees more than our tunnels' packets: {why}");
+            }
+        };
+        if let Err(why) = self.slow.publish(snapshot, &filter) {
+            tracing::error!("tunnels receive nothing: {why}");
+        }
         // The workers learn of a tunnel before packets are steered to it.
         if let Some(fast) = &mut self.fast {
             fast.publish(&fib, |worker| records(worker + 1));
