@@ -1131,7 +1131,8 @@ fn only_the_raw_sockets_that_tunnels_need_are_open_and_each_is_shown_to_the_filt
             }
             found
         };
-        let modes: [(&[Mode], &[(Family, u8)]); 5] = [
+        type Step = (&'static [Mode], &'static [(Family, u8)]);
+        let modes: [Step; 5] = [
             (&[], &[]),
             (&[Mode::Gre, Mode::Gre], &[(Family::V4, 47)]),
             (
