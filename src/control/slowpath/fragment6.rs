@@ -90,7 +90,7 @@ impl<'a> Iterator for Fragments<'a> {
         let piece = &rest[..rest.len().min(self.step)];
         let more = u16::from(piece.len() < rest.len());
         let mut headers = self.headers.clone();
-        // Both fit: the fragments are no longer than the packet, but for a last one of a packet at the limit.
+        // Both fit: a fragment is no longer than the MTU, and the packet's length is a 16-bit field.
         let len = headers.len() - ipv6::HEADER_LEN + piece.len();
         headers[4..6].copy_from_slice(&u16::try_from(len).ok()?.to_be_bytes());
         let at = headers.len() - HEADER_LEN;
@@ -158,8 +158,10 @@ mod tests {
                 let (fragment, data) = Ipv6FragmentHeader::from_slice(&piece[split..]).unwrap();
                 prop_assert_eq!(fragment.next_header, IpNumber(47));
                 prop_assert_eq!(fragment.identification, identification);
-                prop_assert_eq!(usize::from(fragment.fragment_offset.value()) * 8, together.len());
-                prop_assert_eq!(fragment.more_fragments, n + 1 < pieces.len());
+                // etherparse takes M for the field's upper bit; RFC 8200 section 4.5 has it as the lowest.
+                let field = u16::from_be_bytes([piece[split + 2], piece[split + 3]]);
+                prop_assert_eq!(usize::from(field & !7), together.len());
+                prop_assert_eq!(field & 7, u16::from(n + 1 < pieces.len()));
                 together.extend_from_slice(data);
             }
             prop_assert_eq!(together, payload);
