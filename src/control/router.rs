@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     io,
-    os::fd::AsFd,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -20,7 +20,7 @@ use super::{
     mirror::{MirrorError, Monitor, Nud, Options, Parts, State},
     netlink::{Device, Handle},
     report::{MirrorReport, Statistics, Status},
-    slowpath::{RawReceiver, ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
+    slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
     socket::{ControlSocket, SocketError, serve},
     statistics,
     tunnels::{self, TunnelEntry, TunnelError},
@@ -261,13 +261,9 @@ impl Router {
             }
             Err(why) => return Err(why.into()),
         };
-        let receiver = RawReceiver::open().map_err(SlowPathError::from)?;
-        if let Some(steer) = &steer {
-            steer.filter_raw_socket(receiver.as_fd())?;
-        }
         let service = (!off).then(open_service_device).transpose();
         let service = service.map_err(TunnelError::from)?;
-        let slow = SlowPath::start(receiver, service)?;
+        let slow = SlowPath::start(service)?;
         let threads = 1 + devices.first().map_or(0, |d| fastpath::queues(&d.name));
         let mut router = Self {
             path: path.to_owned(),
@@ -362,11 +358,20 @@ impl Router {
         if let Some(fast) = &mut self.fast {
             fast.publish(&fib, |worker| records(worker + 1));
         }
-        self.slow.publish(SlowSnapshot {
+        let snapshot = SlowSnapshot {
             table: fib.shared_tunnels(),
             records: records(0),
             owner: self.fast.as_ref().and_then(FastPath::owner),
-        });
+        };
+        let steer = self.steer.as_ref();
+        let filter = |socket: BorrowedFd<'_>, _| {
+            if let Some(Err(why)) = steer.map(|steer| steer.filter_raw_socket(socket)) {
+                tracing::error!("a raw socket sees more than our tunnels' packets: {why}");
+            }
+        };
+        if let Err(why) = self.slow.publish(snapshot, &filter) {
+            tracing::error!("tunnels receive nothing: {why}");
+        }
         if let Some(steer) = &mut self.steer {
             match steer.apply(&plan) {
                 Ok(changes) => tracing::debug!(?changes, "steering changed"),

@@ -310,7 +310,7 @@ mod tests {
             let found = table.lookup(class, address(false, 1), address(false, 2), None, None);
             found.map(|t| t.id.0)
         };
-        assert_eq!(id(&[sit.clone()], Class::Ipv4), Some(0));
+        assert_eq!(id(std::slice::from_ref(&sit), Class::Ipv4), Some(0));
         for both in [[sit.clone(), ipip.clone()], [ipip, sit]] {
             assert_eq!(id(&both, Class::Ipv4), Some(1));
             assert_eq!(id(&both, Class::Ipv6), Some(0));

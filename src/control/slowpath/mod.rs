@@ -6,26 +6,36 @@
 //!
 //! It runs in one thread, which owns every socket and device here. That thread never blocks but in its poll, takes a bounded
 //! burst from each source in turn, and never logs per packet: a packet is carried, handed on, or dropped for a counted reason.
+//! Raw sockets come and go with the tunnels that need them; whoever publishes tunnels sees each of them first, to filter it.
 //! It knows no configuration: tunnels come as snapshots, devices and queues as commands.
 
 mod fragment;
+mod fragment6;
 mod raw;
+mod send;
 mod stats;
 mod thread;
 mod tun;
 
 pub use super::wake::Waker;
-pub use raw::{RawError, RawReceiver};
+pub use raw::RawError;
 pub use stats::SlowStats;
 pub use tun::{ServiceTun, Tun, TunError};
 
-use std::{io, sync::Arc, thread::JoinHandle};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    thread::JoinHandle,
+};
 
 use crossbeam_channel::{Sender, unbounded};
 
+use raw::{Hears, RawReceiver};
+
 use crate::{
     datapath::{Handover, PuntSource, TunnelRecord, Wake},
-    tunnel::{TunnelId, TunnelTable},
+    tunnel::{Family, TunnelId, TunnelTable},
 };
 
 /// Why the slow path did not start.
@@ -65,7 +75,8 @@ pub struct SlowSnapshot {
 }
 
 enum Command {
-    Snapshot(SlowSnapshot),
+    /// The tunnels, and the sockets that they need and that are not open yet.
+    Snapshot(SlowSnapshot, Vec<RawReceiver>),
     AddTun(TunnelId, Tun),
     RemoveTun(TunnelId),
     AddPunts(u32, PuntSource),
@@ -78,19 +89,18 @@ pub struct SlowPath {
     commands: Sender<Command>,
     waker: Waker,
     stats: Arc<SlowStats>,
+    /// What the thread's raw sockets hear.
+    hears: Vec<Hears>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl SlowPath {
     /// Starts the thread, in the caller's network namespace. Without a service device, punts for it are dropped and counted.
-    pub fn start(
-        receiver: RawReceiver,
-        service: Option<ServiceTun>,
-    ) -> Result<Self, SlowPathError> {
+    pub fn start(service: Option<ServiceTun>) -> Result<Self, SlowPathError> {
         let waker = Waker::new().map_err(SlowPathError::start("eventfd"))?;
         let stats = Arc::new(SlowStats::default());
         let (commands, inbox) = unbounded();
-        let engine = thread::Engine::new(receiver, service, waker.clone(), stats.clone())?;
+        let engine = thread::Engine::new(service, waker.clone(), stats.clone())?;
         let thread = std::thread::Builder::new()
             .name("greyhound-slow".into())
             .spawn(move || engine.run(&inbox))
@@ -99,6 +109,7 @@ impl SlowPath {
             commands,
             waker,
             stats,
+            hears: Vec::new(),
             thread: Some(thread),
         })
     }
@@ -112,9 +123,36 @@ impl SlowPath {
         self.stats.clone()
     }
 
-    /// Replaces the tunnels.
-    pub fn publish(&self, snapshot: SlowSnapshot) {
-        self.command(Command::Snapshot(snapshot));
+    /// Replaces the tunnels, and opens and closes raw sockets as these need them, in the caller's network namespace.
+    ///
+    /// `filter` sees every socket right after it was opened and before anything is received from it: the place to attach a
+    /// socket filter. Over IPv4 what the socket hears begins with the IPv4 header, over IPv6 behind the IPv6 header and its
+    /// extensions. Tunnels are in force even if this fails: those without their socket receive nothing, and the next call
+    /// tries again.
+    pub fn publish(
+        &mut self,
+        snapshot: SlowSnapshot,
+        filter: &dyn Fn(BorrowedFd<'_>, Family),
+    ) -> Result<(), RawError> {
+        let needed = Hears::needed(&snapshot.table);
+        self.hears.retain(|hears| needed.contains(hears));
+        let mut opened = Vec::new();
+        let mut outcome = Ok(());
+        for hears in needed {
+            if self.hears.contains(&hears) {
+                continue;
+            }
+            match RawReceiver::open(hears) {
+                Ok(receiver) => {
+                    filter(receiver.as_fd(), hears.family);
+                    opened.push(receiver);
+                    self.hears.push(hears);
+                }
+                Err(e) => outcome = Err(e),
+            }
+        }
+        self.command(Command::Snapshot(snapshot, opened));
+        outcome
     }
 
     /// Gives a tunnel its device. Takes the place of an earlier one.

@@ -11,31 +11,34 @@ use rustix::{
 };
 
 use super::{
-    Command, RawReceiver, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
-    raw::{RawSender, Sent},
+    Command, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
+    raw::{Hears, RawReceiver},
+    send::{RawSender, Sent},
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
-    packet::{PacketBuf, VecBuf, gre, ipv4, transport},
-    tunnel::{Outer, Tunnel, TunnelId, decapsulate, encapsulate},
+    packet::{PacketBuf, VecBuf, gre, ipv6, transport},
+    tunnel::{Family, Outer, Tunnel, TunnelId, decapsulate, encapsulate},
 };
 
 /// Packets taken from one source before the next has its turn.
 const BURST: usize = 64;
 /// Bursts taken from a punt queue that is about to go, however fast a worker still fills it.
 const LAST_TURNS: usize = 64;
-const HEADROOM: usize = ipv4::HEADER_LEN + gre::MAX_HEADER_LEN;
-/// The largest IP packet.
-const MAX_PACKET: usize = 65_535;
+/// For the longest outer header: IPv6 with the encapsulation limit, and GRE with everything.
+const HEADROOM: usize = ipv6::HEADER_LEN + 8 + gre::MAX_HEADER_LEN;
+/// The largest IP packet: an IPv6 header and what its length field can say.
+const MAX_PACKET: usize = ipv6::HEADER_LEN + 65_535;
 
 /// What an event's number means; a tunnel's device has the number of its slot.
 const WAKER: u64 = u64::MAX;
-const RECEIVER: u64 = u64::MAX - 1;
+/// From here on: a raw socket, by what it hears.
+const RECEIVERS: u64 = 1 << 32;
 
 pub(super) struct Engine {
     epoll: OwnedFd,
     waker: Waker,
-    receiver: RawReceiver,
+    receivers: Vec<RawReceiver>,
     sender: RawSender,
     service: Option<ServiceTun>,
     tuns: HashMap<TunnelId, Tun>,
@@ -48,7 +51,6 @@ pub(super) struct Engine {
 
 impl Engine {
     pub(super) fn new(
-        receiver: RawReceiver,
         service: Option<ServiceTun>,
         waker: Waker,
         stats: Arc<SlowStats>,
@@ -57,12 +59,10 @@ impl Engine {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
         let readable = epoll::EventFlags::IN;
         epoll::add(&epoll, &waker, epoll::EventData::new_u64(WAKER), readable).map_err(failed)?;
-        let data = epoll::EventData::new_u64(RECEIVER);
-        epoll::add(&epoll, &receiver, data, readable).map_err(failed)?;
         Ok(Self {
             epoll,
             waker,
-            receiver,
+            receivers: Vec::new(),
             sender: RawSender::open()?,
             service,
             tuns: HashMap::new(),
@@ -95,7 +95,7 @@ impl Engine {
             for event in events.drain(..) {
                 match event.data.u64() {
                     WAKER => {}
-                    RECEIVER => self.receive(&mut buf),
+                    socket if socket >= RECEIVERS => self.receive(socket, &mut buf),
                     slot => self.read_tun(TunnelId(slot as u32), &mut buf),
                 }
             }
@@ -106,7 +106,8 @@ impl Engine {
 
     fn obey(&mut self, command: Command, buf: &mut VecBuf) -> ControlFlow<()> {
         match command {
-            Command::Snapshot(snapshot) => {
+            Command::Snapshot(snapshot, opened) => {
+                self.change_receivers(&Hears::needed(&snapshot.table), opened);
                 self.snapshot = snapshot;
                 self.sender.forget();
             }
@@ -128,6 +129,19 @@ impl Engine {
             }
         }
         ControlFlow::Continue(())
+    }
+
+    /// Closes the sockets that hear what is not needed, and listens to new ones.
+    fn change_receivers(&mut self, needed: &[Hears], opened: Vec<RawReceiver>) {
+        // A closed descriptor leaves the epoll set by itself.
+        self.receivers.retain(|r| needed.contains(&r.hears()));
+        for receiver in opened {
+            let data = epoll::EventData::new_u64(number(receiver.hears()));
+            match epoll::add(&self.epoll, &receiver, data, epoll::EventFlags::IN) {
+                Ok(()) => self.receivers.push(receiver),
+                Err(e) => tracing::error!("cannot listen to a raw socket: {e}"),
+            }
+        }
     }
 
     fn add_tun(&mut self, id: TunnelId, tun: Tun) {
@@ -180,9 +194,10 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
-        match self.sender.send(buf.data(), tunnel.dev) {
+        let overhead = tunnel.overhead();
+        match self.sender.send(buf.data(), overhead, tunnel.dev) {
             Ok(sent) => {
-                let inner_len = buf.data().len().saturating_sub(tunnel.overhead());
+                let inner_len = buf.data().len().saturating_sub(overhead);
                 record.state.counters.tx_packets.add(1);
                 record.state.counters.tx_bytes.add(inner_len as u64);
                 if sent == Sent::Fragmented {
@@ -194,11 +209,15 @@ impl Engine {
     }
 
     /// Outer packets that the kernel received.
-    fn receive(&mut self, buf: &mut VecBuf) {
+    fn receive(&mut self, socket: u64, buf: &mut VecBuf) {
+        let found = |r: &RawReceiver| number(r.hears()) == socket;
+        let Some(at) = self.receivers.iter().position(found) else {
+            return;
+        };
         for _ in 0..BURST {
             let mut device = None;
             let received = buf.refill(HEADROOM, |room| {
-                let (len, index) = self.receiver.recv(room)?;
+                let (len, index) = self.receivers[at].recv(room)?;
                 device = index;
                 Ok(len)
             });
@@ -346,6 +365,15 @@ impl Engine {
         record.drops.count(reason);
         self.stats.drops.count(reason);
     }
+}
+
+/// The number of a raw socket's events.
+fn number(hears: Hears) -> u64 {
+    let family = match hears.family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    };
+    RECEIVERS | family << 8 | u64::from(hears.protocol)
 }
 
 fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord)> {
