@@ -18,7 +18,7 @@ use crate::{
     fib::{Adjacency, Egress, Fib, Forwards, NextHop, PortId, PortInfo, RouteTable},
     packet::{GreKey, MacAddr},
     tunnel::{FlowLabel, Tunnel, TunnelId},
-    xdp::{Plan, PortPlan, PrefixAction, TunnelMatch},
+    xdp::{Plan, PortPlan, PrefixAction, TunnelClass, TunnelMatch},
 };
 
 /// A device that workers have sockets on; its place in the list is its [`PortId`].
@@ -332,17 +332,18 @@ impl Scene<'_> {
                 .iter()
                 .map(|d| (d.ifindex, self.port_plan(d)))
                 .collect(),
-            addresses: self.own_addresses().collect(),
+            addresses: self.own_addresses().map(IpAddr::V4).collect(),
             ..Plan::default()
         };
         let own = |local: Ipv4Addr| {
-            local.is_unspecified() || plan.addresses.contains(&local) || self.delivers(local)
+            local.is_unspecified() || plan.addresses.contains(&local.into()) || self.delivers(local)
         };
         plan.tunnels = (self.tunnels.iter().zip(statuses))
             .filter(|(t, status)| status.up && own(t.config.local))
             .map(|(t, _)| TunnelMatch {
-                local: t.config.local,
-                remote: t.config.remote,
+                class: TunnelClass::Gre,
+                local: t.config.local.into(),
+                remote: t.config.remote.into(),
                 key: t.config.ikey,
             })
             .collect();

@@ -226,7 +226,7 @@ fn planned(entries: &[(&str, PrefixAction)]) -> Vec<(String, PrefixAction)> {
     entries.iter().map(|(p, a)| ((*p).to_owned(), *a)).collect()
 }
 
-fn remotes(plan: &Plan) -> Vec<Ipv4Addr> {
+fn remotes(plan: &Plan) -> Vec<IpAddr> {
     plan.tunnels.iter().map(|t| t.remote).collect()
 }
 
