@@ -74,4 +74,41 @@ static __always_inline __u32 gre_length(__u16 flags)
 	return length;
 }
 
+/*
+ * RFC 2473 section 4.1.1, as the only destination options, padded as Linux does it (`init_tel_txopt`): what else such a
+ * header can hold is not for us.
+ */
+struct encapsulation_limit {
+	__u8 next_header;
+	__u8 length; /* in units of 8 bytes beyond the first */
+	__u8 option;
+	__u8 option_length;
+	__u8 limit;
+	__u8 padding[3];
+};
+
+static __always_inline bool is_encapsulation_limit(const struct encapsulation_limit *header)
+{
+	return header->length == 0 && header->option == 4 && header->option_length == 1 &&
+	       header->padding[0] == 1 && header->padding[1] == 1 && header->padding[2] == 0;
+}
+
+/* Whether an inner IP header of the version that `protocol` says is complete within `length` bytes. */
+static __always_inline bool inner_header_complete(struct cursor cursor, __u8 protocol, __u32 length)
+{
+	const __u8 *first = cursor.at;
+	__u32 header = sizeof(struct ipv6hdr);
+	__u8 version = IPV6_VERSION;
+
+	if (!take(&cursor, __u8))
+		return false;
+	if (protocol == IPPROTO_IPIP) {
+		header = (*first & 0x0f) * 4;
+		version = 0x40;
+		if (header < sizeof(struct iphdr))
+			return false;
+	}
+	return (*first & 0xf0) == version && length >= header;
+}
+
 #endif

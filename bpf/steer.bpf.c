@@ -5,7 +5,8 @@
  *
  * greyhound_steer   the program; tags that the device keeps beside the frame are invisible to it
  * greyhound_tags    the same, and it asks the device for such tags (Linux 6.8, bound to its device)
- * greyhound_raw     the filter of the slow path's raw socket for protocol 47
+ * greyhound_raw     the filter of the slow path's IPv4 raw sockets, for protocols 4, 41 and 47
+ * greyhound_raw6    the same for IPv6
  */
 #include <linux/errno.h>
 
@@ -33,17 +34,33 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1);
-	__type(key, struct steer_tunnel);
+	__type(key, struct steer_tunnel4);
 	__type(value, __u32);
-} tunnels SEC(".maps");
+} tunnels4 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1);
-	__type(key, struct steer_peer);
+	__type(key, struct steer_tunnel6);
 	__type(value, __u32);
-} peers SEC(".maps");
+} tunnels6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct steer_peer4);
+	__type(value, __u32);
+} peers4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct steer_peer6);
+	__type(value, __u32);
+} peers6 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -91,24 +108,42 @@ static __always_inline bool martian6(const struct in6_addr *address)
 	       (word[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 }
 
-static __always_inline bool known_tunnel(struct steer_tunnel *tunnel, __u32 flags)
+static __always_inline bool known_tunnel4(struct steer_tunnel4 *tunnel, __u32 flags)
 {
 	/* 0 stands for any in the map; as a source it is nobody. */
 	if (!tunnel->remote)
 		return false;
-	if (bpf_map_lookup_elem(&tunnels, tunnel))
+	if (bpf_map_lookup_elem(&tunnels4, tunnel))
 		return true;
 	if (!(flags & STEER_PORT_ANY_REMOTE) || martian4(tunnel->remote))
 		return false;
 	tunnel->remote = 0;
-	return bpf_map_lookup_elem(&tunnels, tunnel);
+	return bpf_map_lookup_elem(&tunnels4, tunnel);
 }
 
-/* A GRE packet of `length` bytes, header included; the cursor stands behind the plain IPv4 header. */
-static __always_inline enum steer_reason judge_gre(struct cursor cursor, const struct iphdr *ip,
-						   __u32 length, __u32 port_flags)
+static __always_inline bool unspecified6(const struct in6_addr *address)
 {
-	struct steer_tunnel tunnel = { .local = ip->daddr, .remote = ip->saddr };
+	const __be32 *word = address->in6_u.u6_addr32;
+
+	return (word[0] | word[1] | word[2] | word[3]) == 0;
+}
+
+static __always_inline bool known_tunnel6(struct steer_tunnel6 *tunnel, bool any_remote)
+{
+	if (unspecified6(&tunnel->remote))
+		return false;
+	if (bpf_map_lookup_elem(&tunnels6, tunnel))
+		return true;
+	if (!any_remote)
+		return false;
+	__builtin_memset(&tunnel->remote, 0, sizeof(tunnel->remote));
+	return bpf_map_lookup_elem(&tunnels6, tunnel);
+}
+
+/* A GRE packet of `length` bytes: whether it is well formed, and its key. */
+static __always_inline enum steer_reason read_gre(struct cursor cursor, __u32 length,
+						  struct steer_shim *shim)
+{
 	const struct gre_base *gre = take(&cursor, struct gre_base);
 	const __be32 *key;
 	__u16 flags;
@@ -120,7 +155,7 @@ static __always_inline enum steer_reason judge_gre(struct cursor cursor, const s
 		return STEER_gre_version;
 	if (flags & GRE_REFUSED)
 		return STEER_gre_flags;
-	if (length < sizeof(*ip) + gre_length(flags))
+	if (length < gre_length(flags))
 		return STEER_bad_header;
 	if (flags & GRE_KEY) {
 		if (flags & GRE_CHECKSUM && !take(&cursor, __be32))
@@ -128,10 +163,75 @@ static __always_inline enum steer_reason judge_gre(struct cursor cursor, const s
 		key = take(&cursor, __be32);
 		if (!key)
 			return STEER_bad_header;
-		tunnel.key = *key;
-		tunnel.has_key = 1;
+		shim->key = *key;
+		shim->has_key = 1;
 	}
-	return known_tunnel(&tunnel, port_flags) ? STEER_redirected_underlay : STEER_unknown_tunnel;
+	return STEER_redirected_underlay;
+}
+
+/* The `length` bytes behind an outer header: whether they are what a tunnel of this protocol carries. */
+static __always_inline enum steer_reason read_shim(struct cursor cursor, __u32 length,
+						   struct steer_shim *shim)
+{
+	if (shim->protocol == IPPROTO_GRE)
+		return read_gre(cursor, length, shim);
+	if (inner_header_complete(cursor, shim->protocol, length))
+		return STEER_redirected_underlay;
+	return STEER_bad_header;
+}
+
+static __always_inline bool is_tunnel(__u8 protocol)
+{
+	return protocol == IPPROTO_GRE || protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6;
+}
+
+/* The cursor stands behind the plain IPv4 header of a packet of `length` bytes. */
+static __always_inline enum steer_reason underlay4(struct cursor cursor, const struct iphdr *ip,
+						   __u32 length, __u32 port_flags)
+{
+	struct steer_tunnel4 tunnel = { .local = ip->daddr, .remote = ip->saddr };
+	enum steer_reason reason;
+
+	if (!is_tunnel(ip->protocol))
+		return STEER_not_tunnel;
+	tunnel.shim.protocol = ip->protocol;
+	reason = read_shim(cursor, length - sizeof(*ip), &tunnel.shim);
+	if (reason != STEER_redirected_underlay)
+		return reason;
+	return known_tunnel4(&tunnel, port_flags) ? reason : STEER_unknown_tunnel;
+}
+
+/* The cursor stands behind the IPv6 header of a packet with `length` bytes of payload. */
+static __always_inline enum steer_reason underlay6(struct cursor cursor, const struct ipv6hdr *ip,
+						   __u32 length, __u32 port_flags)
+{
+	struct steer_tunnel6 tunnel = { .local = ip->daddr, .remote = ip->saddr };
+	const struct encapsulation_limit *limit;
+	__u8 protocol = ip->nexthdr;
+	enum steer_reason reason;
+	bool any_remote;
+
+	if (protocol == IPPROTO_FRAGMENT)
+		return STEER_fragment;
+	if (protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING)
+		return STEER_ip_options;
+	if (protocol == IPPROTO_DSTOPTS) {
+		limit = take(&cursor, struct encapsulation_limit);
+		if (!limit || length < sizeof(*limit))
+			return STEER_bad_header;
+		if (!is_encapsulation_limit(limit) || !is_tunnel(limit->next_header))
+			return STEER_ip_options;
+		protocol = limit->next_header;
+		length -= sizeof(*limit);
+	}
+	if (!is_tunnel(protocol))
+		return STEER_not_tunnel;
+	tunnel.shim.protocol = protocol;
+	reason = read_shim(cursor, length, &tunnel.shim);
+	if (reason != STEER_redirected_underlay)
+		return reason;
+	any_remote = port_flags & STEER_PORT_ANY_REMOTE6 && !martian6(&ip->saddr);
+	return known_tunnel6(&tunnel, any_remote) ? reason : STEER_unknown_tunnel;
 }
 
 /* What the route says about a packet of `length` bytes; `otherwise` is the reason where it has none. */
@@ -199,34 +299,23 @@ static __always_inline enum steer_reason judge4(struct cursor cursor, __u32 port
 		return STEER_bad_checksum;
 
 	if (port_flags & STEER_PORT_UNDERLAY) {
-		reason = STEER_not_gre;
-		if (ip->protocol == IPPROTO_GRE) {
-			reason = judge_gre(cursor, ip, length, port_flags);
-			if (reason == STEER_redirected_underlay)
-				return reason;
-		}
+		reason = underlay4(cursor, ip, length, port_flags);
+		if (reason == STEER_redirected_underlay)
+			return reason;
 	}
-	/* GRE that is not ours may still be an inner packet on its way into a tunnel. */
+	/* A tunnel's packet that is not ours may still be an inner packet on its way into a tunnel. */
 	if (port_flags & STEER_PORT_OVERLAY)
 		return overlay4(ip, length, port_flags,
-				reason == STEER_not_gre ? STEER_no_route : reason);
+				reason == STEER_not_tunnel ? STEER_no_route : reason);
 	return reason;
 }
 
-static __always_inline enum steer_reason judge6(struct cursor cursor, __u32 port_flags)
+static __always_inline enum steer_reason overlay6(const struct ipv6hdr *ip, __u32 length,
+						  __u32 port_flags, enum steer_reason otherwise)
 {
-	const struct ipv6hdr *ip = take(&cursor, struct ipv6hdr);
 	struct steer_prefix6 prefix = { .length = 128 };
 	enum steer_reason reason;
-	__u32 length;
 
-	if (!(port_flags & STEER_PORT_OVERLAY))
-		return STEER_not_gre;
-	if (!ip || (*(const __u8 *)ip & 0xf0) != IPV6_VERSION)
-		return STEER_bad_header;
-	length = bpf_ntohs(ip->payload_len);
-	if (cursor.at + length > cursor.end)
-		return STEER_bad_header;
 	if (!(port_flags & STEER_PORT_FORWARD6))
 		return STEER_forwarding_off;
 	if (ip->nexthdr == IPPROTO_FRAGMENT)
@@ -242,9 +331,31 @@ static __always_inline enum steer_reason judge6(struct cursor cursor, __u32 port
 		return STEER_ttl;
 	__builtin_memcpy(prefix.address, &ip->daddr, sizeof(prefix.address));
 	reason = judge_route(bpf_map_lookup_elem(&prefixes6, &prefix), sizeof(*ip) + length,
-			     STEER_no_route);
+			     otherwise);
 	if (reason == STEER_redirected_overlay && may_be_partial(ip->nexthdr, port_flags))
 		return STEER_partial_checksum;
+	return reason;
+}
+
+static __always_inline enum steer_reason judge6(struct cursor cursor, __u32 port_flags)
+{
+	const struct ipv6hdr *ip = take(&cursor, struct ipv6hdr);
+	enum steer_reason reason = STEER_no_route;
+	__u32 length;
+
+	if (!ip || (*(const __u8 *)ip & 0xf0) != IPV6_VERSION)
+		return STEER_bad_header;
+	length = bpf_ntohs(ip->payload_len);
+	if (cursor.at + length > cursor.end)
+		return STEER_bad_header;
+	if (port_flags & STEER_PORT_UNDERLAY) {
+		reason = underlay6(cursor, ip, length, port_flags);
+		if (reason == STEER_redirected_underlay)
+			return reason;
+	}
+	if (port_flags & STEER_PORT_OVERLAY)
+		return overlay6(ip, length, port_flags,
+				reason == STEER_not_tunnel ? STEER_no_route : reason);
 	return reason;
 }
 
@@ -325,46 +436,116 @@ int greyhound_tags(struct xdp_md *ctx)
 	return steer(ctx, true);
 }
 
+/* What a raw socket's filter says: nothing of the packet, or all. */
+enum { DROP = 0, WHOLE = 0x7fffffff };
+
+/* A key's worth of a GRE header at `offset`; true where `verdict` says what becomes of the packet already. */
+static __always_inline bool filter_gre(struct __sk_buff *skb, __u32 offset, struct steer_shim *shim,
+				       int *verdict)
+{
+	struct gre_base gre;
+	__u16 flags;
+
+	*verdict = WHOLE;
+	if (bpf_skb_load_bytes(skb, offset, &gre, sizeof(gre)))
+		return true;
+	flags = bpf_ntohs(gre.flags);
+	if (flags & GRE_VERSION) {
+		*verdict = DROP;
+		return true;
+	}
+	if (flags & GRE_REFUSED)
+		return true;
+	if (flags & GRE_KEY) {
+		offset += flags & GRE_CHECKSUM ? 8 : 4;
+		if (bpf_skb_load_bytes(skb, offset, &shim->key, sizeof(shim->key)))
+			return true;
+		shim->has_key = 1;
+	}
+	return false;
+}
+
 /*
- * The kernel hands the raw socket every packet of protocol 47 for this host, beginning with its IP header.
+ * The kernel hands the raw socket every packet of its protocol for this host, beginning with its IP header.
  * Let through: packets of our tunnels, and what our peers send malformed (user space counts it).
  */
 SEC("socket")
 int greyhound_raw(struct __sk_buff *skb)
 {
-	const int drop = 0, whole = 0x7fffffff;
-	struct steer_tunnel tunnel = {};
-	struct steer_peer peer = {};
-	struct gre_base gre;
+	struct steer_tunnel4 tunnel = {};
+	struct steer_peer4 peer = {};
 	struct iphdr ip;
-	__u32 zero = 0, offset;
-	__u16 flags;
+	__u32 zero = 0;
+	int verdict;
 	const struct steer_port *self = bpf_map_lookup_elem(&port, &zero);
 
 	if (!self || bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)) || ip.version != 4)
-		return drop;
+		return DROP;
 	peer.local = ip.daddr;
 	peer.remote = ip.saddr;
-	if (!bpf_map_lookup_elem(&peers, &peer)) {
+	peer.protocol = ip.protocol;
+	if (!bpf_map_lookup_elem(&peers4, &peer)) {
 		peer.remote = 0;
-		if (!(self->flags & STEER_PORT_ANY_REMOTE) || !bpf_map_lookup_elem(&peers, &peer))
-			return drop;
+		if (!(self->flags & STEER_PORT_ANY_REMOTE) || !bpf_map_lookup_elem(&peers4, &peer))
+			return DROP;
 	}
-	offset = ip.ihl * 4;
-	if (bpf_skb_load_bytes(skb, offset, &gre, sizeof(gre)))
-		return whole;
-	flags = bpf_ntohs(gre.flags);
-	if (flags & GRE_VERSION)
-		return drop;
-	if (flags & GRE_REFUSED)
-		return whole;
+	if (ip.protocol != IPPROTO_GRE)
+		return WHOLE;
 	tunnel.local = ip.daddr;
 	tunnel.remote = ip.saddr;
-	if (flags & GRE_KEY) {
-		offset += flags & GRE_CHECKSUM ? 8 : 4;
-		if (bpf_skb_load_bytes(skb, offset, &tunnel.key, sizeof(tunnel.key)))
-			return whole;
-		tunnel.has_key = 1;
+	tunnel.shim.protocol = ip.protocol;
+	if (filter_gre(skb, ip.ihl * 4, &tunnel.shim, &verdict))
+		return verdict;
+	return known_tunnel4(&tunnel, self->flags) ? WHOLE : DROP;
+}
+
+/* The protocol behind the IPv6 header and the few extension headers that the kernel may have followed. */
+static __always_inline __u8 protocol_behind(struct __sk_buff *skb, __u8 next_header)
+{
+	__u32 at = sizeof(struct ipv6hdr);
+	struct ipv6_opt_hdr header;
+
+	for (int i = 0; i < 4; i++) {
+		if (next_header != IPPROTO_HOPOPTS && next_header != IPPROTO_ROUTING &&
+		    next_header != IPPROTO_DSTOPTS)
+			break;
+		if (bpf_skb_load_bytes_relative(skb, at, &header, sizeof(header), BPF_HDR_START_NET))
+			break;
+		next_header = header.nexthdr;
+		at += (header.hdrlen + 1) * 8;
 	}
-	return known_tunnel(&tunnel, self->flags) ? whole : drop;
+	return next_header;
+}
+
+/* The same over IPv6, where the packet begins behind the IPv6 header and all extension headers. */
+SEC("socket")
+int greyhound_raw6(struct __sk_buff *skb)
+{
+	struct steer_tunnel6 tunnel = {};
+	struct steer_peer6 peer = {};
+	struct ipv6hdr ip;
+	__u32 zero = 0;
+	int verdict;
+	bool any_remote;
+	const struct steer_port *self = bpf_map_lookup_elem(&port, &zero);
+
+	if (!self || bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET))
+		return DROP;
+	any_remote = self->flags & STEER_PORT_ANY_REMOTE6;
+	peer.local = ip.daddr;
+	peer.remote = ip.saddr;
+	peer.protocol = protocol_behind(skb, ip.nexthdr);
+	if (!bpf_map_lookup_elem(&peers6, &peer)) {
+		__builtin_memset(&peer.remote, 0, sizeof(peer.remote));
+		if (!any_remote || !bpf_map_lookup_elem(&peers6, &peer))
+			return DROP;
+	}
+	if (peer.protocol != IPPROTO_GRE)
+		return WHOLE;
+	tunnel.local = ip.daddr;
+	tunnel.remote = ip.saddr;
+	tunnel.shim.protocol = IPPROTO_GRE;
+	if (filter_gre(skb, 0, &tunnel.shim, &verdict))
+		return verdict;
+	return known_tunnel6(&tunnel, any_remote) ? WHOLE : DROP;
 }

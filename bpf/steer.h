@@ -8,6 +8,7 @@
 #ifndef STEER_H
 #define STEER_H
 
+#include <linux/in6.h>
 #include <linux/types.h>
 
 /* Why a frame was redirected or passed. Every frame is counted under exactly one. */
@@ -22,7 +23,7 @@
 	X(bad_header)          /* truncated, wrong version, lengths beyond the frame */            \
 	X(bad_checksum)        /* IPv4 header checksum */                                          \
 	X(fragment)            /* an IPv4 or IPv6 fragment */                                      \
-	X(not_gre)             /* an underlay device's other traffic */                            \
+	X(not_tunnel)          /* an underlay device's other traffic */                            \
 	X(gre_version)         /* not version 0: PPTP */                                           \
 	X(gre_flags)           /* routing, or bits that must be zero */                            \
 	X(unknown_tunnel)      /* no tunnel has these addresses and this key */                    \
@@ -50,8 +51,10 @@ enum steer_port_flags {
 	STEER_PORT_FORWARD6 = 1 << 3,
 	/* Local programs behind this device (a veth) may leave transport checksums unfinished. */
 	STEER_PORT_PARTIAL_CHECKSUMS = 1 << 4,
-	/* Some tunnel has no remote address: a second lookup is worth its time. */
+	/* Some tunnel over IPv4 has no remote address: a second lookup is worth its time. */
 	STEER_PORT_ANY_REMOTE = 1 << 5,
+	/* The same over IPv6. */
+	STEER_PORT_ANY_REMOTE6 = 1 << 6,
 };
 
 /* The device that a program is attached to; each attachment has its own. */
@@ -62,18 +65,38 @@ struct steer_port {
 	__u32 queues;
 };
 
-/* A tunnel as its packets name it: local is the outer destination, remote the outer source or 0. */
-struct steer_tunnel {
-	__be32 local;
-	__be32 remote;
+/* What a tunnel puts between its outer header and the inner packet. Only GRE has a key. */
+struct steer_shim {
 	__be32 key;
-	__u32 has_key; /* no key is not key 0 */
+	__u8 protocol; /* 47, or 4 or 41 where there is nothing */
+	__u8 has_key;  /* no key is not key 0 */
+	__u16 zero;
 };
 
-/* The outer addresses alone, for the raw socket's filter. */
-struct steer_peer {
+/* A tunnel as its packets name it: local is the outer destination, remote the outer source or 0. */
+struct steer_tunnel4 {
 	__be32 local;
 	__be32 remote;
+	struct steer_shim shim;
+};
+
+struct steer_tunnel6 {
+	struct in6_addr local;
+	struct in6_addr remote;
+	struct steer_shim shim;
+};
+
+/* The outer addresses and the protocol alone, for the raw sockets' filters. */
+struct steer_peer4 {
+	__be32 local;
+	__be32 remote;
+	__u32 protocol;
+};
+
+struct steer_peer6 {
+	struct in6_addr local;
+	struct in6_addr remote;
+	__u32 protocol;
 };
 
 struct steer_prefix4 {

@@ -9,6 +9,8 @@
 mod bench;
 #[path = "steering/devices.rs"]
 mod devices;
+#[path = "steering/family.rs"]
+mod family;
 #[path = "steering/frames.rs"]
 mod frames;
 #[path = "steering/host.rs"]

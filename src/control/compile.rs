@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -18,8 +18,8 @@ use super::{
 use crate::{
     fib::{Adjacency, Egress, Fib, Forwards, NextHop, PortId, PortInfo, RouteTable},
     packet::MacAddr,
-    tunnel::{Mode, Tunnel, TunnelId},
-    xdp::{Plan, PortPlan, PrefixAction, TunnelMatch},
+    tunnel::{Payload, Shim, Tunnel, TunnelId},
+    xdp::{Plan, PortPlan, PrefixAction, TunnelClass, TunnelMatch},
 };
 
 /// A device that workers have sockets on; its place in the list is its [`PortId`].
@@ -315,26 +315,15 @@ impl Scene<'_> {
                 .iter()
                 .map(|d| (d.ifindex, self.port_plan(d)))
                 .collect(),
-            addresses: self.own_addresses().collect(),
+            addresses: self.state.addresses().map(|a| a.ip).collect(),
             ..Plan::default()
         };
-        let own = |local: Ipv4Addr| {
+        let own = |local: IpAddr| {
             local.is_unspecified() || plan.addresses.contains(&local) || self.delivers(local)
         };
         plan.tunnels = (self.tunnels.iter().zip(statuses))
-            .filter(|(_, status)| status.up)
-            .filter_map(
-                |(t, _)| match (t.config.mode, t.config.local, t.config.remote) {
-                    (Mode::Gre, IpAddr::V4(local), IpAddr::V4(remote)) if own(local) => {
-                        Some(TunnelMatch {
-                            local,
-                            remote,
-                            key: t.config.ikey,
-                        })
-                    }
-                    _ => None,
-                },
-            )
+            .filter(|(t, status)| status.up && own(t.config.local))
+            .flat_map(|(t, _)| matches(t.config))
             .collect();
         let ready: HashMap<TunnelId, u16> = (self.tunnels.iter().zip(statuses))
             .filter_map(|(t, status)| {
@@ -348,16 +337,9 @@ impl Scene<'_> {
     }
 
     /// A local route makes a whole prefix the router's own, without any address (AnyIP).
-    fn delivers(&self, address: Ipv4Addr) -> bool {
-        let found = self.state.lookup4(address);
+    fn delivers(&self, address: IpAddr) -> bool {
+        let found = self.state.lookup(address);
         found.is_some_and(|f| f.table == Table::Local && f.route.kind == RouteKind::Local)
-    }
-
-    fn own_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
-        self.state.addresses().filter_map(|a| match a.ip {
-            IpAddr::V4(ip) => Some(ip),
-            IpAddr::V6(_) => None,
-        })
     }
 
     /// A device whose frames the kernel would not simply route gets no role: it is down, enslaved to a bridge or bond, or
@@ -390,6 +372,23 @@ impl Scene<'_> {
 /// the sender when the neighbour stays silent; a permanent neighbour entry outlives the carrier.
 fn can_send(link: &Link) -> bool {
     link.up && link.carrier
+}
+
+/// How a tunnel's packets name it on receipt: once for every outer protocol that it takes.
+fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
+    let kind = config.mode.kind();
+    let classes: &[TunnelClass] = match (kind.shim, kind.payload) {
+        (Shim::Gre, _) => &[TunnelClass::Gre],
+        (Shim::None, Payload::Ipv4) => &[TunnelClass::Ipv4],
+        (Shim::None, Payload::Ipv6) => &[TunnelClass::Ipv6],
+        (Shim::None, _) => &[TunnelClass::Ipv4, TunnelClass::Ipv6],
+    };
+    classes.iter().map(|class| TunnelMatch {
+        class: *class,
+        local: config.local,
+        remote: config.remote,
+        key: config.ikey,
+    })
 }
 
 /// Whether a route asks for more than a next hop that we could take.

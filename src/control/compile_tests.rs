@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
+use std::net::Ipv4Addr;
+
 use super::*;
+use crate::tunnel::Mode;
 use crate::{
     control::{
         config::Mtu,
@@ -233,7 +236,7 @@ fn planned(entries: &[(&str, PrefixAction)]) -> Vec<(String, PrefixAction)> {
 }
 
 fn remotes(plan: &Plan) -> Vec<IpAddr> {
-    plan.tunnels.iter().map(|t| t.remote.into()).collect()
+    plan.tunnels.iter().map(|t| t.remote).collect()
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Keys and values are written byte by byte, so that no layout is ever assumed; the sizes are compared with the maps' own.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The counters' names, in the order of `enum steer_reason`.
 pub const REASONS: [&str; 23] = [
@@ -16,7 +16,7 @@ pub const REASONS: [&str; 23] = [
     "bad_header",
     "bad_checksum",
     "fragment",
-    "not_gre",
+    "not_tunnel",
     "gre_version",
     "gre_flags",
     "unknown_tunnel",
@@ -37,6 +37,7 @@ pub const PORT_FORWARD4: u16 = 1 << 2;
 pub const PORT_FORWARD6: u16 = 1 << 3;
 pub const PORT_PARTIAL_CHECKSUMS: u16 = 1 << 4;
 pub const PORT_ANY_REMOTE: u16 = 1 << 5;
+pub const PORT_ANY_REMOTE6: u16 = 1 << 6;
 
 /// `struct steer_port`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,17 +59,27 @@ impl PortEntry {
     }
 }
 
-/// `struct steer_tunnel`.
-pub fn tunnel(local: Ipv4Addr, remote: Ipv4Addr, key: Option<u32>) -> Vec<u8> {
-    let mut bytes = peer(local, remote);
+/// `struct steer_tunnel4` or `steer_tunnel6`; both addresses are of one family.
+pub fn tunnel(local: IpAddr, remote: IpAddr, protocol: u8, key: Option<u32>) -> Vec<u8> {
+    let mut bytes = ends(local, remote);
     bytes.extend(key.unwrap_or(0).to_be_bytes());
-    bytes.extend(u32::from(key.is_some()).to_ne_bytes());
+    bytes.extend([protocol, key.is_some().into(), 0, 0]);
     bytes
 }
 
-/// `struct steer_peer`.
-pub fn peer(local: Ipv4Addr, remote: Ipv4Addr) -> Vec<u8> {
-    [local.octets(), remote.octets()].concat()
+/// `struct steer_peer4` or `steer_peer6`; both addresses are of one family.
+pub fn peer(local: IpAddr, remote: IpAddr, protocol: u8) -> Vec<u8> {
+    let mut bytes = ends(local, remote);
+    bytes.extend(u32::from(protocol).to_ne_bytes());
+    bytes
+}
+
+fn ends(local: IpAddr, remote: IpAddr) -> Vec<u8> {
+    let octets = |address| match address {
+        IpAddr::V4(ip) => Ipv4Addr::octets(&ip).to_vec(),
+        IpAddr::V6(ip) => Ipv6Addr::octets(&ip).to_vec(),
+    };
+    [octets(local), octets(remote)].concat()
 }
 
 /// `struct steer_prefix4`.
@@ -110,6 +121,7 @@ mod tests {
             ("FORWARD6", PORT_FORWARD6),
             ("PARTIAL_CHECKSUMS", PORT_PARTIAL_CHECKSUMS),
             ("ANY_REMOTE", PORT_ANY_REMOTE),
+            ("ANY_REMOTE6", PORT_ANY_REMOTE6),
         ];
         for (name, value) in flags {
             let line = format!("STEER_PORT_{name} = 1 << {},", value.trailing_zeros());

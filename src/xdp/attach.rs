@@ -117,6 +117,26 @@ pub(super) fn filter(socket: BorrowedFd, program: BorrowedFd) -> io::Result<()> 
     }
 }
 
+/// Whether a socket is of the IPv6 family.
+pub(super) fn is_ipv6(socket: BorrowedFd) -> io::Result<bool> {
+    let mut domain: libc::c_int = 0;
+    let mut length = mem::size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the option's value is one int, which like its length outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DOMAIN,
+            (&raw mut domain).cast(),
+            &raw mut length,
+        )
+    };
+    match result {
+        0 => Ok(domain == libc::AF_INET6),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// libbpf returns a negative errno.
 fn check(result: i32) -> io::Result<i32> {
     match result {

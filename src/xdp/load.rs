@@ -45,11 +45,18 @@ impl Default for Limits {
     }
 }
 
+/// The raw sockets' filters, and the device entry that stands for these sockets.
+#[derive(Debug)]
+pub(super) struct Filters {
+    pub v4: Program,
+    pub v6: OwnedFd,
+}
+
 #[derive(Debug)]
 pub(super) struct SharedMaps {
     pub xsks: MapHandle,
     pub counters: MapHandle,
-    tables: [MapHandle; 4],
+    tables: [MapHandle; 6],
 }
 
 /// A loaded program and its own map.
@@ -85,7 +92,9 @@ impl SharedMaps {
         }
         .map_err(|source| SteerError::Map {
             what: match step.table {
-                Table::Tunnels | Table::Peers => "change the steering program's tunnels",
+                Table::Tunnels4 | Table::Tunnels6 | Table::Peers4 | Table::Peers6 => {
+                    "change the steering program's tunnels"
+                }
                 Table::Prefixes4 | Table::Prefixes6 => "change the steering program's prefixes",
             },
             source,
@@ -109,7 +118,7 @@ impl SharedMaps {
     }
 }
 
-pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Program)> {
+pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filters)> {
     // libbpf writes to stderr otherwise, also where a failure is expected and handled.
     libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Debug, |_, line| {
         tracing::debug!(target: "libbpf", "{}", line.trim_end());
@@ -117,8 +126,10 @@ pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Prog
     let mut storage = MaybeUninit::uninit();
     let mut open = SteerSkelBuilder::default().open(&mut storage)?;
     open.maps.xsks.set_max_entries(limits.slots)?;
-    open.maps.tunnels.set_max_entries(limits.tunnels)?;
-    open.maps.peers.set_max_entries(limits.tunnels)?;
+    open.maps.tunnels4.set_max_entries(limits.tunnels)?;
+    open.maps.tunnels6.set_max_entries(limits.tunnels)?;
+    open.maps.peers4.set_max_entries(limits.tunnels)?;
+    open.maps.peers6.set_max_entries(limits.tunnels)?;
     // New prefixes are written before old ones are removed.
     let prefixes = limits.prefixes.saturating_mul(2);
     open.maps.prefixes4.set_max_entries(prefixes)?;
@@ -130,18 +141,24 @@ pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Prog
         xsks: MapHandle::try_from(&loaded.maps.xsks)?,
         counters: MapHandle::try_from(&loaded.maps.counters)?,
         tables: [
-            MapHandle::try_from(&loaded.maps.tunnels)?,
-            MapHandle::try_from(&loaded.maps.peers)?,
+            MapHandle::try_from(&loaded.maps.tunnels4)?,
+            MapHandle::try_from(&loaded.maps.tunnels6)?,
+            MapHandle::try_from(&loaded.maps.peers4)?,
+            MapHandle::try_from(&loaded.maps.peers6)?,
             MapHandle::try_from(&loaded.maps.prefixes4)?,
             MapHandle::try_from(&loaded.maps.prefixes6)?,
         ],
     };
-    let filter = Program {
-        fd: owned(loaded.progs.greyhound_raw.as_fd())?,
-        port: MapHandle::try_from(&loaded.maps.port)?,
-        written: PortEntry::default(),
+    // Both read the same entry.
+    let filters = Filters {
+        v4: Program {
+            fd: owned(loaded.progs.greyhound_raw.as_fd())?,
+            port: MapHandle::try_from(&loaded.maps.port)?,
+            written: PortEntry::default(),
+        },
+        v6: owned(loaded.progs.greyhound_raw6.as_fd())?,
     };
-    Ok((maps, filter))
+    Ok((maps, filters))
 }
 
 /// Loads the steering program with the shared maps; with `bound_to`, the one that asks that device for tags.
@@ -153,12 +170,15 @@ pub(super) fn load_steering(
     let mut open: OpenSteerSkel = SteerSkelBuilder::default().open(&mut storage)?;
     open.maps.xsks.reuse_fd(maps.xsks.as_fd())?;
     open.maps.counters.reuse_fd(maps.counters.as_fd())?;
-    let [tunnels, peers, prefixes4, prefixes6] = &maps.tables;
-    open.maps.tunnels.reuse_fd(tunnels.as_fd())?;
-    open.maps.peers.reuse_fd(peers.as_fd())?;
+    let [tunnels4, tunnels6, peers4, peers6, prefixes4, prefixes6] = &maps.tables;
+    open.maps.tunnels4.reuse_fd(tunnels4.as_fd())?;
+    open.maps.tunnels6.reuse_fd(tunnels6.as_fd())?;
+    open.maps.peers4.reuse_fd(peers4.as_fd())?;
+    open.maps.peers6.reuse_fd(peers6.as_fd())?;
     open.maps.prefixes4.reuse_fd(prefixes4.as_fd())?;
     open.maps.prefixes6.reuse_fd(prefixes6.as_fd())?;
     open.progs.greyhound_raw.set_autoload(false);
+    open.progs.greyhound_raw6.set_autoload(false);
     open.progs.greyhound_steer.set_autoload(bound_to.is_none());
     open.progs.greyhound_tags.set_autoload(bound_to.is_some());
     if let Some(ifindex) = bound_to {

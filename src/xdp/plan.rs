@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -19,8 +19,8 @@ pub struct Plan {
     /// By interface index. A device that is not attached (yet) may stand here.
     pub ports: BTreeMap<u32, PortPlan>,
     pub tunnels: BTreeSet<TunnelMatch>,
-    /// The router's own addresses: where a tunnel with local `0.0.0.0` receives. Without wildcard tunnels they are not needed.
-    pub addresses: BTreeSet<Ipv4Addr>,
+    /// The router's own addresses: where a tunnel without local address receives. Without wildcard tunnels they are not needed.
+    pub addresses: BTreeSet<IpAddr>,
     /// Routes into tunnels, and the more specific routes (and own addresses) beneath them.
     pub v4: BTreeMap<Ipv4Net, PrefixAction>,
     pub v6: BTreeMap<Ipv6Net, PrefixAction>,
@@ -43,15 +43,45 @@ pub struct PortPlan {
     pub partial_checksums: bool,
 }
 
-/// A tunnel as its packets name it on receipt.
+/// What the outer header says is behind it, over either family's underlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TunnelClass {
+    /// Protocol 47.
+    Gre,
+    /// An IPv4 packet: protocol 4.
+    Ipv4,
+    /// An IPv6 packet: protocol 41.
+    Ipv6,
+}
+
+impl TunnelClass {
+    fn protocol(self) -> u8 {
+        match self {
+            TunnelClass::Gre => 47,
+            TunnelClass::Ipv4 => 4,
+            TunnelClass::Ipv6 => 41,
+        }
+    }
+}
+
+/// A tunnel as its packets name it on receipt. One whose addresses are of two families, or that has a key and is not GRE,
+/// has no packets: nothing is steered for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TunnelMatch {
-    /// Outer destination; `0.0.0.0` is any of [`Plan::addresses`].
-    pub local: Ipv4Addr,
-    /// Outer source; `0.0.0.0` is any.
-    pub remote: Ipv4Addr,
+    pub class: TunnelClass,
+    /// Outer destination; `0.0.0.0` or `::` is any of that family in [`Plan::addresses`].
+    pub local: IpAddr,
+    /// Outer source; `0.0.0.0` or `::` is any.
+    pub remote: IpAddr,
     /// No key is not key 0.
     pub key: Option<u32>,
+}
+
+impl TunnelMatch {
+    fn is_possible(&self) -> bool {
+        self.local.is_ipv4() == self.remote.is_ipv4()
+            && (self.class == TunnelClass::Gre || self.key.is_none())
+    }
 }
 
 /// Where a prefix leads.
@@ -100,16 +130,20 @@ impl Changes {
 /// The maps that all attachments share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Table {
-    Tunnels,
-    Peers,
+    Tunnels4,
+    Tunnels6,
+    Peers4,
+    Peers6,
     Prefixes4,
     Prefixes6,
 }
 
 impl Table {
-    pub(super) const ALL: [Table; 4] = [
-        Table::Tunnels,
-        Table::Peers,
+    pub(super) const ALL: [Table; 6] = [
+        Table::Tunnels4,
+        Table::Tunnels6,
+        Table::Peers4,
+        Table::Peers6,
         Table::Prefixes4,
         Table::Prefixes6,
     ];
@@ -120,7 +154,7 @@ pub(super) type Entries = BTreeMap<Vec<u8>, u32>;
 
 /// The content of every shared map.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Tables([Entries; 4]);
+pub(super) struct Tables([Entries; 6]);
 
 impl Tables {
     pub(super) fn get(&self, table: Table) -> &Entries {
@@ -156,25 +190,30 @@ pub(super) struct Step {
 }
 
 impl Plan {
-    /// Whether some tunnel takes packets from any source.
-    fn any_remote(&self) -> bool {
-        self.tunnels.iter().any(|t| t.remote.is_unspecified())
+    fn possible(&self) -> impl Iterator<Item = &TunnelMatch> {
+        self.tunnels.iter().filter(|t| t.is_possible())
+    }
+
+    /// Whether some tunnel over this family takes packets from any source.
+    fn any_remote(&self, ipv4: bool) -> bool {
+        self.possible()
+            .any(|t| t.remote.is_unspecified() && t.remote.is_ipv4() == ipv4)
     }
 
     /// The plan as the maps shall hold it.
     pub(super) fn tables(&self) -> Tables {
         let mut tables = Tables::default();
-        for tunnel in &self.tunnels {
-            // The program cannot tell an own address from a passing packet's destination.
-            let locals = match tunnel.local.is_unspecified() {
-                true => self.addresses.clone(),
-                false => [tunnel.local].into(),
+        for tunnel in self.possible() {
+            let (tunnels, peers) = match tunnel.local {
+                IpAddr::V4(_) => (Table::Tunnels4, Table::Peers4),
+                IpAddr::V6(_) => (Table::Tunnels6, Table::Peers6),
             };
-            for local in &locals {
-                let key = abi::tunnel(*local, tunnel.remote, tunnel.key);
-                tables.get_mut(Table::Tunnels).insert(key, PRESENT);
-                let key = abi::peer(*local, tunnel.remote);
-                tables.get_mut(Table::Peers).insert(key, PRESENT);
+            let protocol = tunnel.class.protocol();
+            for local in self.locals(tunnel) {
+                let key = abi::tunnel(local, tunnel.remote, protocol, tunnel.key);
+                tables.get_mut(tunnels).insert(key, PRESENT);
+                let key = abi::peer(local, tunnel.remote, protocol);
+                tables.get_mut(peers).insert(key, PRESENT);
             }
         }
         for (net, action) in &self.v4 {
@@ -188,6 +227,16 @@ impl Plan {
         tables
     }
 
+    /// Where the tunnel receives. The program cannot tell an own address from a passing packet's destination.
+    fn locals(&self, tunnel: &TunnelMatch) -> Vec<IpAddr> {
+        if !tunnel.local.is_unspecified() {
+            return vec![tunnel.local];
+        }
+        let own = self.addresses.iter();
+        let own = own.filter(|own| own.is_ipv4() == tunnel.local.is_ipv4());
+        own.copied().collect()
+    }
+
     /// The map entry of a device (or of none, for the raw socket), less what only its attachment knows.
     pub(super) fn port_entry(&self, ifindex: u32) -> abi::PortEntry {
         let port = self.ports.get(&ifindex).copied().unwrap_or_default();
@@ -197,7 +246,8 @@ impl Plan {
             (port.forward4, abi::PORT_FORWARD4),
             (port.forward6, abi::PORT_FORWARD6),
             (port.partial_checksums, abi::PORT_PARTIAL_CHECKSUMS),
-            (self.any_remote(), abi::PORT_ANY_REMOTE),
+            (self.any_remote(true), abi::PORT_ANY_REMOTE),
+            (self.any_remote(false), abi::PORT_ANY_REMOTE6),
         ];
         abi::PortEntry {
             mac: port.mac,
@@ -215,7 +265,12 @@ impl Plan {
 /// longest match of the old plan or of the new one.
 pub(super) fn steps(now: &Tables, wanted: &Tables) -> Vec<Step> {
     let mut steps = Vec::new();
-    for table in [Table::Tunnels, Table::Peers] {
+    for table in [
+        Table::Tunnels4,
+        Table::Tunnels6,
+        Table::Peers4,
+        Table::Peers6,
+    ] {
         steps.extend(removals(now, wanted, table, |_| true));
     }
     for table in [Table::Prefixes4, Table::Prefixes6] {
@@ -224,7 +279,12 @@ pub(super) fn steps(now: &Tables, wanted: &Tables) -> Vec<Step> {
         steps.extend(removals(now, wanted, table, |value| value != KERNEL));
         steps.extend(removals(now, wanted, table, |value| value == KERNEL));
     }
-    for table in [Table::Peers, Table::Tunnels] {
+    for table in [
+        Table::Peers4,
+        Table::Peers6,
+        Table::Tunnels4,
+        Table::Tunnels6,
+    ] {
         steps.extend(writes(now, wanted, table, |_| true));
     }
     steps
@@ -318,21 +378,64 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_wildcard_local_means_each_of_our_addresses() {
-        let any = Ipv4Addr::UNSPECIFIED;
-        let [a, b, remote] = [1, 2, 3].map(|n| Ipv4Addr::new(192, 0, 2, n));
-        let tunnel = |local| TunnelMatch {
-            local,
-            remote,
-            key: None,
-        };
-        let with = |locals: &[Ipv4Addr]| Plan {
-            tunnels: locals.iter().copied().map(tunnel).collect(),
-            addresses: [a, b].into(),
+    fn of(class: TunnelClass, local: &str, remote: &str, key: Option<u32>) -> TunnelMatch {
+        TunnelMatch {
+            class,
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            key,
+        }
+    }
+
+    fn with(tunnels: &[TunnelMatch]) -> Plan {
+        let addresses = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"];
+        Plan {
+            tunnels: tunnels.iter().copied().collect(),
+            addresses: addresses.map(|a| a.parse().unwrap()).into(),
             ..Plan::default()
+        }
+    }
+
+    #[test]
+    fn a_wildcard_local_means_each_of_our_addresses_of_its_family() {
+        for (any, one, two, remote) in [
+            ("0.0.0.0", "192.0.2.1", "192.0.2.2", "192.0.2.3"),
+            ("::", "2001:db8::1", "2001:db8::2", "2001:db8::3"),
+        ] {
+            let locals = |locals: &[&str]| {
+                let of = |local: &&str| of(TunnelClass::Ipv4, local, remote, None);
+                with(&locals.iter().map(of).collect::<Vec<_>>()).tables()
+            };
+            assert_eq!(locals(&[any]), locals(&[one, two]));
+            assert_ne!(locals(&[any]), locals(&[one]));
+        }
+    }
+
+    #[test]
+    fn a_tunnel_that_cannot_be_steers_nothing() {
+        use TunnelClass::{Gre, Ipv4, Ipv6};
+        for tunnel in [
+            of(Gre, "192.0.2.1", "2001:db8::3", None),
+            of(Ipv6, "::", "192.0.2.3", None),
+            of(Ipv4, "0.0.0.0", "::", None),
+            of(Ipv4, "192.0.2.1", "192.0.2.3", Some(0)),
+            of(Ipv6, "2001:db8::1", "::", Some(1)),
+        ] {
+            let plan = with(&[tunnel]);
+            assert_eq!(plan.tables(), Tables::default(), "{tunnel:?}");
+            assert_eq!(plan.port_entry(0), abi::PortEntry::default());
+        }
+    }
+
+    #[test]
+    fn a_second_lookup_is_asked_for_only_where_a_tunnel_of_that_family_needs_it() {
+        let flags = |local, remote| {
+            let tunnel = of(TunnelClass::Gre, local, remote, None);
+            with(&[tunnel]).port_entry(0).flags
         };
-        assert_eq!(with(&[any]).tables(), with(&[a, b]).tables());
-        assert_ne!(with(&[any]).tables(), with(&[a]).tables());
+        assert_eq!(flags("192.0.2.1", "192.0.2.3"), 0);
+        assert_eq!(flags("192.0.2.1", "0.0.0.0"), abi::PORT_ANY_REMOTE);
+        assert_eq!(flags("2001:db8::1", "2001:db8::3"), 0);
+        assert_eq!(flags("2001:db8::1", "::"), abi::PORT_ANY_REMOTE6);
     }
 }

@@ -16,7 +16,7 @@ use super::{
     abi::{self, PortEntry},
     attach,
     error::{Result, SteerError},
-    load::{Limits, Program, SharedMaps, load_shared, load_steering},
+    load::{Filters, Limits, Program, SharedMaps, load_shared, load_steering},
     metadata,
     plan::{self, Changes, Plan, Table, Tables},
 };
@@ -39,8 +39,7 @@ pub struct Attached {
 pub struct Steer {
     limits: Limits,
     maps: SharedMaps,
-    /// The raw socket's filter, and the device entry that stands for the raw socket.
-    filter: Program,
+    filters: Filters,
     devices: BTreeMap<u32, Device>,
     plan: Plan,
     /// What the shared maps hold: written only here, after the kernel has agreed.
@@ -56,13 +55,13 @@ struct Device {
 }
 
 impl Steer {
-    /// Creates the maps and loads the raw socket's filter; nothing is steered yet.
+    /// Creates the maps and loads the raw sockets' filters; nothing is steered yet.
     pub fn load(limits: Limits) -> Result<Steer> {
-        let (maps, filter) = load_shared(limits).map_err(SteerError::Load)?;
+        let (maps, filters) = load_shared(limits).map_err(SteerError::Load)?;
         Ok(Steer {
             limits,
             maps,
-            filter,
+            filters,
             devices: BTreeMap::new(),
             plan: Plan::default(),
             tables: Tables::default(),
@@ -189,10 +188,17 @@ impl Steer {
         Ok(counters)
     }
 
-    /// Lets a raw socket for protocol 47 receive only packets of the plan's tunnels, and malformed ones of their peers. What
-    /// is queued on it already stays.
+    /// Lets a raw socket, of either family and for protocol 4, 41 or 47, receive only packets of the plan's tunnels, and malformed
+    /// ones of their peers. What is queued on it already stays.
     pub fn filter_raw_socket(&self, socket: BorrowedFd) -> Result<()> {
-        attach::filter(socket, self.filter.fd.as_fd()).map_err(|source| SteerError::System {
+        let filtered = attach::is_ipv6(socket).and_then(|ipv6| {
+            let program = match ipv6 {
+                true => self.filters.v6.as_fd(),
+                false => self.filters.v4.fd.as_fd(),
+            };
+            attach::filter(socket, program)
+        });
+        filtered.map_err(|source| SteerError::System {
             what: "filter the raw socket",
             source,
         })
@@ -231,10 +237,10 @@ impl Steer {
     }
 
     fn programs(&mut self) -> impl Iterator<Item = (u32, &mut Program)> {
-        // No device has index 0: it stands for the raw socket.
+        // No device has index 0: it stands for the raw sockets.
         let devices = self.devices.iter_mut();
         let devices = devices.map(|(ifindex, device)| (*ifindex, &mut device.program));
-        devices.chain([(0, &mut self.filter)])
+        devices.chain([(0, &mut self.filters.v4)])
     }
 
     fn slot(&self, ifindex: u32, queue: u32) -> Result<u32> {
@@ -287,7 +293,8 @@ impl Steer {
 
     fn check_limits(&self, wanted: &Tables) -> Result<()> {
         let limits = [
-            (Table::Tunnels, "tunnel keys", self.limits.tunnels),
+            (Table::Tunnels4, "tunnel keys", self.limits.tunnels),
+            (Table::Tunnels6, "IPv6 tunnel keys", self.limits.tunnels),
             (Table::Prefixes4, "IPv4 prefixes", self.limits.prefixes),
             (Table::Prefixes6, "IPv6 prefixes", self.limits.prefixes),
         ];

@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::AsFd,
     time::{Duration, Instant},
 };
 
-use greyhound::xdp::{Attached, Limits, Plan, PortPlan, PrefixAction, Steer, TunnelMatch};
+use greyhound::xdp::{
+    Attached, Limits, Plan, PortPlan, PrefixAction, Steer, TunnelClass, TunnelMatch,
+};
 use socket2::{Domain, Socket, Type};
 
 use crate::{
@@ -17,8 +19,29 @@ use crate::{
 
 pub const LO: u32 = 1;
 
-pub fn tunnel(local: Ipv4Addr, remote: Ipv4Addr, key: Option<u32>) -> TunnelMatch {
-    TunnelMatch { local, remote, key }
+pub fn tunnel(
+    local: impl Into<IpAddr>,
+    remote: impl Into<IpAddr>,
+    key: Option<u32>,
+) -> TunnelMatch {
+    TunnelMatch {
+        key,
+        ..bare(TunnelClass::Gre, local, remote)
+    }
+}
+
+/// A tunnel without a key.
+pub fn bare(
+    class: TunnelClass,
+    local: impl Into<IpAddr>,
+    remote: impl Into<IpAddr>,
+) -> TunnelMatch {
+    TunnelMatch {
+        class,
+        local: local.into(),
+        remote: remote.into(),
+        key: None,
+    }
 }
 
 /// Tunnels without a key and with keys 0 (on another address) and 42; 10.0.2.0/24 and 2001:db8:2::/48 lead into one.

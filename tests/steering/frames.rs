@@ -9,6 +9,8 @@ pub const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const REMOTE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 pub const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+pub const LOCAL6: &str = "2001:db8:ffff::1";
+pub const REMOTE6: &str = "2001:db8:ffff::2";
 pub const INNER_A: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 5);
 pub const INNER_B: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 5);
 
@@ -57,16 +59,47 @@ pub fn spoil(mut frame: Vec<u8>, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     frame
 }
 
-/// A GRE packet: flags, then checksum, key and sequence number as the flags say, then a little IPv4.
-pub fn gre(src: Ipv4Addr, dst: Ipv4Addr, flags: u16, key: u32) -> Vec<u8> {
+/// Behind an outer header: flags, then checksum, key and sequence number as the flags say, then a little IPv4.
+pub fn gre_payload(flags: u16, key: u32) -> Vec<u8> {
     let mut payload = [flags.to_be_bytes(), [8, 0]].concat();
     for (bit, word) in [(0x8000, 0xaaaa_0000), (0x2000, key), (0x1000, 7)] {
         if flags & bit != 0 {
             payload.extend(u32::to_be_bytes(word));
         }
     }
-    payload.extend(&ipv4(INNER_B, INNER_A, 17, &[0; 8])[14..]);
-    ipv4(src, dst, 47, &payload)
+    payload.extend(inner(4));
+    payload
+}
+
+pub fn gre(src: Ipv4Addr, dst: Ipv4Addr, flags: u16, key: u32) -> Vec<u8> {
+    ipv4(src, dst, 47, &gre_payload(flags, key))
+}
+
+pub fn gre6(src: &str, dst: &str, flags: u16, key: u32) -> Vec<u8> {
+    ipv6(src, dst, 47, &gre_payload(flags, key))
+}
+
+/// What a tunnel of this protocol carries: a UDP packet with 8 bytes of payload; IPv6 for 41, otherwise IPv4 (behind a plain GRE header).
+pub fn inner(protocol: u8) -> Vec<u8> {
+    match protocol {
+        47 => gre_payload(0, 0),
+        41 => ipv6("2001:db8:2::5", "2001:db8:1::5", 17, &[0; 8])[14..].to_vec(),
+        _ => ipv4(INNER_B, INNER_A, 17, &[0; 8])[14..].to_vec(),
+    }
+}
+
+/// From our peer to us, over IPv6.
+pub fn outer6(next_header: u8, payload: &[u8]) -> Vec<u8> {
+    ipv6(REMOTE6, LOCAL6, next_header, payload)
+}
+
+/// Destination options that hold a tunnel encapsulation limit, as Linux writes them.
+pub fn limit(next_header: u8) -> [u8; 8] {
+    [next_header, 0, 4, 1, 4, 1, 1, 0]
+}
+
+pub fn ours6(flags: u16, key: u32) -> Vec<u8> {
+    gre6(REMOTE6, LOCAL6, flags, key)
 }
 
 pub fn ours(flags: u16, key: u32) -> Vec<u8> {

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io, mem,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -87,7 +87,15 @@ pub fn mac(device: &str) -> [u8; 6] {
 
 /// A raw socket that waits at most ten seconds.
 pub fn raw_socket(protocol: i32) -> Socket {
-    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(protocol))).unwrap();
+    raw_socket_of(Domain::IPV4, protocol)
+}
+
+pub fn raw_socket6(protocol: i32) -> Socket {
+    raw_socket_of(Domain::IPV6, protocol)
+}
+
+fn raw_socket_of(domain: Domain, protocol: i32) -> Socket {
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(protocol))).unwrap();
     socket
         .set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
@@ -96,8 +104,11 @@ pub fn raw_socket(protocol: i32) -> Socket {
 
 /// Sends an IP packet to the address in its header.
 pub fn send_raw(socket: &Socket, packet: &[u8]) {
-    let to = Ipv4Addr::new(packet[16], packet[17], packet[18], packet[19]);
-    let sent = socket.send_to(packet, &SocketAddrV4::new(to, 0).into());
+    let to: IpAddr = match packet[0] >> 4 {
+        6 => Ipv6Addr::from(<[u8; 16]>::try_from(&packet[24..40]).unwrap()).into(),
+        _ => Ipv4Addr::from(<[u8; 4]>::try_from(&packet[16..20]).unwrap()).into(),
+    };
+    let sent = socket.send_to(packet, &SocketAddr::new(to, 0).into());
     assert_eq!(sent.unwrap(), packet.len());
 }
 

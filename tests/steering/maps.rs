@@ -1,12 +1,13 @@
 //! Sockets, slots, and plans that replace each other.
 
-use std::os::fd::AsFd;
+use std::{net::Ipv6Addr, os::fd::AsFd};
 
-use greyhound::xdp::{Limits, Plan, PrefixAction, Steer, SteerError};
+use greyhound::xdp::{Limits, Plan, PrefixAction, Steer, SteerError, TunnelClass};
 use socket2::{Domain, Socket, Type};
 
 use crate::{
     bench::*,
+    family::{family, ip6},
     frames::*,
     host::{self, Namespace, ip},
 };
@@ -108,6 +109,39 @@ fn apply_changes_only_what_differs() {
     assert_eq!(counts(steer, &second), (1, 2, 2));
     assert_eq!(counts(steer, &Plan::default()), (0, 0, 1 + 2 + 2 + 9 + 4));
     assert_eq!(counts(steer, &second), (18, 0, 0));
+}
+
+#[test]
+fn apply_changes_only_what_differs_of_the_whole_family() {
+    let mut bench = Bench::new();
+    let steer = &mut bench.steer;
+    let counts = |steer: &mut Steer, plan: &Plan| {
+        let changes = steer.apply(plan).unwrap();
+        assert!(steer.verify().unwrap(), "the maps are not what was applied");
+        (changes.added, changes.changed, changes.removed)
+    };
+    let (before, first) = (plan(BOTH), family(BOTH));
+    counts(steer, &before);
+    // Over IPv4 two tunnels of two peers; over IPv6 five of four, because a peer counts once for GRE with and without a key.
+    assert_eq!(counts(steer, &first), (2 + 2 + 5 + 4, 0, 0));
+    assert_eq!(counts(steer, &first), (0, 0, 0));
+    let mut second = first.clone();
+    let [local, remote] = [ip6(LOCAL6), ip6(REMOTE6)];
+    // The peer stays, for the key.
+    second.tunnels.remove(&tunnel(local, remote, None));
+    assert_eq!(counts(steer, &second), (0, 0, 1));
+    second
+        .tunnels
+        .remove(&bare(TunnelClass::Ipv4, local, remote));
+    assert_eq!(counts(steer, &second), (0, 0, 2));
+    second
+        .tunnels
+        .insert(bare(TunnelClass::Ipv4, local, Ipv6Addr::UNSPECIFIED));
+    assert_eq!(counts(steer, &second), (2, 0, 0));
+    let over_both = bare(TunnelClass::Gre, LOCAL, remote);
+    second.tunnels.insert(over_both);
+    assert_eq!(counts(steer, &second), (0, 0, 0));
+    assert_eq!(counts(steer, &before), (0, 0, 4 + 4 + 4));
 }
 
 #[test]

@@ -1,11 +1,13 @@
-//! The filter of the raw socket, with packets that travel the loopback device.
+//! The filters of the raw sockets, with packets that travel the loopback device.
 
 use std::{net::Ipv4Addr, os::fd::AsFd};
 
-use greyhound::xdp::{Limits, Steer};
+use greyhound::xdp::{Limits, Steer, TunnelClass};
+use socket2::Socket;
 
 use crate::{
-    bench::{UNDERLAY, plan, tunnel},
+    bench::{UNDERLAY, bare, plan, tunnel},
+    family::{family, ip6},
     frames::*,
     host::{self, Namespace, ip},
 };
@@ -57,17 +59,127 @@ fn the_raw_socket_gets_only_our_tunnels() {
         ("cut within the key, from a peer", cut(ours(0x2000, 42), 26), true),
         ("cut within GRE, from a stranger", cut(gre(far, LOCAL, 0, 0), 22), false),
     ];
-    let last = ours(0x1000, 0);
-    for (what, frame, delivered) in cases {
-        host::send_raw(&sender, &frame[14..]);
-        host::send_raw(&sender, &last[14..]);
-        let mut got = host::receive(&receiver);
-        // The kernel fills in the identification and the checksum of what a raw socket sends.
-        if delivered {
-            assert_eq!(got[12..], frame[26..], "{what}");
-            got = host::receive(&receiver);
-        }
-        assert_eq!(got[12..], last[26..], "{what} (delivered: {})", !delivered);
+    // The kernel fills in the identification and the checksum of what a raw socket sends.
+    deliver(&sender, &receiver, &cases, (&ours(0x1000, 0), 26, 12));
+    drop(namespace);
+}
+
+#[test]
+#[rustfmt::skip]
+fn the_raw_sockets_of_protocols_4_and_41_get_only_our_tunnels() {
+    let namespace = Namespace::enter("raw-bare");
+    core_affinity::set_for_current(core_affinity::get_core_ids().unwrap()[0]);
+    ip(&["link", "set", "lo", "up"]);
+    let other = Ipv4Addr::new(192, 0, 2, 9);
+    let far = Ipv4Addr::new(198, 51, 100, 1);
+    for address in [LOCAL, other] {
+        ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);
+    }
+    let sender = host::raw_socket(libc::IPPROTO_RAW);
+    for (class, protocol) in [(TunnelClass::Ipv4, 4), (TunnelClass::Ipv6, 41)] {
+        let mut steer = Steer::load(Limits::default()).unwrap();
+        let mut plan = plan(UNDERLAY);
+        plan.tunnels.extend([bare(class, LOCAL, REMOTE), bare(class, other, ANY)]);
+        steer.apply(&plan).unwrap();
+        let receiver = host::raw_socket(protocol.into());
+        steer.filter_raw_socket(receiver.as_fd()).unwrap();
+        let third = Ipv4Addr::new(192, 0, 2, 3);
+        let of = |src, dst, payload: &[u8]| ipv4(src, dst, protocol, payload);
+        let cases = [
+            ("ours", of(REMOTE, LOCAL, &inner(protocol)), true),
+            ("unknown peer", of(far, LOCAL, &inner(protocol)), false),
+            ("peer of a GRE tunnel", of(third, LOCAL, &inner(protocol)), false),
+            ("any remote", of(far, other, &inner(protocol)), true),
+            ("malformed, from a peer", of(REMOTE, LOCAL, &[0; 8]), true),
+            ("malformed, from a stranger", of(far, LOCAL, &[0; 8]), false),
+        ];
+        let last = of(REMOTE, LOCAL, &[&inner(protocol)[..], &[7]].concat());
+        deliver(&sender, &receiver, &cases, (&last, 26, 12));
     }
     drop(namespace);
+}
+
+#[test]
+#[rustfmt::skip]
+fn the_ipv6_raw_sockets_get_only_our_tunnels() {
+    let namespace = Namespace::enter("raw6");
+    core_affinity::set_for_current(core_affinity::get_core_ids().unwrap()[0]);
+    ip(&["link", "set", "lo", "up"]);
+    let (far, other) = ("2001:db8:ffff::9", "2001:db8:ffff::8");
+    for address in [LOCAL6, other] {
+        ip(&["addr", "add", &format!("{address}/128"), "dev", "lo", "nodad"]);
+    }
+    let mut steer = Steer::load(Limits::default()).unwrap();
+    let any = std::net::Ipv6Addr::UNSPECIFIED;
+    let mut plan = family(UNDERLAY);
+    plan.tunnels.extend([bare(TunnelClass::Ipv4, ip6(other), any), tunnel(ip6(other), any, Some(7))]);
+    steer.apply(&plan).unwrap();
+    let sender = host::raw_socket6(libc::IPPROTO_RAW);
+    let third = "2001:db8:ffff::3";
+
+    let receiver = host::raw_socket6(47);
+    steer.filter_raw_socket(receiver.as_fd()).unwrap();
+    let cases = [
+        ("no key", ours6(0, 0), true),
+        ("key", ours6(0x2000, 42), true),
+        ("key behind a checksum", ours6(0xa000, 42), true),
+        ("wrong key", ours6(0x2000, 43), false),
+        ("wrong key behind a checksum", ours6(0xa000, 43), false),
+        ("unknown peer", gre6(far, LOCAL6, 0, 0), false),
+        ("unknown local", gre6(REMOTE6, other, 0, 0), false),
+        ("no key for a keyed tunnel", gre6(third, LOCAL6, 0, 0), false),
+        ("any remote", gre6(far, other, 0x2000, 7), true),
+        ("any remote, from link-local", gre6("fe80::9", other, 0x2000, 7), true),
+        ("any remote, wrong key", gre6(far, other, 0x2000, 8), false),
+        ("PPTP", ours6(0x2001, 42), false),
+        ("malformed, from a peer", ours6(0x6000, 43), true),
+        ("malformed, from a stranger", gre6(far, LOCAL6, 0x4000, 0), false),
+        ("cut within GRE, from a peer", ipv6(REMOTE6, LOCAL6, 47, &[0; 2]), true),
+        ("cut within the key, from a peer", ipv6(REMOTE6, LOCAL6, 47, &[0x20, 0, 8, 0, 0, 0]), true),
+        ("cut within GRE, from a stranger", ipv6(far, LOCAL6, 47, &[0; 2]), false),
+    ];
+    deliver(&sender, &receiver, &cases, (&ours6(0x1000, 0), 54, 0));
+    let limited = |key| outer6(60, &[&limit(47)[..], &gre_payload(0x2000, key)].concat());
+    let twice = outer6(60, &[&limit(60)[..], &limit(47), &gre_payload(0x2000, 42)].concat());
+    let wrong = [("wrong key behind a limit", limited(43), false)];
+    deliver(&sender, &receiver, &wrong, (&ours6(0x1000, 0), 54, 0));
+    deliver(&sender, &receiver, &[("behind a limit", limited(42), true)], (&limited(42), 62, 0));
+    deliver(&sender, &receiver, &[("behind two headers", twice.clone(), true)], (&twice, 70, 0));
+
+    for protocol in [4, 41] {
+        let receiver = host::raw_socket6(protocol.into());
+        steer.filter_raw_socket(receiver.as_fd()).unwrap();
+        let of = |src, dst, payload: &[u8]| ipv6(src, dst, protocol, payload);
+        let cases = [
+            ("ours", of(REMOTE6, LOCAL6, &inner(protocol)), true),
+            ("unknown peer", of(far, LOCAL6, &inner(protocol)), false),
+            ("peer of a GRE tunnel", of(third, LOCAL6, &inner(protocol)), false),
+            ("any remote, for one class", of(far, other, &inner(protocol)), protocol == 4),
+            ("malformed, from a peer", of(REMOTE6, LOCAL6, &[0; 8]), true),
+            ("malformed, from a stranger", of(far, LOCAL6, &[0; 8]), false),
+        ];
+        let last = of(REMOTE6, LOCAL6, &[&inner(protocol)[..], &[7]].concat());
+        deliver(&sender, &receiver, &cases, (&last, 54, 0));
+    }
+    drop(namespace);
+}
+
+/// Sends each frame's packet and then the last one, which is always delivered. What is received is compared from the second offset on
+/// with what stands behind the first one in the frame.
+fn deliver(
+    sender: &Socket,
+    receiver: &Socket,
+    cases: &[(&str, Vec<u8>, bool)],
+    (last, sent, received): (&[u8], usize, usize),
+) {
+    for (what, frame, delivered) in cases {
+        host::send_raw(sender, &frame[14..]);
+        host::send_raw(sender, &last[14..]);
+        let mut got = host::receive(receiver);
+        if *delivered {
+            assert_eq!(got[received..], frame[sent..], "{what}");
+            got = host::receive(receiver);
+        }
+        assert_eq!(got[received..], last[sent..], "{what} ({delivered})");
+    }
 }

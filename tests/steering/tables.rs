@@ -63,8 +63,8 @@ fn underlay_frames() {
             ("GRE header alone", edit(ours(0, 0), |ip| ip[3] = 24), REDIRECTED_U),
             ("key outside the packet", edit(ours(0x2000, 42), |ip| ip[3] = 27), "bad_header"),
             ("sequence outside", edit(ours(0xb000, 42), |ip| ip[3] = 35), "bad_header"),
-            ("not GRE", ipv4(REMOTE, LOCAL, 17, &[0; 8]), "not_gre"),
-            ("IPv6", udp6("2001:db8:2::5"), "not_gre"),
+            ("not GRE", ipv4(REMOTE, LOCAL, 17, &[0; 8]), "not_tunnel"),
+            ("IPv6", udp6("2001:db8:2::5"), "not_tunnel"),
             ("ARP", ether([0xff; 6], 0x0806, &[0; 28]), "not_ip"),
             ("802.3 length", ether(MAC, 46, &[0; 46]), "not_ip"),
             ("other MAC", ether(OTHER_MAC, 0x0800, &ours(0, 0)[14..]), "other_mac"),
@@ -285,7 +285,7 @@ fn wildcard_tunnels() {
     let mut plan = Plan {
         ports: [(LO, UNDERLAY)].into(),
         tunnels: [tunnel(LOCAL, ANY, Some(1)), tunnel(ANY, REMOTE, Some(2))].into(),
-        addresses: [LOCAL, other].into(),
+        addresses: [LOCAL.into(), other.into()].into(),
         ..Plan::default()
     };
     let keyed = |src, dst, key| gre(src, dst, 0x2000, key);
