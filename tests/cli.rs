@@ -12,8 +12,8 @@ use std::{
 
 use greyhound::control::{
     report::{
-        ByteOrInherit, NextHopReport, PathShare, PortReport, Reasons, Statistics, Status, Traffic,
-        TunnelReport, WorkerReport,
+        ByteOrInherit, HeaderReport, NextHopReport, NumberOrWord, PathShare, PortReport, Reasons,
+        Statistics, Status, Traffic, TunnelReport, WorkerReport,
     },
     socket::{ControlSocket, SocketError, serve},
 };
@@ -98,6 +98,14 @@ fn reasons(reasons: &[(&str, u64)]) -> Reasons {
         .collect()
 }
 
+fn headers(headers: &[(&str, usize)]) -> Vec<HeaderReport> {
+    let report = |(header, bytes): &(&str, usize)| HeaderReport {
+        header: (*header).to_owned(),
+        bytes: *bytes,
+    };
+    headers.iter().map(report).collect()
+}
+
 fn sample() -> Statistics {
     Statistics {
         tunnels: vec![
@@ -108,6 +116,8 @@ fn sample() -> Statistics {
                 remote: "192.0.2.2".into(),
                 state: "up".into(),
                 mtu: 1464,
+                underlay_mtu: 1500,
+                overhead: headers(&[("IPv4", 20), ("GRE", 16)]),
                 ikey: Some(42),
                 okey: Some(42),
                 icsum: true,
@@ -153,6 +163,21 @@ fn sample() -> Statistics {
                 tos: ByteOrInherit::Fixed(0xb8),
                 ignore_df: true,
                 dev: Some("eth0".into()),
+                ..TunnelReport::default()
+            },
+            TunnelReport {
+                name: "six".into(),
+                mode: "ip6gre".into(),
+                local: "2001:db8::1".into(),
+                remote: "2001:db8::2".into(),
+                state: "up".into(),
+                mtu: 1448,
+                underlay_mtu: 1500,
+                overhead: headers(&[("IPv6", 40), ("limit", 8), ("GRE", 4)]),
+                ttl: ByteOrInherit::Fixed(64),
+                tos: ByteOrInherit::Inherit,
+                flowlabel: Some(NumberOrWord::Number(0x12345)),
+                encaplimit: Some(NumberOrWord::Number(4)),
                 ..TunnelReport::default()
             },
         ],
@@ -230,6 +255,7 @@ fn tunnel_show_speaks_iproute2() {
         "\
 gre1: gre/ip  remote 192.0.2.2  local 192.0.2.1  ttl inherit  key 42  csum seq  mtu 1464
     state up  via 192.0.2.2 dev eth0 lladdr 02:00:00:00:00:02
+    mtu 1500 underlay − 20 IPv4 − 16 GRE = 1464
     RX:            bytes      packets         fast         slow   share
                    64000         1000          999            1   99.9%
     TX:            bytes      packets         fast         slow   share
@@ -237,6 +263,13 @@ gre1: gre/ip  remote 192.0.2.2  local 192.0.2.1  ttl inherit  key 42  csum seq  
     drops: gre_checksum 30  sequence_old 2
 gre2: gre/ip  remote 192.0.2.3  local 192.0.2.1  dev eth0  ttl 64  tos 0xb8  ikey 1  ocsum  nopmtudisc  ignore-df  mtu 1472
     state no-route
+    RX:            bytes      packets         fast         slow   share
+                       0            0            0            0       -
+    TX:            bytes      packets         fast         slow   share
+                       0            0            0            0       -
+six: gre/ipv6  remote 2001:db8::2  local 2001:db8::1  encaplimit 4  hoplimit 64  tclass inherit  flowlabel 0x12345  mtu 1448
+    state up
+    mtu 1500 underlay − 40 IPv6 − 8 limit − 4 GRE = 1448
     RX:            bytes      packets         fast         slow   share
                        0            0            0            0       -
     TX:            bytes      packets         fast         slow   share
@@ -255,7 +288,7 @@ gre2: gre/ip  remote 192.0.2.3  local 192.0.2.1  dev eth0  ttl 64  tos 0xb8  ike
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         text(&output.stderr),
-        "greyhound: no tunnel \"gre9\": there are gre1, gre2\n"
+        "greyhound: no tunnel \"gre9\": there are gre1, gre2, six\n"
     );
 }
 

@@ -1,9 +1,10 @@
 //! The configuration file: what is accepted, and the one line that each mistake gets.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use greyhound::control::config::{Config, Mtu, Workers, XdpMode};
-use greyhound::tunnel::{Mode, Tos, Ttl};
+use greyhound::packet::GreKey;
+use greyhound::tunnel::{FlowLabel, Mode, Tos, Ttl, TunnelId};
 
 /// The example of the documentation, as far as this version goes.
 const EXAMPLE: &str = r#"
@@ -50,8 +51,8 @@ fn the_documented_example_means_what_it_says() {
         panic!("one tunnel, not {}", config.tunnels.len());
     };
     assert_eq!((&tunnel.name[..], tunnel.mode), ("gre1", Mode::Gre));
-    assert_eq!(tunnel.local, Ipv4Addr::new(192, 0, 2, 1));
-    assert_eq!(tunnel.remote, Ipv4Addr::new(192, 0, 2, 2));
+    assert_eq!(tunnel.local, IpAddr::from(Ipv4Addr::new(192, 0, 2, 1)));
+    assert_eq!(tunnel.remote, IpAddr::from(Ipv4Addr::new(192, 0, 2, 2)));
     assert_eq!((tunnel.ikey, tunnel.okey), (Some(42), Some(42)));
     assert_eq!((tunnel.icsum, tunnel.ocsum), (false, false));
     assert_eq!((tunnel.iseq, tunnel.oseq), (true, false));
@@ -93,18 +94,115 @@ fn a_key_may_be_a_dotted_quad_or_hexadecimal_and_differ_by_direction() {
     );
 }
 
+/// The edits that make the good configuration one of this kind.
+fn kind(mode: &str, edits: &[&str]) -> String {
+    let ends = match mode {
+        "ip6gre" | "ip6ip6" | "ipip6" => ["local = \"2001:db8::1\"", "remote = \"2001:db8::2\""],
+        _ => ["local = \"192.0.2.1\"", "remote = \"192.0.2.2\""],
+    };
+    let mode = format!("mode = \"{mode}\"");
+    with(&[], &[&[mode.as_str()], &ends[..], edits].concat())
+}
+
 #[test]
-fn the_overhead_is_linuxs() {
-    for (options, overhead) in [
-        (&[][..], 24),
-        (&["key = 1"], 28),
-        (&["key = 1", "csum = true"], 32),
-        (&["key = 1", "csum = true", "seq = true"], 36),
-        (&["ikey = 1", "icsum = true", "iseq = true"], 24),
+fn every_kind_has_the_kernels_defaults() {
+    for (word, mode, is_v6) in [
+        ("gre", Mode::Gre, false),
+        ("ip6gre", Mode::Ip6gre, true),
+        ("ipip", Mode::Ipip, false),
+        ("sit", Mode::Sit, false),
+        ("ip6ip6", Mode::Ip6ip6, true),
+        ("ipip6", Mode::Ipip6, true),
     ] {
-        let config = parse(&with(&[], options)).unwrap();
-        assert_eq!(config.tunnels[0].overhead(), overhead, "{options:?}");
+        let config = parse(&kind(word, &[])).unwrap();
+        let tunnel = &config.tunnels[0];
+        assert_eq!(tunnel.mode, mode);
+        assert_eq!(
+            (tunnel.local.is_ipv6(), tunnel.remote.is_ipv6()),
+            (is_v6, is_v6)
+        );
+        let (ttl, limit) = if is_v6 {
+            (Ttl::Fixed(64), Some(4))
+        } else {
+            (Ttl::Inherit, None)
+        };
+        assert_eq!((tunnel.ttl, tunnel.encaplimit), (ttl, limit), "{word}");
+        assert_eq!(
+            (tunnel.tos, tunnel.flow_label),
+            (Tos::Fixed(0), FlowLabel::Hash)
+        );
+        assert!(tunnel.pmtudisc && !tunnel.ignore_df);
     }
+}
+
+#[test]
+fn over_ipv6_the_header_has_other_names() {
+    let tunnel = |edits: &[&str]| parse(&kind("ip6gre", edits)).unwrap().tunnels.remove(0);
+    for (edit, ttl) in [
+        ("hoplimit = 1", Ttl::Fixed(1)),
+        ("hoplimit = \"inherit\"", Ttl::Inherit),
+        ("ttl = 255", Ttl::Fixed(255)),
+    ] {
+        assert_eq!(tunnel(&[edit]).ttl, ttl);
+    }
+    for (edit, tos) in [
+        ("tclass = 0xb8", Tos::Fixed(0xb8)),
+        ("tclass = \"inherit\"", Tos::Inherit),
+        ("tos = 4", Tos::Fixed(4)),
+    ] {
+        assert_eq!(tunnel(&[edit]).tos, tos);
+    }
+    for (edit, label) in [
+        ("flowlabel = \"hash\"", FlowLabel::Hash),
+        ("flowlabel = \"inherit\"", FlowLabel::Inherit),
+        ("flowlabel = 0", FlowLabel::Fixed(0)),
+        ("flowlabel = 0xfffff", FlowLabel::Fixed(0xf_ffff)),
+        ("flowlabel = \"0x12345\"", FlowLabel::Fixed(0x1_2345)),
+    ] {
+        assert_eq!(tunnel(&[edit]).flow_label, label);
+    }
+    for (edit, limit) in [
+        ("encaplimit = 0", Some(0)),
+        ("encaplimit = 255", Some(255)),
+        ("encaplimit = \"none\"", None),
+    ] {
+        assert_eq!(tunnel(&[edit]).encaplimit, limit);
+    }
+    assert_eq!(tunnel(&["mtu = 65483"]).mtu, Mtu::Fixed(65483));
+}
+
+#[test]
+fn packets_see_the_tunnel_as_configured() {
+    let lines = [
+        "ikey = 1",
+        "okey = 2",
+        "csum = true",
+        "iseq = true",
+        "hoplimit = 9",
+        "tclass = 8",
+        "flowlabel = 7",
+        "encaplimit = 6",
+    ];
+    let config = parse(&kind("ip6gre", &lines)).unwrap();
+    let tunnel = config.tunnels[0].tunnel(TunnelId(3), Some(2), 1400, true);
+    assert_eq!(
+        (tunnel.id, tunnel.dev, tunnel.mtu, tunnel.up),
+        (TunnelId(3), Some(2), 1400, true)
+    );
+    assert_eq!((&*tunnel.name, tunnel.mode), ("gre1", Mode::Ip6gre));
+    assert_eq!(tunnel.local.to_string(), "2001:db8::1");
+    assert_eq!(tunnel.remote.to_string(), "2001:db8::2");
+    assert_eq!(
+        (tunnel.ikey, tunnel.okey),
+        (Some(GreKey(1)), Some(GreKey(2)))
+    );
+    let flags = [tunnel.icsum, tunnel.ocsum, tunnel.iseq, tunnel.oseq];
+    assert_eq!(flags, [true, true, true, false]);
+    assert_eq!((tunnel.ttl, tunnel.tos), (Ttl::Fixed(9), Tos::Fixed(8)));
+    assert_eq!(tunnel.flow_label, FlowLabel::Fixed(7));
+    assert_eq!(tunnel.encaplimit, Some(6));
+    assert_eq!(tunnel.overhead(), 40 + 8 + 12);
+    assert_eq!(usize::from(config.tunnels[0].overhead()), tunnel.overhead());
 }
 
 #[test]
@@ -130,6 +228,30 @@ fn tunnels_may_share_what_linux_lets_them_share() {
     parse(&second("remote = \"192.0.2.3\"")).unwrap();
     parse(&second("remote = \"192.0.2.2\"\nkey = 0")).unwrap();
     parse(&second("remote = \"192.0.2.2\"\ndev = \"eth0\"")).unwrap();
+}
+
+#[test]
+fn kinds_do_not_get_into_each_others_way() {
+    let more = |first: &str, second: &str| {
+        let second = kind(second, &["name = \"gre2\""]);
+        let (_, tunnel) = second.split_once("[[tunnel]]").unwrap();
+        parse(&format!("{}[[tunnel]]{tunnel}", kind(first, &[])))
+    };
+    more("ipip", "sit").unwrap();
+    more("gre", "ipip").unwrap();
+    more("gre", "ip6gre").unwrap();
+    for mode in ["ipip", "sit"] {
+        assert_eq!(
+            more(mode, mode).unwrap_err(),
+            "greyhound.toml:9: tunnel \"gre2\": local 192.0.2.1, remote 192.0.2.2 are those of tunnel \"gre1\": \
+             expected other addresses"
+        );
+    }
+    assert_eq!(
+        more("ip6gre", "ip6gre").unwrap_err(),
+        "greyhound.toml:9: tunnel \"gre2\": local 2001:db8::1, remote 2001:db8::2 and no key are those of tunnel \
+         \"gre1\": expected another ikey"
+    );
 }
 
 /// A good configuration, edited: `key = value` replaces the key's line, or is a new one at the section's end; a bare key
@@ -162,8 +284,8 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
     )
 }
 
-const TUNNEL_KEYS: &str = "name, mode, local, remote, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, tos, \
-     pmtudisc, ignore_df, mtu, dev, address, routes";
+const TUNNEL_KEYS: &str = "name, mode, local, remote, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, tos, \
+     tclass, flowlabel, encaplimit, pmtudisc, ignore_df, mtu, dev, address, routes";
 const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
@@ -249,16 +371,16 @@ const BROKEN_ROUTERS: &[(&str, &str)] = &[
 /// Edits of the good configuration's tunnel (`name` is line 5, `mode` 6, `local` 7, `remote` 8, new keys 9) and the complaint,
 /// which begins with the tunnel's name.
 const BROKEN_TUNNELS: &[(&str, &str)] = &[
-    ("mode", "4: mode is missing: expected gre"),
-    (
-        "mode = \"ipip\"",
-        r#"6: mode = "ipip": ipip is not available in this version; accepted: gre"#,
-    ),
+    ("mode", "4: mode is missing: expected {modes}"),
     (
         "mode = \"gretap\"",
-        r#"6: mode = "gretap": gretap is not available in this version; accepted: gre"#,
+        r#"6: mode = "gretap": gretap is not available in this version; accepted: {modes}"#,
     ),
-    ("mode = \"vxlan\"", r#"6: mode = "vxlan": expected gre"#),
+    (
+        "mode = \"ip6gretap\"",
+        r#"6: mode = "ip6gretap": ip6gretap is not available in this version; accepted: {modes}"#,
+    ),
+    ("mode = \"vxlan\"", r#"6: mode = "vxlan": expected {modes}"#),
     (
         "local",
         "4: local is missing: expected a unicast IPv4 address",
@@ -273,7 +395,7 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
     ),
     (
         "local = \"2001:db8::1\"",
-        r#"7: local = "2001:db8::1": IPv6 endpoints are not available in this version; accepted: a unicast IPv4 address"#,
+        r#"7: local = "2001:db8::1": wrong family for mode gre: expected a unicast IPv4 address"#,
     ),
     (
         "local = \"224.0.0.5\"",
@@ -365,6 +487,34 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
         r#"9: routes = "224.0.0.0/4": expected a unicast prefix"#,
     ),
     (
+        "hoplimit = 64",
+        "9: hoplimit = 64: not with mode gre; accepted with ip6gre, ip6ip6 and ipip6",
+    ),
+    (
+        "tclass = 0",
+        "9: tclass = 0: not with mode gre; accepted with ip6gre, ip6ip6 and ipip6",
+    ),
+    (
+        "flowlabel = \"hash\"",
+        r#"9: flowlabel = "hash": not with mode gre; accepted with ip6gre, ip6ip6 and ipip6"#,
+    ),
+    (
+        "encaplimit = 4",
+        "9: encaplimit = 4: not with mode gre; accepted with ip6gre, ip6ip6 and ipip6",
+    ),
+    (
+        "clamp_mss = true",
+        "9: clamp_mss is not available in this version; accepted: {tunnel}",
+    ),
+    (
+        "encap = \"gre-in-udp\"",
+        "9: encap is not available in this version; accepted: {tunnel}",
+    ),
+    (
+        "nvgre = true",
+        "9: nvgre is not available in this version; accepted: {tunnel}",
+    ),
+    (
         "keepalive = { interval = 10, retries = 3 }",
         "9: keepalive is not available in this version; accepted: {tunnel}",
     ),
@@ -379,6 +529,190 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
     (
         "Key = 1",
         r#"9: unknown key "Key" (did you mean key?); accepted: {tunnel}"#,
+    ),
+];
+
+/// The same for other kinds (see [`kind`]).
+const BROKEN_KINDS: &[(&str, &[&str], &str)] = &[
+    (
+        "ipip",
+        &["key = 42"],
+        "9: key = 42: not with mode ipip; accepted with gre and ip6gre",
+    ),
+    (
+        "ipip",
+        &["ocsum = true"],
+        "9: ocsum = true: not with mode ipip; accepted with gre and ip6gre",
+    ),
+    (
+        "sit",
+        &["csum = true"],
+        "9: csum = true: not with mode sit; accepted with gre and ip6gre",
+    ),
+    (
+        "sit",
+        &["iseq = true"],
+        "9: iseq = true: not with mode sit; accepted with gre and ip6gre",
+    ),
+    (
+        "ip6ip6",
+        &["okey = 1"],
+        "9: okey = 1: not with mode ip6ip6; accepted with gre and ip6gre",
+    ),
+    (
+        "ipip6",
+        &["seq = true"],
+        "9: seq = true: not with mode ipip6; accepted with gre and ip6gre",
+    ),
+    (
+        "ip6gre",
+        &["pmtudisc = true"],
+        "9: pmtudisc = true: not with mode ip6gre; accepted with gre, ipip and sit",
+    ),
+    (
+        "ipip6",
+        &["pmtudisc = false"],
+        "9: pmtudisc = false: not with mode ipip6; accepted with gre, ipip and sit",
+    ),
+    (
+        "ip6ip6",
+        &["ignore_df = true"],
+        "9: ignore_df = true: not with mode ip6ip6; accepted with gre",
+    ),
+    (
+        "ipip",
+        &["pmtudisc = false", "ignore_df = true"],
+        "10: ignore_df = true: not with mode ipip; accepted with gre",
+    ),
+    (
+        "sit",
+        &["hoplimit = 64"],
+        "9: hoplimit = 64: not with mode sit; accepted with ip6gre, ip6ip6 and ipip6",
+    ),
+    (
+        "ipip",
+        &["ttl = 64", "pmtudisc = false"],
+        r#"9: ttl = 64: not with pmtudisc = false on ipip: expected ttl = "inherit", or pmtudisc = true"#,
+    ),
+    (
+        "sit",
+        &["pmtudisc = false", "ttl = 1"],
+        r#"10: ttl = 1: not with pmtudisc = false on sit: expected ttl = "inherit", or pmtudisc = true"#,
+    ),
+    (
+        "ip6gre",
+        &["hoplimit = 0"],
+        r#"9: hoplimit = 0: expected 1..255 or "inherit""#,
+    ),
+    (
+        "ip6gre",
+        &["hoplimit = 64", "ttl = 64"],
+        "9: hoplimit = 64: ttl is set too: expected one of them",
+    ),
+    (
+        "ip6gre",
+        &["tos = 0", "tclass = 0"],
+        "10: tclass = 0: tos is set too: expected one of them",
+    ),
+    (
+        "ip6gre",
+        &["tclass = 256"],
+        r#"9: tclass = 256: expected 0..255 or "inherit""#,
+    ),
+    (
+        "ip6gre",
+        &["flowlabel = 0x100000"],
+        r#"9: flowlabel = 0x100000: expected 0..0xfffff, "hash" or "inherit""#,
+    ),
+    (
+        "ip6gre",
+        &["flowlabel = \"0x100000\""],
+        r#"9: flowlabel = "0x100000": expected 0..0xfffff, "hash" or "inherit""#,
+    ),
+    (
+        "ip6gre",
+        &["encaplimit = 256"],
+        r#"9: encaplimit = 256: expected 0..255 or "none""#,
+    ),
+    (
+        "ip6gre",
+        &["encaplimit = \"inherit\""],
+        r#"9: encaplimit = "inherit": expected 0..255 or "none""#,
+    ),
+    (
+        "ip6gre",
+        &["mtu = 65484"],
+        r#"9: mtu = 65484: expected 68..65483 or "auto""#,
+    ),
+    (
+        "ip6ip6",
+        &["encaplimit = \"none\"", "mtu = 1279"],
+        r#"10: mtu = 1279: expected 1280..65495 or "auto""#,
+    ),
+    (
+        "sit",
+        &["mtu = 1279"],
+        r#"9: mtu = 1279: expected 1280..65515 or "auto""#,
+    ),
+    (
+        "ip6gre",
+        &["local"],
+        "4: local is missing: expected a unicast IPv6 address",
+    ),
+    (
+        "ip6gre",
+        &["local = \"192.0.2.1\""],
+        r#"7: local = "192.0.2.1": wrong family for mode ip6gre: expected a unicast IPv6 address"#,
+    ),
+    (
+        "sit",
+        &["remote = \"2001:db8::2\""],
+        r#"8: remote = "2001:db8::2": wrong family for mode sit: expected a unicast IPv4 address"#,
+    ),
+    (
+        "ipip6",
+        &["remote"],
+        "4: a tunnel without remote is not available in this version; accepted: remote = a unicast IPv6 address",
+    ),
+    (
+        "ip6gre",
+        &["remote = \"ff05::1\""],
+        r#"8: remote = "ff05::1": multicast groups are not available in this version; accepted: a unicast IPv6 address"#,
+    ),
+    (
+        "ip6gre",
+        &["local = \"ff02::1\""],
+        r#"7: local = "ff02::1": expected a unicast IPv6 address, not multicast, loopback, IPv4-mapped or zero"#,
+    ),
+    (
+        "ip6gre",
+        &["local = \"::\""],
+        r#"7: local = "::": expected a unicast IPv6 address, not multicast, loopback, IPv4-mapped or zero"#,
+    ),
+    (
+        "ip6gre",
+        &["remote = \"::1\""],
+        r#"8: remote = "::1": expected a unicast IPv6 address, not multicast, loopback, IPv4-mapped or zero"#,
+    ),
+    (
+        "ip6gre",
+        &["remote = \"::ffff:192.0.2.2\""],
+        r#"8: remote = "::ffff:192.0.2.2": expected a unicast IPv6 address, not multicast, loopback, IPv4-mapped or zero"#,
+    ),
+    (
+        "ip6gre",
+        &["remote = \"2001:db8:0::1\""],
+        r#"8: remote = "2001:db8:0::1": same as local: expected the other end's address"#,
+    ),
+    (
+        "ip6ip6",
+        &["remote = \"fe80::2\""],
+        r#"8: remote = "fe80::2": link-local: expected dev beside it, the underlay device"#,
+    ),
+    (
+        "ip6ip6",
+        &["local = \"fe80::1\""],
+        r#"7: local = "fe80::1": link-local: expected dev beside it, the underlay device"#,
     ),
 ];
 
@@ -409,7 +743,8 @@ fn refusal(text: &str) -> String {
     assert_eq!(message.lines().count(), 1, "{message}");
     let message = message
         .replace(TUNNEL_KEYS, "{tunnel}")
-        .replace(ROUTER_KEYS, "{router}");
+        .replace(ROUTER_KEYS, "{router}")
+        .replace("gre, ip6gre, ipip, sit, ip6ip6 or ipip6", "{modes}");
     message.strip_prefix("greyhound.toml:").unwrap().to_owned()
 }
 
@@ -427,6 +762,25 @@ fn every_broken_tunnel_gets_its_line() {
         let complaint = format!("{line}: tunnel \"gre1\": {complaint}");
         assert_eq!(refusal(&with(&[], &[edit])), complaint);
     }
+}
+
+#[test]
+fn every_combination_that_cannot_be_gets_its_line() {
+    for (mode, edits, complaint) in BROKEN_KINDS {
+        let (line, complaint) = complaint.split_once(": ").unwrap();
+        let complaint = format!("{line}: tunnel \"gre1\": {complaint}");
+        assert_eq!(refusal(&kind(mode, edits)), complaint);
+    }
+}
+
+#[test]
+fn link_local_endpoints_are_told_apart_by_dev() {
+    let ends = ["local = \"fe80::1\"", "remote = \"fe80::2\""];
+    let bound = kind("ip6ip6", &[&ends[..], &["dev = \"eth0\""]].concat());
+    assert_eq!(
+        parse(&bound).unwrap().tunnels[0].dev.as_deref(),
+        Some("eth0")
+    );
 }
 
 #[test]

@@ -235,3 +235,42 @@ impl TunnelConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an underlay of 1500 leaves for inner packets, as Linux sets the devices' MTU.
+    #[test]
+    fn mtu_1() {
+        for (mode, options, mtu) in [
+            ("ipip", "", 1480),
+            ("sit", "", 1480),
+            ("gre", "", 1476),
+            ("gre", "key = 1", 1472),
+            ("gre", "csum = true", 1472),
+            ("gre", "key = 1\ncsum = true", 1468),
+            ("gre", "key = 1\ncsum = true\nseq = true", 1464),
+            // What is only expected costs nothing.
+            ("gre", "ikey = 1\nicsum = true\niseq = true", 1476),
+            ("ip6gre", "", 1448),
+            ("ip6gre", "key = 1", 1444),
+            ("ip6gre", "encaplimit = \"none\"", 1456),
+            ("ip6ip6", "", 1452),
+            ("ipip6", "", 1452),
+            ("ip6ip6", "encaplimit = \"none\"", 1460),
+            ("ipip6", "encaplimit = \"none\"", 1460),
+        ] {
+            let (local, remote) = match mode {
+                "gre" | "ipip" | "sit" => ("192.0.2.1", "192.0.2.2"),
+                _ => ("2001:db8::1", "2001:db8::2"),
+            };
+            let text = format!(
+                "[router]\nunderlay = [\"eth0\"]\noverlay = [\"eth1\"]\n[[tunnel]]\nname = \"t\"\nmode = \"{mode}\"\n\
+                 local = \"{local}\"\nremote = \"{remote}\"\n{options}\n"
+            );
+            let config = Config::parse(&text, "test.toml").unwrap();
+            assert_eq!(1500 - config.tunnels[0].overhead(), mtu, "{mode} {options}");
+        }
+    }
+}

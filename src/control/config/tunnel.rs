@@ -60,8 +60,11 @@ const MODES: [Mode; 6] = [
     Mode::Ipip6,
 ];
 
+/// Whether a kind has something.
+type Has = fn(Mode) -> bool;
+
 /// Keys that not every kind has, and which have them.
-const PARTICULAR: &[(&[&str], fn(Mode) -> bool)] = &[
+const PARTICULAR: &[(&[&str], Has)] = &[
     (
         &[
             "key", "ikey", "okey", "csum", "icsum", "ocsum", "seq", "iseq", "oseq",
@@ -301,7 +304,7 @@ fn encaplimit(value: &Value<'_>) -> Result<Option<u8>, ConfigError> {
     limit.ok_or_else(|| value.refuse(r#"0..255 or "none""#))
 }
 
-/// The kernel's bounds: an sit or ip6ip6 device is there for IPv6 (sit_tunnel_setup(), ip6_tnl_change_mtu()).
+/// The kernel's bounds: a sit or ip6ip6 device is there for IPv6 (sit_tunnel_setup(), ip6_tnl_change_mtu()).
 fn mtu_min(mode: Mode) -> u16 {
     match mode {
         Mode::Sit | Mode::Ip6ip6 => MTU_MIN_V6,
