@@ -249,6 +249,7 @@ class Lab(Bed):
             router.ip("address", "add", f"10.{n}.0.1/24", "dev", "lan")
             router.ip("address", "add", f"fd0{n}::1/64", "dev", "lan", "nodad")
             router.ip("address", "add", f"10.9.0.{n}/24", "dev", "wan")
+            router.ip("address", "add", f"fd09::{n}/64", "dev", "wan", "nodad")
             host.ip("route", "add", "default", "via", f"10.{n}.0.1")
             host.ip("-6", "route", "add", "default", "via", f"fd0{n}::1")
             self.sink(host, 2000)
