@@ -33,14 +33,14 @@ static __always_inline const void *take_bytes(struct cursor *cursor, __u32 size)
 #define take(cursor, type) ((const type *)take_bytes(cursor, sizeof(type)))
 
 /*
- * A length field as a number that may be added to a packet pointer: verifiers before Linux 6.13 or so know nothing of
+ * A length field as a number that may be added to a packet pointer: the verifiers of Linux 6.1 and 6.12 know nothing of
  * what a byte swap leaves, and a plain mask would be optimised away.
  */
 static __always_inline __u32 length_field(__be16 field)
 {
-	__u64 length = bpf_ntohs(field);
+	__u32 length = bpf_ntohs(field);
 
-	asm volatile("%0 &= 0xffff" : "+r"(length));
+	asm volatile("%0 &= 0xffff" : "+w"(length));
 	return length;
 }
 
