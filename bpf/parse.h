@@ -32,6 +32,18 @@ static __always_inline const void *take_bytes(struct cursor *cursor, __u32 size)
 /* The next header as a pointer to `type`, and the cursor behind it; NULL where the frame ends too early. */
 #define take(cursor, type) ((const type *)take_bytes(cursor, sizeof(type)))
 
+/*
+ * A length field as a number that may be added to a packet pointer: the verifiers of Linux 6.1 and 6.12 know nothing of
+ * what a byte swap leaves, and a plain mask would be optimised away.
+ */
+static __always_inline __u32 length_field(__be16 field)
+{
+	__u32 length = bpf_ntohs(field);
+
+	asm volatile("%0 &= 0xffff" : "+w"(length));
+	return length;
+}
+
 #define IPV4_PLAIN 0x45 /* version 4, no options */
 #define IPV4_MORE_OR_OFFSET 0x3fff
 #define IPV6_VERSION 0x60

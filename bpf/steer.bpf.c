@@ -290,7 +290,7 @@ static __always_inline enum steer_reason judge4(struct cursor cursor, __u32 port
 	if (first != IPV4_PLAIN)
 		return first > IPV4_PLAIN && first < 0x50 ? STEER_ip_options : STEER_bad_header;
 	/* What follows the total length is Ethernet padding. */
-	length = bpf_ntohs(ip->tot_len);
+	length = length_field(ip->tot_len);
 	if (length < sizeof(*ip) || (const void *)ip + length > cursor.end)
 		return STEER_bad_header;
 	if (ip->frag_off & bpf_htons(IPV4_MORE_OR_OFFSET))
@@ -345,7 +345,7 @@ static __always_inline enum steer_reason judge6(struct cursor cursor, __u32 port
 
 	if (!ip || (*(const __u8 *)ip & 0xf0) != IPV6_VERSION)
 		return STEER_bad_header;
-	length = bpf_ntohs(ip->payload_len);
+	length = length_field(ip->payload_len);
 	if (cursor.at + length > cursor.end)
 		return STEER_bad_header;
 	if (port_flags & STEER_PORT_UNDERLAY) {
