@@ -108,6 +108,9 @@ pub fn compile(
         .zip(&statuses)
         .map(|(t, status)| (scene.tunnel(t, status), scene.egress(t, status)));
     let mut fib = Fib::new(scene.ports(), entries, routes);
+    for address in state.addresses() {
+        fib.add_own(address.ip);
+    }
     for (&(ifindex, ip), neighbour) in state.neighbours() {
         if let (Some(port), Some(mac), true) =
             (scene.port(ifindex), neighbour.mac, neighbour.nud.usable())

@@ -504,7 +504,8 @@ impl Router {
         let mut stale: BTreeSet<_> = inner.map(|(key, _)| *key).take(REFRESHES).collect();
         for outer in self.statuses.iter().filter_map(|status| status.outer) {
             let entry = state.neighbour_entry(outer.ifindex, outer.neighbour);
-            if entry.is_some_and(|neighbour| neighbour.nud == Nud::Stale) {
+            // One that is not resolved is asked for too: a tunnel is ready before its first packet.
+            if outer.mac.is_none() || entry.is_some_and(|neighbour| neighbour.nud == Nud::Stale) {
                 stale.insert((outer.ifindex, outer.neighbour));
             }
         }

@@ -120,6 +120,7 @@ pub enum HandoverKind {
 
 /// A packet that a router may forward without looking further into it.
 struct Plain {
+    source: IpAddr,
     destination: IpAddr,
     len: usize,
 }
@@ -141,6 +142,7 @@ fn plain(packet: &[u8]) -> Result<Plain, PuntReason> {
             return Err(PuntReason::TtlExpiring);
         }
         return Ok(Plain {
+            source: source.into(),
             destination: destination.into(),
             len: ip.total_len(),
         });
@@ -161,6 +163,7 @@ fn plain(packet: &[u8]) -> Result<Plain, PuntReason> {
         return Err(PuntReason::TtlExpiring);
     }
     Ok(Plain {
+        source: source.into(),
         destination: destination.into(),
         len: ip.total_len(),
     })
@@ -204,6 +207,9 @@ fn from_overlay<B: PacketBuf>(
         Ok(inner) => inner,
         Err(reason) => return to_kernel(reason),
     };
+    if fib.is_own(inner.source) {
+        return to_kernel(PuntReason::NotPlain);
+    }
     // The steering program leaves these to the kernel; the service device would forward them all the same.
     if !port.forwards.family_of(inner.destination) {
         return Verdict::Drop(DropReason::ForwardingOff);
@@ -340,6 +346,10 @@ fn forwardable(
     resolutions: &mut ResolutionCache,
 ) -> Result<(Plain, Adjacency), PuntReason> {
     let inner = plain(packet)?;
+    // From ourselves, out of a tunnel: a martian to the kernel, unless accept_local is on.
+    if fib.is_own(inner.source) {
+        return Err(PuntReason::NotPlain);
+    }
     if !fib.egress(id).forwards.family_of(inner.destination) {
         return Err(PuntReason::ForwardingOff);
     }

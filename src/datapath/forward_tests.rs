@@ -101,6 +101,7 @@ impl Bed {
         );
         fib.add_neighbour(OVERLAY, Ipv4Addr::from(INSIDE).into(), HOST);
         fib.add_neighbour(OVERLAY, "fd01::2".parse().unwrap(), HOST);
+        fib.add_own("10.1.0.1".parse().unwrap());
         fib
     }
 
@@ -248,6 +249,11 @@ fn every_outbound_exception_goes_to_the_kernel_as_it_came() {
             PuntReason::NotPlain,
         ),
         ("martian source", from([127, 0, 0, 1]), PuntReason::NotPlain),
+        (
+            "from the router itself",
+            from([10, 1, 0, 1]),
+            PuntReason::NotPlain,
+        ),
         ("link-local", v6("fe80::1", "fd02::2"), PuntReason::NotPlain),
         (
             "to the router",

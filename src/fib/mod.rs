@@ -8,7 +8,7 @@ mod cache;
 mod routes;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     sync::{
         Arc,
@@ -131,6 +131,8 @@ pub struct Fib {
     egress: Vec<Egress>,
     routes: Arc<RouteTable>,
     neighbours: HashMap<(PortId, IpAddr), MacAddr, FxBuildHasher>,
+    /// The router's own addresses: nobody else may send from them.
+    own: HashSet<IpAddr, FxBuildHasher>,
     /// Two tables with different contents never have the same number; the empty one's is 0.
     number: u64,
 }
@@ -162,6 +164,7 @@ impl Fib {
             egress,
             routes: routes.into(),
             neighbours: HashMap::default(),
+            own: HashSet::default(),
             number: next_number(),
         }
     }
@@ -170,6 +173,17 @@ impl Fib {
     pub fn add_neighbour(&mut self, port: PortId, address: IpAddr, mac: MacAddr) {
         self.neighbours.insert((port, address), mac);
         self.number = next_number();
+    }
+
+    /// Adds an address of the router.
+    pub fn add_own(&mut self, address: IpAddr) {
+        self.own.insert(address);
+    }
+
+    /// Whether it is an address of the router.
+    #[inline]
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.own.contains(&address)
     }
 
     #[inline]

@@ -74,8 +74,6 @@ def own_way(probe: Probe, device_mtu: int) -> list[tuple[str, bytes]]:
         header = packet[GRE]
         if header.strict_route_source or header.recursion_control & 4:
             return []  # gre-2: bits 4 and 5 are refused (RFC 2784), where the kernel takes them.
-        if header.proto == 0x883E:
-            return []  # gre-6: WCCP is an unknown payload to us, where the kernel takes it as IPv4.
         if header.flags and header.version == 0:
             # gre-2: bits 8 to 12 are ignored (RFC 2784), where the kernel refuses them.
             arrives = Ether(src=Bench.INNER_MAC, dst=Bench.HOST_MAC) / IP(forwarded(IP(bytes(packet[GRE].payload))))
