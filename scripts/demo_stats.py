@@ -52,6 +52,10 @@ def drops(stats):
     for router in stats:
         for reason, n in router["drops"].items():
             total[reason] = total.get(reason, 0) + n
+        # What the kernel could not put into a worker's rings never became a packet of ours, and is lost all the same.
+        for port in (port for worker in router["workers"] for port in worker["ports"]):
+            for ring in ("rx_ring_full", "rx_dropped"):
+                total[ring] = total.get(ring, 0) + port[ring]
     return {reason: n for reason, n in total.items() if n}
 
 

@@ -6,13 +6,14 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     config::TunnelConfig,
-    mirror::{Best, Lookup, Route, RouteKind, State, Table},
+    mirror::{Best, Link, Lookup, Route, RouteKind, State, Table},
 };
 use crate::{
     fib::{Adjacency, Egress, Fib, Forwards, NextHop, PortId, PortInfo, RouteTable},
@@ -85,8 +86,14 @@ pub struct Compiled {
     pub tunnels: Vec<TunnelStatus>,
 }
 
-/// Compiles the mirror for these devices and tunnels.
-pub fn compile(state: &State, devices: &[Device], tunnels: &[TunnelDevice<'_>]) -> Compiled {
+/// Compiles the mirror for these devices and tunnels. `known` is the last table's routes, where nothing but neighbours
+/// has changed since.
+pub fn compile(
+    state: &State,
+    devices: &[Device],
+    tunnels: &[TunnelDevice<'_>],
+    known: Option<Arc<RouteTable>>,
+) -> Compiled {
     let scene = Scene {
         state,
         devices,
@@ -94,7 +101,7 @@ pub fn compile(state: &State, devices: &[Device], tunnels: &[TunnelDevice<'_>]) 
         by_ifindex: tunnels.iter().map(|t| (t.ifindex, *t)).collect(),
     };
     let statuses: Vec<TunnelStatus> = tunnels.iter().map(|t| scene.status(t)).collect();
-    let routes = scene.routes();
+    let routes = known.unwrap_or_else(|| Arc::new(scene.routes()));
     let plan = scene.plan(&statuses, &routes);
     let entries = tunnels
         .iter()
@@ -223,7 +230,7 @@ impl Scene<'_> {
                 let port = self.port(outer.ifindex)?;
                 let device = &self.devices[port.index()];
                 let link = self.state.link(outer.ifindex)?;
-                (device.underlay && link.up).then_some(Adjacency {
+                (device.underlay && can_send(link)).then_some(Adjacency {
                     port,
                     destination: outer.mac?,
                     source: link.mac?,
@@ -315,8 +322,8 @@ impl Scene<'_> {
         if let Some(tunnel) = self.by_ifindex.get(&hop.oif) {
             return NextHop::Tunnel { id: tunnel.id, mtu };
         }
-        let up = self.state.link(hop.oif).is_some_and(|link| link.up);
-        match (self.port(hop.oif).filter(|_| up), hop.gateway) {
+        let sends = self.state.link(hop.oif).is_some_and(can_send);
+        match (self.port(hop.oif).filter(|_| sends), hop.gateway) {
             (Some(port), None) => NextHop::Connected { port, mtu },
             (Some(port), Some(gateway)) => NextHop::Via { port, gateway, mtu },
             (None, _) => NextHop::Kernel,
@@ -333,7 +340,9 @@ impl Scene<'_> {
             addresses: self.own_addresses().collect(),
             ..Plan::default()
         };
-        let own = |local: Ipv4Addr| local.is_unspecified() || plan.addresses.contains(&local);
+        let own = |local: Ipv4Addr| {
+            local.is_unspecified() || plan.addresses.contains(&local) || self.delivers(local)
+        };
         plan.tunnels = (self.tunnels.iter().zip(statuses))
             .filter(|(t, status)| status.up && own(t.config.local))
             .map(|(t, _)| TunnelMatch {
@@ -353,6 +362,12 @@ impl Scene<'_> {
         plan
     }
 
+    /// A local route makes a whole prefix the router's own, without any address (AnyIP).
+    fn delivers(&self, address: Ipv4Addr) -> bool {
+        let found = self.state.lookup4(address);
+        found.is_some_and(|f| f.table == Table::Local && f.route.kind == RouteKind::Local)
+    }
+
     fn own_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
         self.state.addresses().filter_map(|a| match a.ip {
             IpAddr::V4(ip) => Some(ip),
@@ -361,16 +376,19 @@ impl Scene<'_> {
     }
 
     /// A device whose frames the kernel would not simply route gets no role: it is down, enslaved to a bridge or bond, or
-    /// carries VLAN devices whose tags the steering program cannot see.
+    /// carries VLAN devices whose tags the steering program cannot see; and no device has one where policy rules decide.
     fn port_plan(&self, device: &Device) -> PortPlan {
         let Some(link) = self.state.link(device.ifindex) else {
             return PortPlan::default();
         };
         let vlans = || {
-            let above = |l: &super::mirror::Link| l.vlan.is_some() && l.link == Some(link.index);
+            let above = |l: &Link| l.vlan.is_some() && l.link == Some(link.index);
             self.state.links().any(above)
         };
-        let fit = link.up && link.master.is_none() && (device.sees_tags || !vlans());
+        let fit = link.up
+            && link.master.is_none()
+            && (device.sees_tags || !vlans())
+            && !self.state.foreign_rules();
         let forwards = self.forwards(device.ifindex);
         PortPlan {
             mac: link.mac.unwrap_or_default().0,
@@ -381,6 +399,12 @@ impl Scene<'_> {
             partial_checksums: self.is_veth(device.ifindex),
         }
     }
+}
+
+/// Whether packets get anywhere by a device. Without carrier the kernel keeps the route, drops what it sends and answers
+/// the sender when the neighbour stays silent; a permanent neighbour entry outlives the carrier.
+fn can_send(link: &Link) -> bool {
+    link.up && link.carrier
 }
 
 /// Whether a route asks for more than a next hop that we could take.
@@ -433,3 +457,7 @@ fn prefixes(routes: &RouteTable, ready: &HashMap<TunnelId, u16>) -> Prefixes {
     }
     (v4, v6)
 }
+
+#[cfg(test)]
+#[path = "compile_tests.rs"]
+mod tests;

@@ -122,7 +122,8 @@ fn cpus(workers: &Workers, queues: u32) -> Vec<usize> {
 }
 
 impl FastPath {
-    /// Attaches the program and starts the workers. Nothing is steered before the first [`publish`](Self::publish).
+    /// Attaches the program and starts the workers. The plan in force must not name the devices: they get their roles
+    /// after the first [`publish`](Self::publish).
     pub fn start(
         config: &RouterConfig,
         found: &[FoundDevice],
@@ -177,7 +178,7 @@ impl FastPath {
     ) -> Result<(), FastPathError> {
         let (name, ifindex) = (device.name.as_str(), device.ifindex);
         let attached = match steer.attach(ifindex, name, queues, mode == XdpMode::Generic) {
-            Err(why) if mode == XdpMode::Auto && !matches!(why, SteerError::Busy { .. }) => {
+            Err(why @ SteerError::Attach { .. }) if mode == XdpMode::Auto => {
                 tracing::warn!("{name}: no native XDP ({why}); trying generic");
                 steer.attach(ifindex, name, queues, true)?
             }
@@ -265,9 +266,11 @@ impl FastPath {
         known.is_some_and(|d| self.generic.get(&d.ifindex) == Some(&true))
     }
 
-    /// The way to the worker that owns the sequence numbers.
+    /// The way to the worker that owns the sequence numbers; none while it hangs, so that the slow path goes on with them.
     pub fn owner(&self) -> Option<Owner> {
-        self.workers.first().map(|worker| Owner {
+        let hangs = self.hung.first() == Some(&true);
+        let worker = self.workers.first().filter(|_| !hangs);
+        worker.map(|worker| Owner {
             queue: worker.handovers.clone(),
             waker: Box::new(worker.waker.clone()),
         })
@@ -296,8 +299,9 @@ impl FastPath {
     }
 
     /// Once a second: frees what workers are done with, and takes a worker that hangs out of the steering, so that the
-    /// kernel carries its packets.
-    pub fn heartbeat(&mut self, steer: &mut Steer) {
+    /// kernel carries its packets. True when a worker has begun or ceased to hang.
+    pub fn heartbeat(&mut self, steer: &mut Steer) -> bool {
+        let mut news = false;
         for (worker, hung) in self.workers.iter_mut().zip(&mut self.hung) {
             worker.collect_spent();
             let hangs = worker.hangs();
@@ -305,6 +309,7 @@ impl FastPath {
                 continue;
             }
             *hung = hangs;
+            news = true;
             let id = worker.id;
             match hangs {
                 true => tracing::error!("worker {id} hangs: its packets go through the kernel"),
@@ -320,6 +325,7 @@ impl FastPath {
                 }
             }
         }
+        news
     }
 
     /// Leaves all packets to the kernel, lets the workers finish what they have, and ends them.

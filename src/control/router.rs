@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -10,13 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     compile::{Compiled, TunnelDevice, TunnelStatus, compile},
     config::{Config, RouterConfig, XdpMode},
     fastpath::{self, FastPath, FoundDevice},
-    mirror::{MirrorError, Monitor, Nud, Options, State},
+    mirror::{MirrorError, Monitor, Nud, Options, Parts, State},
     netlink::{Device, Handle},
     report::{MirrorReport, Statistics, Status},
     slowpath::{RawReceiver, ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
@@ -24,12 +25,21 @@ use super::{
     statistics,
     tunnels::{self, TunnelEntry, TunnelError},
 };
-use crate::xdp::{Limits, Steer, SteerError};
+use crate::{
+    fib::RouteTable,
+    xdp::{Limits, Plan, Steer, SteerError},
+};
 
 /// How many routers can share a network namespace: each has a service device of its own, greyhound0 and so on.
 const SERVICE_DEVICES: u32 = 64;
 /// How often heartbeats are looked at and neighbours refreshed.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How soon a fast path that was refused is tried again, at first and at last: attaching a program may reset a device.
+const RETRY: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(300);
+/// Neighbours of the inner networks that are refreshed in one tick, at the most.
+const REFRESHES: usize = 64;
 
 /// How long the start waits for the mirror to show the tunnels' devices.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -77,6 +87,7 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
     let signals = RunError::io("cannot listen to signals");
     let mut terminate = signal(SignalKind::terminate()).map_err(&signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(&signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(&signals)?;
     let socket = ControlSocket::bind(&config.router.control)?;
     let mut monitor = Monitor::open(Options::default()).await?;
     let handle = Handle::open().map_err(RunError::io("cannot open a netlink socket"))?;
@@ -102,6 +113,11 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
         _ = interrupt.recv() => {}
         () = serve(&socket, |request| router.borrow().statistics().answer(&request)) => {}
         () = follow(&router, &mut monitor, &handle) => {}
+        () = async {
+            while hangup.recv().await.is_some() {
+                tracing::warn!("SIGHUP: this version cannot reload its configuration; restart it");
+            }
+        } => {}
     }
     tracing::info!("stopping");
     let stopped = router.into_inner().stop();
@@ -133,15 +149,15 @@ async fn follow(router: &RefCell<Router>, monitor: &mut Monitor, handle: &Handle
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let changed = tokio::select! {
-            _ = monitor.changed() => true,
-            _ = tick.tick() => false,
+            change = monitor.changed() => Some(change.what),
+            _ = tick.tick() => None,
         };
         let requests = {
             let mut router = router.borrow_mut();
             router.mirror = mirror_report(monitor);
             match changed {
-                true => router.follow(monitor.state()),
-                false => router.heartbeat(monitor.state()),
+                Some(what) => router.follow(monitor.state(), what),
+                None => router.heartbeat(monitor.state()),
             }
         };
         for request in requests {
@@ -164,6 +180,8 @@ fn mirror_report(monitor: &Monitor) -> MirrorReport {
 enum KernelRequest {
     SetMtu(Device, u16),
     Refresh(Device, std::net::IpAddr),
+    AddAddress(Device, IpNet),
+    AddRoute(Device, IpNet),
 }
 
 impl KernelRequest {
@@ -171,6 +189,10 @@ impl KernelRequest {
         let result = match &self {
             KernelRequest::SetMtu(device, mtu) => handle.set_mtu(device, (*mtu).into()).await,
             KernelRequest::Refresh(device, ip) => handle.use_neighbour(device, *ip).await,
+            KernelRequest::AddAddress(device, address) => {
+                handle.add_address(device, *address).await
+            }
+            KernelRequest::AddRoute(device, prefix) => handle.add_route(device, *prefix).await,
         };
         if let Err(why) = result {
             tracing::warn!("{why}");
@@ -187,13 +209,39 @@ struct Router {
     /// Threads that keep records: the slow path and the workers.
     threads: u32,
     slow: SlowPath,
+    /// The kernel has policy rules of somebody else's, which the fast path does not know.
+    foreign_rules: bool,
     /// None where BPF is not to be had and not needed (`xdp = "off"`).
     steer: Option<Steer>,
     fast: Option<FastPath>,
     /// The devices that the fast path runs on, or was last refused on.
     devices: Vec<FoundDevice>,
-    state: State,
+    /// Why and when the fast path was refused, while it is.
+    refused: Option<Refused>,
+    /// Names of the devices that outer packets leave by.
+    outgoing: BTreeMap<u32, Box<str>>,
+    /// The routes in force.
+    routes: Arc<RouteTable>,
     mirror: MirrorReport,
+}
+
+/// A fast path that did not come up.
+struct Refused {
+    why: String,
+    again: Instant,
+    wait: Duration,
+}
+
+impl Refused {
+    /// The refusal that follows `before`, each time waiting twice as long.
+    fn after(before: Option<Refused>, why: String, now: Instant) -> Self {
+        let wait = before.map_or(RETRY, |before| (before.wait * 2).min(RETRY_MAX));
+        Self {
+            why,
+            again: now + wait,
+            wait,
+        }
+    }
 }
 
 impl Router {
@@ -228,10 +276,13 @@ impl Router {
             statuses: Vec::new(),
             threads,
             slow,
+            foreign_rules: false,
             steer,
             fast: None,
             devices,
-            state: state.clone(),
+            refused: None,
+            outgoing: BTreeMap::new(),
+            routes: Arc::default(),
             mirror: MirrorReport::default(),
             config,
         };
@@ -261,6 +312,10 @@ impl Router {
 
     /// Compiles the mirror and puts the result in force everywhere.
     fn publish(&mut self, state: &State) {
+        self.publish_with(state, None);
+    }
+
+    fn publish_with(&mut self, state: &State, known: Option<Arc<RouteTable>>) {
         let devices: Vec<TunnelDevice<'_>> = self
             .tunnels
             .iter()
@@ -271,7 +326,17 @@ impl Router {
             })
             .collect();
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
-        let Compiled { fib, plan, tunnels } = compile(state, ports, &devices);
+        let Compiled { fib, plan, tunnels } = compile(state, ports, &devices, known);
+        if self.foreign_rules != state.foreign_rules() {
+            self.foreign_rules = state.foreign_rules();
+            match self.foreign_rules {
+                true => tracing::warn!(
+                    "policy rules: the kernel forwards everything while they are there; see `ip rule`"
+                ),
+                false => tracing::info!("no policy rules any more: the fast path carries again"),
+            }
+        }
+        self.routes = fib.shared_routes();
         for (entry, (now, before)) in self.tunnels.iter().zip(
             tunnels.iter().zip(
                 self.statuses
@@ -284,36 +349,57 @@ impl Router {
                 tracing::info!("tunnel {}: {}", entry.config.name, now.word());
             }
         }
+        let outer = tunnels.iter().filter_map(|status| status.outer);
+        self.outgoing = outer
+            .filter_map(|outer| Some((outer.ifindex, state.link(outer.ifindex)?.name.clone())))
+            .collect();
         let fib = Arc::new(fib);
         let records = |thread: u32| -> Vec<_> {
             let all = self.tunnels.iter();
             all.map(|t| Some(t.record(thread, self.threads))).collect()
         };
+        // The workers learn of a tunnel before packets are handed or steered to them.
+        if let Some(fast) = &mut self.fast {
+            fast.publish(&fib, |worker| records(worker + 1));
+        }
         self.slow.publish(SlowSnapshot {
             table: fib.shared_tunnels(),
             records: records(0),
             owner: self.fast.as_ref().and_then(FastPath::owner),
         });
-        // The workers learn of a tunnel before packets are steered to it.
-        if let Some(fast) = &mut self.fast {
-            fast.publish(&fib, |worker| records(worker + 1));
-        }
         if let Some(steer) = &mut self.steer {
             match steer.apply(&plan) {
                 Ok(changes) => tracing::debug!(?changes, "steering changed"),
-                Err(why) => tracing::error!("{why}"),
+                Err(why) => {
+                    tracing::error!("inner traffic goes through the kernel: {why}");
+                    // The plan in force may be older than the workers' routes: better none.
+                    let bare = Plan {
+                        v4: BTreeMap::new(),
+                        v6: BTreeMap::new(),
+                        ..plan
+                    };
+                    if let Err(why) = steer.apply(&bare) {
+                        tracing::error!("{why}");
+                    }
+                }
             }
         }
         self.statuses = tunnels;
-        self.state = state.clone();
     }
 
     /// The kernel's state has changed.
-    fn follow(&mut self, state: &State) -> Vec<KernelRequest> {
+    fn follow(&mut self, state: &State, what: Parts) -> Vec<KernelRequest> {
+        if what == Parts::NEIGHBOURS {
+            // The most frequent news, and a million routes are none of it.
+            self.publish_with(state, Some(self.routes.clone()));
+            return Vec::new();
+        }
         if self.config.router.xdp != XdpMode::Off {
             self.follow_devices(state);
         }
+        let was_up: Vec<bool> = self.statuses.iter().map(|status| status.up).collect();
         self.publish(state);
+        let mut requests = self.restore(&was_up);
         let underlay = self.config.router.underlay.clone();
         let mtu = |entry: &mut TunnelEntry| {
             let mtu = entry.new_auto_mtu(state, &underlay)?;
@@ -321,7 +407,25 @@ impl Router {
             tracing::info!("tunnel {name}: MTU {mtu}, as the underlay's has changed");
             Some(KernelRequest::SetMtu(entry.device.clone(), mtu))
         };
-        self.tunnels.iter_mut().filter_map(mtu).collect()
+        requests.extend(self.tunnels.iter_mut().filter_map(mtu));
+        requests
+    }
+
+    /// A device that was set down has lost its routes, and its IPv6 addresses: once it is up again it gets back those that
+    /// the configuration says.
+    fn restore(&self, was_up: &[bool]) -> Vec<KernelRequest> {
+        let mut requests = Vec::new();
+        for ((entry, now), was_up) in self.tunnels.iter().zip(&self.statuses).zip(was_up) {
+            if !now.up || *was_up {
+                continue;
+            }
+            let (device, config) = (&entry.device, &entry.config);
+            let addresses = config.address.iter();
+            requests.extend(addresses.map(|a| KernelRequest::AddAddress(device.clone(), *a)));
+            let routes = config.routes.iter();
+            requests.extend(routes.map(|r| KernelRequest::AddRoute(device.clone(), *r)));
+        }
+        requests
     }
 
     /// Ends the fast path when a device of it is gone or another one, and starts it again when all are there.
@@ -333,6 +437,7 @@ impl Router {
                     tracing::warn!("fast path off: {why}");
                 }
                 self.stop_fast_path();
+                self.refused = None;
                 self.devices.clear();
                 return;
             }
@@ -340,11 +445,27 @@ impl Router {
         if found != self.devices {
             self.stop_fast_path();
             self.devices = found;
-            match self.start_fast_path() {
-                Ok(()) => tracing::info!("fast path on again"),
-                Err(why) => tracing::error!("fast path off: {why}"),
-            }
+            self.refused = None;
+            // The new workers must know what they forward by before anything is steered to them, and until then the
+            // slow path numbers the packets.
+            self.publish(state);
+            self.restart_fast_path();
         }
+    }
+
+    /// Whether it is on now.
+    fn restart_fast_path(&mut self) -> bool {
+        let before = self.refused.take();
+        let Err(why) = self.start_fast_path() else {
+            tracing::info!("fast path on again");
+            return true;
+        };
+        let why = why.to_string();
+        if before.as_ref().map(|before| &before.why) != Some(&why) {
+            tracing::error!("fast path off: {why}");
+        }
+        self.refused = Some(Refused::after(before, why, Instant::now()));
+        false
     }
 
     fn stop_fast_path(&mut self) {
@@ -355,24 +476,31 @@ impl Router {
 
     /// Once a second.
     fn heartbeat(&mut self, state: &State) -> Vec<KernelRequest> {
-        let mut behind = false;
+        let mut outdated = false;
         if let (Some(fast), Some(steer)) = (&mut self.fast, &mut self.steer) {
-            fast.heartbeat(steer);
-            behind = fast.is_behind();
+            outdated = fast.heartbeat(steer) || fast.is_behind();
         }
-        if behind {
+        let due = |refused: &Refused| refused.again <= Instant::now();
+        if self.refused.as_ref().is_some_and(due) {
+            outdated |= self.restart_fast_path();
+        }
+        if outdated {
             self.publish(state);
         }
         self.stale_neighbours(state)
     }
 
-    /// The kernel does not see that the tunnels' next hops are in use, and would let them go stale and expire.
+    /// The kernel does not see that the next hops are in use, and would neither probe them nor keep them.
     fn stale_neighbours(&self, state: &State) -> Vec<KernelRequest> {
-        let mut stale = BTreeMap::new();
+        let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
+        let inner = state.neighbours().filter(|((ifindex, _), neighbour)| {
+            neighbour.nud == Nud::Stale && ports.iter().any(|port| port.ifindex == *ifindex)
+        });
+        let mut stale: BTreeSet<_> = inner.map(|(key, _)| *key).take(REFRESHES).collect();
         for outer in self.statuses.iter().filter_map(|status| status.outer) {
             let entry = state.neighbour_entry(outer.ifindex, outer.neighbour);
             if entry.is_some_and(|neighbour| neighbour.nud == Nud::Stale) {
-                stale.insert((outer.ifindex, outer.neighbour), ());
+                stale.insert((outer.ifindex, outer.neighbour));
             }
         }
         let request = |(ifindex, ip): (u32, std::net::IpAddr)| {
@@ -383,7 +511,7 @@ impl Router {
             };
             Some(KernelRequest::Refresh(device, ip))
         };
-        stale.into_keys().filter_map(request).collect()
+        stale.into_iter().filter_map(request).collect()
     }
 
     fn statistics(&self) -> Statistics {
@@ -396,7 +524,7 @@ impl Router {
         let tunnels = self.tunnels.iter().enumerate();
         Statistics {
             tunnels: tunnels
-                .map(|(n, entry)| statistics::tunnel(entry, self.statuses.get(n), &self.state))
+                .map(|(n, entry)| statistics::tunnel(entry, self.statuses.get(n), &self.outgoing))
                 .collect(),
             drops: statistics::all_drops(&workers, &slow_path),
             workers,
@@ -457,4 +585,23 @@ fn find_devices(config: &RouterConfig, state: &State) -> Result<Vec<FoundDevice>
         })
     };
     config.devices().into_iter().map(find).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_fast_path_is_tried_again_ever_more_rarely() {
+        let now = Instant::now();
+        let mut refused = None;
+        let waits: Vec<u64> = (0..9)
+            .map(|_| {
+                let next = Refused::after(refused.take(), String::new(), now);
+                assert_eq!(next.again, now + next.wait);
+                refused.insert(next).wait.as_secs()
+            })
+            .collect();
+        assert_eq!(waits, [2, 4, 8, 16, 32, 64, 128, 256, 300]);
+    }
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use super::{
     compile::TunnelStatus,
     fastpath::FastPath,
-    mirror::State,
     report::{
         NextHopReport, PathShare, PortReport, Reasons, SlowPathReport, Traffic, TunnelReport,
         WorkerReport,
@@ -29,16 +28,20 @@ fn punts(counts: &PuntCounts) -> Reasons {
         .collect()
 }
 
-/// One tunnel's report.
-pub fn tunnel(entry: &TunnelEntry, status: Option<&TunnelStatus>, state: &State) -> TunnelReport {
+/// One tunnel's report. `devices` names the underlay devices by interface index.
+pub fn tunnel(
+    entry: &TunnelEntry,
+    status: Option<&TunnelStatus>,
+    devices: &BTreeMap<u32, Box<str>>,
+) -> TunnelReport {
     let mut report = TunnelReport::from(&entry.config);
     if let Some(status) = status {
         report.state = status.word().to_owned();
         report.mtu = status.mtu.into();
         report.next_hop = status.outer.map(|outer| NextHopReport {
-            device: state
-                .link(outer.ifindex)
-                .map_or_else(String::new, |link| link.name.to_string()),
+            device: devices
+                .get(&outer.ifindex)
+                .map_or_else(String::new, ToString::to_string),
             via: outer.neighbour.to_string(),
             lladdr: outer.mac.map(|mac| mac.to_string()),
         });

@@ -37,6 +37,8 @@ const SLEEP: Timespec = Timespec {
 const DRAIN: Duration = Duration::from_millis(200);
 /// A worker that stands still for so long hangs; on a busy machine a thread may wait for its CPU almost as long.
 const HANG: Duration = Duration::from_secs(3);
+/// How long a worker's end is waited for: one that hangs must not keep the router from ending.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// Turns that an ending worker makes at the most: enough for several full rings.
 const LAST_TURNS: u32 = 1024;
 /// Places in the queues between a worker and the control room.
@@ -99,7 +101,8 @@ impl AsFd for SocketHandle {
     }
 }
 
-/// A running worker. Dropping it stops the thread, after its last frames are sent or a fraction of a second.
+/// A running worker. Dropping it stops the thread, after its last frames are sent or a fraction of a second. A thread
+/// that hangs is left behind.
 pub struct WorkerHandle {
     pub id: u32,
     pub cpu: usize,
@@ -193,10 +196,24 @@ impl Drop for WorkerHandle {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
         crate::datapath::Wake::wake(&self.waker);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let ended = self.thread.take().is_none_or(|t| join(t, FAREWELL));
+        if !ended {
+            tracing::error!("worker {} hangs and is left behind", self.id);
         }
     }
+}
+
+/// Waits for a thread's end, at the most for `limit`. Whether it has ended.
+fn join(thread: JoinHandle<()>, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    while !thread.is_finished() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = thread.join();
+    true
 }
 
 /// What the thread itself holds.
@@ -255,5 +272,19 @@ impl Thread {
         let _ = poll(&mut fds, Some(if sending { &NAP } else { &SLEEP }));
         self.stats.set_asleep(false);
         self.waker.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_hangs_is_left_behind() {
+        let (release, held) = bounded::<()>(0);
+        let hanging = std::thread::spawn(move || assert!(held.recv().is_err()));
+        assert!(!join(hanging, Duration::from_millis(1)));
+        drop(release);
+        assert!(join(std::thread::spawn(|| ()), FAREWELL));
     }
 }

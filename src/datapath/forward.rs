@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{DropReason, PuntReason, PuntTo, Verdict, WorkerStats, stats::TunnelRecord};
 use crate::{
-    fib::{Adjacency, Fib, PortId, PortInfo, Resolution},
+    fib::{Adjacency, Fib, PortId, PortInfo, Resolution, ResolutionCache},
     packet::{
         EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, ipv4, ipv6, protocol,
         transport,
@@ -20,12 +20,13 @@ pub struct ForwardState {
     pub tunnels: Vec<Option<Arc<TunnelRecord>>>,
     /// This worker owns the sequence numbers of all tunnels that have them.
     pub owns_sequences: bool,
+    pub resolutions: ResolutionCache,
 }
 
 impl ForwardState {
     #[inline]
     fn tunnel(&self, id: TunnelId) -> Option<&TunnelRecord> {
-        self.tunnels.get(id.index())?.as_deref()
+        record(&self.tunnels, id)
     }
 
     #[inline]
@@ -36,6 +37,11 @@ impl ForwardState {
         }
         Verdict::Drop(reason)
     }
+}
+
+#[inline]
+fn record(tunnels: &[Option<Arc<TunnelRecord>>], id: TunnelId) -> Option<&TunnelRecord> {
+    tunnels.get(id.index())?.as_deref()
 }
 
 /// Decides what becomes of a frame that was received on port `from`, and rewrites it in place. `fib` is an immutable
@@ -106,7 +112,7 @@ struct Plain {
 }
 
 /// Whether an inner packet is plain; otherwise why it is the kernel's.
-#[inline]
+#[inline(always)]
 fn plain(packet: &[u8]) -> Result<Plain, PuntReason> {
     let not_plain = |_: ParseError| PuntReason::NotPlain;
     if packet.first().is_some_and(|byte| byte >> 4 == 6) {
@@ -157,7 +163,7 @@ fn decrement(packet: &mut [u8], destination: IpAddr) {
 }
 
 /// Puts the Ethernet header of `adjacency` in front of an IP packet.
-#[inline]
+#[inline(always)]
 fn transmit<B: PacketBuf>(packet: &mut B, adjacency: &Adjacency) -> Verdict {
     let ether_type = match packet.data().first().map(|byte| byte >> 4) {
         Some(6) => EtherType::IPV6,
@@ -189,7 +195,7 @@ fn from_overlay<B: PacketBuf>(
     if !port.forwards.family_of(inner.destination) {
         return Verdict::Drop(DropReason::ForwardingOff);
     }
-    let (id, mtu) = match fib.resolve(inner.destination) {
+    let (id, mtu) = match state.resolutions.resolve(fib, inner.destination) {
         Resolution::Tunnel { id, mtu } => (id, mtu),
         Resolution::Local => return to_kernel(PuntReason::LocalDelivery),
         _ => return to_kernel(PuntReason::NoRoute),
@@ -284,7 +290,7 @@ fn from_underlay<B: PacketBuf>(
         Err(refusal) => return Verdict::Drop(refusal.into()),
     };
     let id = outer.tunnel;
-    let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), state.tunnel(id)) else {
+    let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), record(&state.tunnels, id)) else {
         return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
     };
     if tunnel.iseq && !state.owns_sequences {
@@ -298,7 +304,7 @@ fn from_underlay<B: PacketBuf>(
     {
         state.stats.checksums_completed.add(1);
     }
-    let (inner, adjacency) = match forwardable(packet.data(), id, fib) {
+    let (inner, adjacency) = match forwardable(packet.data(), id, fib, &mut state.resolutions) {
         Ok(found) => found,
         // The slow path counts these for the tunnel when it delivers them.
         Err(reason) => return Verdict::Punt(reason, PuntTo::Tunnel(id)),
@@ -313,13 +319,18 @@ fn from_underlay<B: PacketBuf>(
 }
 
 /// Whether a decapsulated packet can go straight to its next hop; otherwise why it is the kernel's.
-#[inline]
-fn forwardable(packet: &[u8], id: TunnelId, fib: &Fib) -> Result<(Plain, Adjacency), PuntReason> {
+#[inline(always)]
+fn forwardable(
+    packet: &[u8],
+    id: TunnelId,
+    fib: &Fib,
+    resolutions: &mut ResolutionCache,
+) -> Result<(Plain, Adjacency), PuntReason> {
     let inner = plain(packet)?;
     if !fib.egress(id).forwards.family_of(inner.destination) {
         return Err(PuntReason::ForwardingOff);
     }
-    let adjacency = match fib.resolve(inner.destination) {
+    let adjacency = match resolutions.resolve(fib, inner.destination) {
         Resolution::Adjacent(adjacency) => adjacency,
         Resolution::Tunnel { .. } => return Err(PuntReason::TunnelToTunnel),
         Resolution::Local => return Err(PuntReason::LocalDelivery),

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use super::*;
 use crate::{
-    fib::{Egress, Forwards, NextHop, RouteTable},
+    fib::{Egress, Forwards, NextHop, ResolutionCache, RouteTable},
     packet::{GreKey, MacAddr, VecBuf},
     tunnel::{TunnelState, tests::tunnel},
 };
@@ -88,6 +88,7 @@ impl Bed {
                     .map(|_| Some(Arc::new(TunnelRecord::new(0, 1, Arc::default()))))
                     .collect(),
                 owns_sequences: true,
+                resolutions: ResolutionCache::default(),
             },
         }
     }

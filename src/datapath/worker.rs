@@ -9,7 +9,7 @@ use super::{
     forward, forward::HandoverKind, forward_handover, stats::TunnelRecord,
 };
 use crate::{
-    fib::{Fib, PortId},
+    fib::{Fib, PortId, ResolutionCache},
     packet::PacketBuf,
 };
 
@@ -71,6 +71,7 @@ impl<P: Port> Worker<P> {
                 stats,
                 tunnels: Vec::new(),
                 owns_sequences,
+                resolutions: ResolutionCache::default(),
             },
         }
     }
@@ -148,12 +149,15 @@ impl<P: Port> Worker<P> {
     }
 
     fn take_handovers(&mut self) -> usize {
-        let mut n = 0;
-        while n < BURST {
+        let waiting = self.links.handovers.len().min(BURST);
+        if waiting > 0 {
+            // A packet may be handed over as soon as the snapshot that it needs is on its way.
+            self.adopt_snapshot();
+        }
+        for _ in 0..waiting {
             let Ok(handover) = self.links.handovers.try_recv() else {
                 break;
             };
-            n += 1;
             self.state.stats.handed_over.add(1);
             let (kind, bytes, from) = match &handover {
                 Handover::IntoTunnel(id, bytes) => {
@@ -173,7 +177,7 @@ impl<P: Port> Worker<P> {
             }
             self.discard(Spent::Handover(handover));
         }
-        n
+        waiting
     }
 
     /// A free frame that holds a copy of `bytes`.

@@ -254,3 +254,15 @@ fn a_handed_over_packet_of_full_size_keeps_its_headroom() {
     assert_eq!(bed.worker.ports[0].wire_out[0].len(), 14 + 1500);
     const { assert!(memory::FRAME_LEN - 1500 > HEADROOM) };
 }
+
+#[test]
+fn a_packet_is_handed_over_under_the_snapshot_that_was_published_before_it() {
+    let mut bed = Bed::new(8, 4);
+    // As if both came in the middle of a turn that has looked for snapshots already.
+    let handover = Handover::IntoTunnel(TunnelId(0), packet(0)[14..].into());
+    bed.handovers.send(handover).unwrap();
+    assert_eq!(bed.worker.take_handovers(), 1);
+    bed.worker.transmit();
+    assert_eq!(bed.stats.tx_packets.get(), 1);
+    assert_eq!(bed.stats.drops.total(), 0);
+}

@@ -4,12 +4,21 @@
 //! lookups. The control room builds it from its mirror of the kernel; workers only read it. It knows no packets and no
 //! I/O.
 
+mod cache;
 mod routes;
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use rustc_hash::FxBuildHasher;
 
+pub use cache::ResolutionCache;
 pub use routes::RouteTable;
 
 use crate::{
@@ -120,8 +129,15 @@ pub struct Fib {
     ports: Vec<PortInfo>,
     tunnels: Arc<TunnelTable>,
     egress: Vec<Egress>,
-    routes: RouteTable,
+    routes: Arc<RouteTable>,
     neighbours: HashMap<(PortId, IpAddr), MacAddr, FxBuildHasher>,
+    /// Two tables with different contents never have the same number; the empty one's is 0.
+    number: u64,
+}
+
+fn next_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Relaxed) + 1
 }
 
 impl Fib {
@@ -129,7 +145,7 @@ impl Fib {
     pub fn new(
         ports: Vec<PortInfo>,
         tunnels: impl IntoIterator<Item = (Tunnel, Egress)>,
-        routes: RouteTable,
+        routes: impl Into<Arc<RouteTable>>,
     ) -> Self {
         let mut egress = Vec::new();
         let tunnels = TunnelTable::new(tunnels.into_iter().map(|(tunnel, out)| {
@@ -144,14 +160,16 @@ impl Fib {
             ports,
             tunnels: Arc::new(tunnels),
             egress,
-            routes,
+            routes: routes.into(),
             neighbours: HashMap::default(),
+            number: next_number(),
         }
     }
 
     /// Adds a neighbour whose link address is known.
     pub fn add_neighbour(&mut self, port: PortId, address: IpAddr, mac: MacAddr) {
         self.neighbours.insert((port, address), mac);
+        self.number = next_number();
     }
 
     #[inline]
@@ -177,6 +195,11 @@ impl Fib {
         &self.routes
     }
 
+    /// The routes, for the next table where they are the same.
+    pub fn shared_routes(&self) -> Arc<RouteTable> {
+        self.routes.clone()
+    }
+
     /// How a tunnel's packets leave; not ready for a slot that is empty.
     #[inline]
     pub fn egress(&self, id: TunnelId) -> Egress {
@@ -184,7 +207,6 @@ impl Fib {
     }
 
     /// Where a packet for `destination` goes.
-    #[inline]
     pub fn resolve(&self, destination: IpAddr) -> Resolution {
         match self.routes.lookup(destination) {
             Some(NextHop::Connected { port, mtu }) => self.adjacent(port, destination, mtu),
@@ -212,12 +234,12 @@ impl Fib {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
 
-    fn port(name: &str) -> PortInfo {
+    pub(crate) fn port(name: &str) -> PortInfo {
         PortInfo {
             name: name.into(),
             ifindex: 7,

@@ -43,7 +43,7 @@ pub struct Gre<'a> {
 
 impl<'a> Gre<'a> {
     /// Checks version, flags and length. `bytes` end where the outer packet ends.
-    #[inline]
+    #[inline(always)]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let [f0, f1, p0, p1] = *bytes.first_chunk::<4>().ok_or(ParseError::Truncated)?;
         let flags = u16::from_be_bytes([f0, f1]);

@@ -24,7 +24,7 @@ pub struct Outer {
 impl Outer {
     /// Parses an outer packet (it begins with the IPv4 header) and finds its tunnel. `device` is the interface index
     /// that it came in by, where known.
-    #[inline]
+    #[inline(always)]
     pub fn parse(
         packet: &[u8],
         tunnels: &TunnelTable,
@@ -67,7 +67,7 @@ struct Inner {
 }
 
 impl Inner {
-    #[inline]
+    #[inline(always)]
     fn parse(packet: &[u8], tunnel: &Tunnel) -> Result<Inner, ParseErrorOrLoop> {
         if packet.first().is_some_and(|byte| byte >> 4 == 6) {
             let ip = Ipv6::parse(packet)?;
@@ -80,10 +80,7 @@ impl Inner {
             });
         }
         let ip = Ipv4::parse(packet)?;
-        if ip.protocol() == protocol::GRE
-            && ip.destination() == tunnel.remote
-            && ip.source() == tunnel.local
-        {
+        if ip.protocol() == protocol::GRE && goes_round(ip, tunnel) {
             return Err(ParseErrorOrLoop::Loop);
         }
         Ok(Inner {
@@ -94,6 +91,29 @@ impl Inner {
             protocol: EtherType::IPV4,
         })
     }
+}
+
+/// GRE headers that a packet may have inside each other before it gets another one.
+const DEPTH: usize = 8;
+
+/// Whether a GRE packet has been in this tunnel before, in others since, or in too many altogether (gre-8). Tunnels whose
+/// outer routes lead into each other would otherwise send a packet round for ever: locally sent packets lose no TTL.
+fn goes_round(mut ip: Ipv4<'_>, tunnel: &Tunnel) -> bool {
+    for _ in 0..DEPTH {
+        if (ip.source(), ip.destination()) == (tunnel.local, tunnel.remote) {
+            return true;
+        }
+        // Only the first fragment has a GRE header; of the others the addresses above tell enough.
+        let nested = match Gre::parse(ip.payload()) {
+            Ok(gre) if gre.protocol() == EtherType::IPV4 => Ipv4::parse(gre.payload()),
+            _ => return false,
+        };
+        match nested {
+            Ok(nested) if nested.protocol() == protocol::GRE => ip = nested,
+            _ => return false,
+        }
+    }
+    true
 }
 
 enum ParseErrorOrLoop {

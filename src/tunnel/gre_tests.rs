@@ -307,9 +307,32 @@ fn gre_8_its_own_outer_packets_are_refused() {
     // Another tunnel's packets are payload like any other.
     let other = Tunnel {
         remote: Ipv4Addr::new(198, 51, 100, 1),
-        ..tunnel
+        ..tunnel.clone()
     };
     assert!(encapsulate(&other, &mut again, &state()).is_ok());
+    // Back from there it would go round through both.
+    assert_eq!(
+        encapsulate(&tunnel, &mut again, &state()),
+        Err(Refusal::Recursion)
+    );
+}
+
+#[test]
+fn gre_8_the_nesting_depth_is_bounded() {
+    let tunnel = |n: usize| Tunnel {
+        remote: Ipv4Addr::new(198, 51, 100, n as u8),
+        ..tunnel()
+    };
+    let mut packet = VecBuf::new(512, &inner(PLAIN, b"x"));
+    for n in 0..=DEPTH {
+        assert_eq!(
+            encapsulate(&tunnel(n), &mut packet, &state()),
+            Ok(()),
+            "{n}"
+        );
+    }
+    let deepest = encapsulate(&tunnel(DEPTH + 1), &mut packet, &state());
+    assert_eq!(deepest, Err(Refusal::Recursion));
 }
 
 #[test]

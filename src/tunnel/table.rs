@@ -7,8 +7,24 @@ use rustc_hash::FxBuildHasher;
 use super::{Tunnel, TunnelId};
 use crate::packet::GreKey;
 
-/// Outer addresses as the receiver sees them (local is the packet's destination), and the key.
-type Match = (Ipv4Addr, Ipv4Addr, Option<GreKey>);
+/// Outer addresses as the receiver sees them (local is the packet's destination), and the key; as two numbers, which
+/// are quick to hash and to compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Match {
+    addresses: u64,
+    key: u64,
+}
+
+impl Match {
+    #[inline]
+    fn new(local: Ipv4Addr, remote: Ipv4Addr, key: Option<GreKey>) -> Self {
+        Self {
+            addresses: u64::from(local.to_bits()) << 32 | u64::from(remote.to_bits()),
+            // No key is none of the 2^32 (gre-4).
+            key: key.map_or(u64::MAX, |key| u64::from(key.0)),
+        }
+    }
+}
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
@@ -32,12 +48,13 @@ impl TunnelTable {
             }
             if tunnel.up {
                 // A multicast remote receives what is sent to the group, from anyone.
-                let key = if tunnel.remote.is_multicast() {
-                    (tunnel.remote, ANY, tunnel.ikey)
+                let (local, remote) = if tunnel.remote.is_multicast() {
+                    (tunnel.remote, ANY)
                 } else {
-                    (tunnel.local, tunnel.remote, tunnel.ikey)
+                    (tunnel.local, tunnel.remote)
                 };
-                table.wildcards |= key.0 == ANY || key.1 == ANY;
+                table.wildcards |= local == ANY || remote == ANY;
+                let key = Match::new(local, remote, tunnel.ikey);
                 table.matches.entry(key).or_default().push(tunnel.id);
             }
             table.tunnels[slot] = Some(tunnel);
@@ -80,7 +97,7 @@ impl TunnelTable {
             &steps[..1]
         };
         for &(local, remote) in steps {
-            let Some(ids) = self.matches.get(&(local, remote, key)) else {
+            let Some(ids) = self.matches.get(&Match::new(local, remote, key)) else {
                 continue;
             };
             for tunnel in ids.iter().filter_map(|id| self.get(*id)) {
@@ -127,7 +144,11 @@ mod tests {
     }
 
     /// `ip_tunnel_lookup` written as the kernel has it: four passes over a list.
-    fn linear(list: &[Tunnel], packet: Match, device: Option<u32>) -> Option<&Tunnel> {
+    fn linear(
+        list: &[Tunnel],
+        packet: (Ipv4Addr, Ipv4Addr, Option<GreKey>),
+        device: Option<u32>,
+    ) -> Option<&Tunnel> {
         let mut candidate = None;
         for (local, remote) in [
             (packet.0, packet.1),

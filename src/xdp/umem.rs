@@ -87,6 +87,24 @@ impl Memory {
 
 pub(super) type Shared = Rc<RefCell<Pool>>;
 
+/// Has the processor fetch the headers of a packet, which another core or the device has just written, while the
+/// rest of the burst is claimed: two cache lines, the second for what lies behind a tunnel's headers.
+#[inline]
+fn prefetch(start: NonNull<u8>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let start = start.as_ptr().cast::<i8>().cast_const();
+        // SAFETY: a hint: it reads nothing that the program sees, and no address makes it fault.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(start);
+            _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(64));
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = start;
+}
+
 /// What a port needs to know to turn descriptors into frames and back.
 #[derive(Clone, Copy)]
 pub(super) struct Area {
@@ -109,6 +127,7 @@ impl Area {
         // SAFETY: the address lies inside the mapping, and the caller owns the frame around it.
         unsafe {
             let start = self.base.add(desc.addr());
+            prefetch(start);
             Frame::new(start, headroom as u32, desc.lengths().data() as u32)
         }
     }

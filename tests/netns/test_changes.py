@@ -113,8 +113,9 @@ def test_tunnel_device_down_and_up(single, xdp):
     bed.send_outside(bed.around(back(v4())), bed.around(back(v4()), outer={"options": b"\1\1\1\1"}))
     bed.fence_plain()
     bed.router.ip("link", "set", "gre1", "up")
-    for route in ("10.2.0.0/16", "fd02::/64"):
-        bed.router.ip("route", "replace", route, "dev", "gre1")
+    # The kernel has dropped the routes with the device; what the configuration says comes back.
+    wait_until(lambda: "10.2.0.0/16" in bed.router.ip("route", "show", "dev", "gre1"), "the IPv4 route is back")
+    wait_until(lambda: "fd02::/64" in bed.router.ip("-6", "route", "show", "dev", "gre1"), "the IPv6 route is back")
     wait_until(lambda: bed.greyhound.tunnel()["state"] == "up", "the tunnel is up")
     outside, inside = bed.fence_inside(), bed.fence_outside()
     assert not [frame.summary() for frame in outside + inside if delivers(frame)]

@@ -1,0 +1,160 @@
+"""The two ends, what is between them, and Greyhound running at one of them.
+
+    A host 10.1.0.2 ─ lan A router wan 192.0.2.1 ─ toA underlay toB ─ 198.51.100.1 eth0 B router lan ─ B host 10.2.0.2
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+
+from places import Failed, Namespace, Place, boot
+
+DEVICE = "t0"
+MAC_B = "02:00:00:00:b0:01"
+
+
+@dataclass
+class End:
+    """One end of the tunnel: its router and the host behind it, their addresses by family, and its port of the underlay."""
+
+    name: str
+    router: Place
+    host: Place
+    outer: dict
+    inner: dict
+    tunnel: dict
+    net: dict
+    port: str
+    wan: str
+    mac: str = ""
+    other: "End" = field(default=None, repr=False)
+
+    def gateway(self, family):
+        return self.inner[family][:-1] + "1"
+
+
+class Bed:
+    def __init__(self, options):
+        self.name, self.dir, self.greyhound = options.name, options.dir, options.greyhound
+        self.machine = self.process = None
+        self.sequence = 0
+        os.symlink(f"{options.cache}/busybox/bin/busybox", f"{self.dir}/busybox")
+        if options.peer == "guest":
+            self.machine, peer = boot(self.dir, options.cache, "toB", MAC_B)
+            peer.must("ip netns add far")
+            far, far_name = peer.inside("far"), "far"
+        else:
+            far_name = f"{self.name}-far"
+            peer, far = Namespace(f"{self.name}-peer"), Namespace(far_name)
+        self.a = End("Greyhound", Namespace(f"{self.name}-router"), Namespace(f"{self.name}-host"),
+                     {4: "192.0.2.1", 6: "2001:db8:a::1"}, {4: "10.1.0.2", 6: "fd00:1::2"},
+                     {4: "172.16.0.1", 6: "fd00:172::1"}, {4: "10.1.0.0/24", 6: "fd00:1::/64"}, "toA", "wan")
+        self.b = End("the kernel", peer, far,
+                     {4: "198.51.100.1", 6: "2001:db8:b::1"}, {4: "10.2.0.2", 6: "fd00:2::2"},
+                     {4: "172.16.0.2", 6: "fd00:172::2"}, {4: "10.2.0.0/24", 6: "fd00:2::/64"}, "toB", "eth0")
+        self.a.other, self.b.other = self.b, self.a
+        self.underlay = Place()
+        self.underlay.call = Namespace(f"{self.name}-underlay").call
+        peer.must(f"ip link add lan type veth peer name eth0 netns {far_name}")
+        self.build()
+
+    def build(self):
+        """Addresses and routes. No rate limit on ICMP errors: each of them is waited for."""
+        for router in (self.a.router, self.b.router, self.underlay):
+            router.must("for f in ipv4/ip_forward ipv6/conf/all/forwarding; do echo 1 >/proc/sys/net/$f; done;"
+                        "for f in ipv4/icmp_ratelimit ipv6/icmp/ratelimit ipv4/icmp_echo_ignore_broadcasts"
+                        " ipv4/conf/all/rp_filter ipv4/conf/default/rp_filter; do echo 0 >/proc/sys/net/$f; done")
+        for end in (self.a, self.b):
+            end.host.must(f"ip link set lo up; ip link set eth0 up; ip addr add {end.inner[4]}/24 dev eth0;"
+                          f"ip addr add {end.inner[6]}/64 dev eth0 nodad; ip route add default via {end.gateway(4)};"
+                          f"ip -6 route add default via {end.gateway(6)}")
+            end.router.must(f"ip link set lan up; ip link set {end.wan} up; ip addr add {end.gateway(4)}/24 dev lan;"
+                            f"ip addr add {end.gateway(6)}/64 dev lan nodad; ip addr add {end.outer[4]}/30 dev {end.wan};"
+                            f"ip addr add {end.outer[6]}/64 dev {end.wan} nodad;"
+                            f"ip route add default via {end.outer[4][:-1]}2;"
+                            f"ip -6 route add default via {end.outer[6][:-1]}2")
+            self.underlay.must(f"ip addr add {end.outer[4][:-1]}2/30 dev {end.port};"
+                               f"ip addr add {end.outer[6][:-1]}2/64 dev {end.port} nodad")
+            end.mac = end.router.must(f"cat /sys/class/net/{end.wan}/address")
+            end.router.must(f"ping -c 1 -W 5 {end.outer[4][:-1]}2")
+
+    # --- The tunnel
+
+    def configuration(self, tunnel, xdp):
+        family = tunnel.kind.delivery
+        lines = ["[router]", 'underlay = ["wan"]', 'overlay = ["lan"]', f'xdp = "{xdp}"',
+                 f'control = "{self.dir}/control.sock"', "[[tunnel]]", f'name = "{DEVICE}"', f'mode = "{tunnel.mode}"',
+                 f'local = "{self.a.outer[family]}"', f'remote = "{self.b.outer[family]}"',
+                 f'address = ["{self.a.tunnel[4]}/30", "{self.a.tunnel[6]}/64"]', *tunnel.config()]
+        path = f"{self.dir}/greyhound.toml"
+        with open(path, "w") as file:
+            file.write("\n".join(lines) + "\n")
+        return path
+
+    def refusal(self, tunnel, xdp):
+        """Greyhound's word, when this version does not have the tunnel."""
+        path = self.configuration(tunnel, xdp)
+        _, output = self.a.router.run(f"{self.greyhound} check --config {path}")
+        return next((line.strip() for line in output.splitlines() if "not available in this version" in line), None)
+
+    def up(self, tunnel, xdp):
+        """Makes the tunnel at both ends, and waits until a packet has passed."""
+        self.sequence = 0x4000_0000
+        self.start(self.configuration(tunnel, xdp))
+        family = tunnel.kind.delivery
+        self.b.router.must(f"ip link add {DEVICE} {tunnel.link(self.b.outer[family], self.a.outer[family])};"
+                           f"ip addr add {self.b.tunnel[4]}/30 dev {DEVICE};"
+                           f"ip addr add {self.b.tunnel[6]}/64 dev {DEVICE} nodad; ip link set {DEVICE} up")
+        for end in (self.a, self.b):
+            for version in tunnel.kind.payloads:
+                via = f"via {end.other.tunnel[version]} " if tunnel.kind.layer2 else ""
+                end.router.must(f"ip -{version} route replace {end.other.net[version]} {via}dev {DEVICE}")
+        for version in tunnel.kind.payloads:
+            self.a.host.until(f"ping -n -c 1 -W 1 {self.b.inner[version]}")
+
+    def start(self, config):
+        with open(f"{self.dir}/greyhound.log", "wb") as log:
+            self.process = subprocess.Popen(
+                ["ip", "netns", "exec", f"{self.name}-router", self.greyhound, "run", "--config", config],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        while not self.ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise Failed(f"Greyhound does not start: {self.last_words()}")
+            time.sleep(0.05)
+
+    def stats(self):
+        status, output = self.a.router.run(f"{self.greyhound} stats --json --socket {self.dir}/control.sock")
+        return None if status else json.loads(output)
+
+    def ready(self):
+        stats = self.stats()
+        return bool(stats) and all(tunnel["state"] == "up" for tunnel in stats["tunnels"])
+
+    def last_words(self):
+        with open(f"{self.dir}/greyhound.log", errors="replace") as log:
+            return " / ".join(log.read().splitlines()[-3:])
+
+    def down(self):
+        """Takes the tunnel away at both ends; what they have learned about the path goes too."""
+        self.b.router.run(f"ip link del {DEVICE}")
+        if self.process:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+        for place in (self.a.router, self.b.router, self.a.host, self.b.host):
+            place.run("ip route flush cache; ip -6 route flush cache")
+
+    def close(self):
+        if self.process:
+            self.down()
+        if self.machine:
+            self.machine.kill()
+            self.machine.wait()

@@ -1,0 +1,96 @@
+# shellcheck shell=bash
+# What the virtual machine is made of: Debian's packages, unpacked into $INTEROP_CACHE; nothing is installed. Sourced, never run.
+
+# All that a tunnel endpoint with a network behind it needs; what these depend on comes along.
+GUEST_MODULES=(virtio_pci virtio_net virtio_console veth ip_gre ip6_gre ipip sit ip6_tunnel)
+# Not busybox's: its ip knows no tunnel types, its ping no DF, and its sh would prefer both to these.
+GUEST_PROGRAMS=(dash ip ping)
+
+# Unpacks packages "${@:2}" into directory $1 of the cache, once.
+unpack_packages() {
+    local into=$INTEROP_CACHE/$1 deb work
+    shift
+    [[ ! -e $into/.complete ]] || return 0
+    rm -rf "$into"
+    mkdir -p "$into"
+    work=$(mktemp -d "$INTEROP_CACHE/fetch.XXXXXX")
+    note "fetching $*"
+    # A warning that root needed no sandbox user goes to stderr also when all is well.
+    if ! (cd "$work" && timeout 300 apt-get download -qq "$@" 2>"$work/errors"); then
+        quote <"$work/errors"
+        rm -rf "$work"
+        die "cannot fetch $*: apt-get update may help"
+    fi
+    for deb in "$work"/*.deb; do nice dpkg-deb -x "$deb" "$into"; done
+    rm -rf "$work"
+    touch "$into/.complete"
+}
+
+# nc, and the guest's user space. A host that is its own peer uses it too, so that both speak the same nc.
+fetch_busybox() {
+    command -v apt-get >/dev/null || die "no apt-get here: what it takes is fetched as Debian packages"
+    mkdir -p "$INTEROP_CACHE"
+    unpack_packages busybox busybox-static
+    BUSYBOX=$INTEROP_CACHE/busybox/bin/busybox
+    [[ -x $BUSYBOX ]] || BUSYBOX=$INTEROP_CACHE/busybox/usr/bin/busybox
+}
+
+fetch_guest() {
+    local meta=${INTEROP_KERNEL:-linux-image-cloud-amd64} image packages
+    image=$(apt-cache depends "$meta" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1)
+    [[ -n $image ]] || die "no package $meta here: INTEROP_KERNEL may name another, or apt-get update help"
+    unpack_packages "$image" "$image"
+    KERNEL=${image#linux-image-}
+    KERNEL_TREE=$INTEROP_CACHE/$image
+    if [[ ! -e $INTEROP_CACHE/$image/lib/modules/$KERNEL/modules.dep ]]; then
+        [[ -d $KERNEL_TREE/lib/modules ]] || ln -s usr/lib "$KERNEL_TREE/lib"
+        find "$KERNEL_TREE/lib/modules/" -name '*.ko.xz' -exec xz -d {} +
+        "$BUSYBOX" depmod -b "$KERNEL_TREE" "$KERNEL"
+    fi
+    ln -sfn "$KERNEL_TREE/boot/vmlinuz-$KERNEL" "$INTEROP_CACHE/vmlinuz"
+    command -v qemu-system-x86_64 >/dev/null && return
+    # Installed, it could remove a newer QEMU's tools; unpacked, it disturbs nothing.
+    if [[ ! -e $INTEROP_CACHE/qemu/.complete ]]; then
+        mapfile -t packages < <(apt-get install -s --no-install-recommends qemu-system-x86 | awk '/^Inst/ {print $2}')
+        [[ ${#packages[@]} -gt 0 ]] || die "no package qemu-system-x86 here: apt-get update may help"
+        unpack_packages qemu "${packages[@]}"
+    fi
+}
+
+# The paths of modules "$@" below /lib/modules, each after what it depends on.
+modules_in_order() {
+    awk -v wanted="$*" '
+        {sub(":", "", $1); file = $1; name = file; sub(".*/", "", name); sub("[.]ko.*", "", name); gsub("-", "_", name)
+         path[name] = file; line[file] = $0}
+        function visit(file,   parts, n, i) {
+            if (done[file]++) return
+            n = split(line[file], parts, " ")
+            for (i = 2; i <= n; i++) visit(parts[i])
+            print file
+        }
+        END {n = split(wanted, names, " "); for (i = 1; i <= n; i++) if (names[i] in path) visit(path[names[i]])}
+    ' "$KERNEL_TREE/lib/modules/$KERNEL/modules.dep"
+}
+
+# Writes to $1 the file system that the guest runs in.
+build_initramfs() {
+    local root program path library module
+    root=$(mktemp -d "$INTEROP_CACHE/root.XXXXXX")
+    mkdir -p "$root"/{bin,sbin,proc,sys,dev,run/netns,tmp,modules}
+    cp "$BUSYBOX" "$root/bin/busybox"
+    cp "$ROOT/scripts/interop/init" "$root/init"
+    for program in "${GUEST_PROGRAMS[@]}"; do
+        path=$(readlink -f "$(command -v "$program")")
+        cp "$path" "$root/sbin/$program"
+        while read -r library; do
+            mkdir -p "$root${library%/*}"
+            cp -L "$library" "$root$library"
+        done < <(ldd "$path" | grep -o '/[^ ]*')
+    done
+    modules_in_order "${GUEST_MODULES[@]}" >"$root/modules/order"
+    while read -r module; do
+        cp "$KERNEL_TREE/lib/modules/$KERNEL/$module" "$root/modules/"
+    done <"$root/modules/order"
+    (cd "$root" && find . | "$BUSYBOX" cpio -o -H newc 2>/dev/null) >"$1"
+    rm -rf "$root"
+}

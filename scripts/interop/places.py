@@ -1,0 +1,117 @@
+"""Where commands run: a network namespace of this host, or one in the virtual machine. Same words for both."""
+
+import base64
+import os
+import shlex
+import socket
+import subprocess
+import time
+
+
+class Failed(Exception):
+    """A command that had to succeed did not."""
+
+
+class Place:
+    """Something with a shell. `prefix` takes a command into the network namespace that is meant."""
+
+    def __init__(self, prefix=""):
+        self.prefix = prefix
+
+    def call(self, command, seconds):
+        raise NotImplementedError
+
+    def run(self, command, seconds=20):
+        """Exit status and output (both streams) of a shell command; 124 or 137 when it took too long."""
+        return self.call(f"{self.prefix} sh -c {shlex.quote(command)}" if self.prefix else command, seconds)
+
+    def must(self, command, seconds=20):
+        status, output = self.run(command, seconds)
+        if status:
+            raise Failed(f"{command}: {output.strip() or status}")
+        return output.strip()
+
+    def until(self, command, seconds=10):
+        """Repeats a command until it succeeds; its last output is the complaint when it never does."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status, output = self.run(command)
+            if status == 0:
+                return output.strip()
+            if time.monotonic() > deadline:
+                raise Failed(f"{command}: {output.strip() or status}")
+            time.sleep(0.05)
+
+
+class Namespace(Place):
+    def __init__(self, name):
+        super().__init__(f"ip netns exec {name}")
+
+    def call(self, command, seconds):
+        done = subprocess.run(["timeout", "-s", "KILL", str(seconds), "sh", "-c", command], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        return done.returncode, done.stdout.decode(errors="replace")
+
+
+class Guest(Place):
+    """The virtual machine's own namespace, over the line protocol of `init`."""
+
+    def __init__(self, line, prefix=""):
+        super().__init__(prefix)
+        self.line = line
+
+    def inside(self, namespace):
+        return Guest(self.line, f"ip netns exec {namespace}")
+
+    def call(self, command, seconds):
+        self.line.settimeout(seconds + 30)
+        self.line.sendall(b"%d %s\n" % (seconds, base64.b64encode(command.encode())))
+        status, _, output = read_line(self.line).partition(b" ")
+        return int(status), base64.b64decode(output).decode(errors="replace")
+
+
+def read_line(line):
+    answer = bytearray()
+    while not answer.endswith(b"\n"):
+        piece = line.recv(65536)
+        if not piece:
+            raise Failed("the virtual machine is gone")
+        answer += piece
+    return bytes(answer[:-1])
+
+
+def boot(directory, cache, tap, mac):
+    """Starts the virtual machine with its eth0 on `tap`, and waits until it takes commands."""
+    program, environment, where = "qemu-system-x86_64", dict(os.environ), []
+    private = f"{cache}/qemu/usr/bin/{program}"
+    if os.path.exists(private):
+        libraries = f"{cache}/qemu/usr/lib/x86_64-linux-gnu"
+        program, environment["LD_LIBRARY_PATH"] = private, libraries
+        where = ["-L", f"{cache}/qemu/usr/share/qemu", "-L", f"{cache}/qemu/usr/share/seabios"]
+    path = f"{directory}/agent.sock"
+    with open(f"{directory}/qemu.log", "wb") as log:
+        machine = subprocess.Popen(
+            ["nice", "-n", "19", program, *where, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+             "-machine", "accel=kvm:tcg", "-m", "512", "-smp", "1",
+             "-kernel", f"{cache}/vmlinuz", "-initrd", f"{directory}/initramfs",
+             "-append", "console=ttyS0 quiet panic=-1", "-serial", f"file:{directory}/console.log",
+             "-chardev", f"socket,id=agent,path={path},server=on,wait=off",
+             "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=agent",
+             # No vnet header: no offloads, so that whole packets with whole checksums are on the wire.
+             "-netdev", f"tap,id=underlay,ifname={tap},script=no,downscript=no,vnet_hdr=off",
+             "-device", f"virtio-net-pci,netdev=underlay,mac={mac},romfile="],
+            env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    line = socket.socket(socket.AF_UNIX)
+    line.settimeout(120)
+    deadline = time.monotonic() + 120
+    try:
+        while line.connect_ex(path):
+            if machine.poll() is not None or time.monotonic() > deadline:
+                raise Failed("QEMU does not start")
+            time.sleep(0.05)
+        if read_line(line) != b"ready":
+            raise Failed("the virtual machine does not come up")
+    except (Failed, OSError) as why:
+        with open(f"{directory}/qemu.log", errors="replace") as log:
+            raise Failed(f"{why}: {log.read()[-500:].strip()}") from why
+    return machine, Guest(line)

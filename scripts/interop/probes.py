@@ -1,0 +1,143 @@
+"""Probes: an encapsulated echo request, put on the underlay as if from one end to the other, and what comes back.
+
+The far host echoes TTL and DSCP anew but the request's TOS as it was: one vantage point shows both directions of an end.
+"""
+
+import logging
+import os
+import time
+
+logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
+
+from scapy.all import (GRE, ICMP, IP, ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, Ether, L2Socket, Raw, conf)  # noqa: E402
+
+from bed import DEVICE  # noqa: E402
+
+conf.ipv6_enabled = True
+GRE_VERSIONS = {4: 0x0800, 6: 0x86DD}
+
+
+class Reply:
+    """An end's answer: the delivery header and what it carries."""
+
+    def __init__(self, frame):
+        layers = [layer for layer in walk(frame) if isinstance(layer, (IP, IPv6))]
+        self.outer, self.inner = layers[0], layers[-1]
+        self.gre = frame.getlayer(GRE)
+        self.options = frame.getlayer(IPv6ExtHdrDestOpt)
+
+    def header(self):
+        """What of the delivery header both ends have to agree about."""
+        outer = self.outer
+        seen = {"ttl": hops(outer), "tos": hex(traffic_class(outer))}
+        if isinstance(outer, IP):
+            seen["df"], seen["options"] = bool(outer.flags & 2), outer.ihl > 5
+        else:
+            seen["encaplimit"] = self.options is not None
+        if self.gre:
+            gre = bytes(self.gre)
+            seen["gre"] = gre[:4].hex()
+            if self.gre.key_present:
+                seen["key"] = self.gre.key
+        return seen
+
+
+def walk(packet):
+    while packet and packet.name != "NoPayload":
+        yield packet
+        packet = packet.payload
+
+
+def traffic_class(header):
+    return header.tos if isinstance(header, IP) else header.tc
+
+
+def hops(header):
+    return header.ttl if isinstance(header, IP) else header.hlim
+
+
+class Prober:
+    """Sends probes to one end of a bed's tunnel and hears its answers."""
+
+    def __init__(self, bed, tunnel, end):
+        self.bed, self.tunnel, self.end = bed, tunnel, end
+        self.socket = L2Socket(iface=end.port)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def sequence(self):
+        self.bed.sequence += 1
+        return self.bed.sequence
+
+    def request(self, token, inner_tos):
+        """An echo request from the other end's host to this end's host, as the other end's router forwards it."""
+        source, target, version = self.end.other.inner, self.end.inner, self.tunnel.payload
+        if version == 4:
+            packet = IP(src=source[4], dst=target[4], tos=inner_tos, ttl=63) / ICMP(id=7) / Raw(token)
+        else:
+            packet = IPv6(src=source[6], dst=target[6], tc=inner_tos, hlim=63) / ICMPv6EchoRequest(id=7, data=token)
+        if self.tunnel.kind.layer2:
+            address = self.end.router.must(f"cat /sys/class/net/{DEVICE}/address")
+            packet = Ether(src="02:00:00:00:00:0f", dst=address) / packet
+        return packet
+
+    def frame(self, token, inner_tos=0, outer_tos=0, sequence=None, **twist):
+        """`twist` replaces fields of the GRE header: key (None: absent), chksum, chksum_present, seqnum_present."""
+        options, kind, version = self.tunnel.options, self.tunnel.kind, self.tunnel.payload
+        inner = self.request(token, inner_tos)
+        protocol = {4: 4, 6: 41}[version]
+        if kind.gre:
+            protocol = 47
+            fields = {"proto": 0x6558 if kind.layer2 else GRE_VERSIONS[version]}
+            if "key" in options:
+                fields |= {"key_present": 1, "key": int(options["key"])}
+            if "csum" in options:
+                fields["chksum_present"] = 1
+            if "seq" in options:
+                fields |= {"seqnum_present": 1, "seqence_number": self.sequence() if sequence is None else sequence}
+            fields |= twist
+            if fields.get("key", 0) is None:
+                fields |= {"key_present": 0}
+            inner = GRE(**fields) / inner
+        source, target = self.end.other.outer, self.end.outer
+        if kind.delivery == 4:
+            outer = IP(src=source[4], dst=target[4], proto=protocol, tos=outer_tos, ttl=60, flags="DF")
+        else:
+            outer = IPv6(src=source[6], dst=target[6], nh=protocol, tc=outer_tos, hlim=60)
+        return Ether(src="02:00:00:00:00:0e", dst=self.end.mac) / outer / inner
+
+    def ask(self, *probes):
+        """Sends probes, each a dictionary of `frame`'s arguments, and one more that must be answered. Returns the answers."""
+        tokens = [os.urandom(16) for _ in probes] + [os.urandom(16)]
+        frames = [self.frame(token, **probe) for token, probe in zip(tokens, [*probes, {}])]
+        for frame in frames:
+            self.socket.send(frame)
+        replies = [None] * len(frames)
+        deadline = time.monotonic() + 5
+        while (left := deadline - time.monotonic()) > 0:
+            if not self.socket.select([self.socket], left):
+                break
+            frame = self.socket.recv()
+            if frame is None or not self.from_end(frame):
+                continue
+            data = bytes(frame)
+            for number, token in enumerate(tokens):
+                if token in data and replies[number] is None:
+                    replies[number] = Reply(frame)
+                    if number == len(probes):
+                        # The last was answered. What has come another way than it gets a moment more.
+                        deadline = min(deadline, time.monotonic() + 0.15)
+        if replies[-1] is None:
+            raise AssertionError(f"{self.end.name} answers no probe at all")
+        return replies[:-1]
+
+    def from_end(self, frame):
+        """An encapsulated packet of this end, not our own, and no ICMP error that quotes our own."""
+        outer = frame.getlayer(IP if self.tunnel.kind.delivery == 4 else IPv6)
+        if outer is None or outer.src != self.end.outer[self.tunnel.kind.delivery]:
+            return False
+        return not (isinstance(outer, IP) and outer.proto == 1) and not (isinstance(outer, IPv6) and outer.nh == 58)
