@@ -28,6 +28,21 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
+_measured: list[str] = []
+
+
+@pytest.fixture
+def measured():
+    """Notes something that was measured; the notes stand in the closing summary."""
+    return _measured.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The notes of `measured`."""
+    for note in _measured:
+        terminalreporter.write_line(note)
+
+
 @pytest.fixture(params=["auto", "off"])
 def xdp(request) -> str:
     """Steering as good as the devices allow, and none: the slow path alone."""
