@@ -94,7 +94,7 @@ rust_places() {
     command -v cargo >/dev/null && dirname "$(command -v cargo)"
     for user in "$BUILDER" "${SUDO_USER:-$BUILDER}" "$(id -un)"; do
         home=$(home_of "$user")
-        printf '%s\n' "$home/.cargo/bin" "$home"/.rustup/toolchains/*/bin
+        printf '%s\n' "$home/.cargo/bin" "$home"/.rustup/toolchains/{stable-,[0-9],}*/bin
     done
     printf '%s\n' /usr/local/cargo/bin /usr/local/bin /usr/bin /usr/lib/rust-*/bin
 }
@@ -145,6 +145,6 @@ find_rust() {
     fi
     is_root && install_packages curl ca-certificates
     note "installing Rust for $BUILDER: $RUSTUP"
-    as_builder bash -o pipefail -c "$RUSTUP" 2>&1 | quote
+    as_builder bash -o pipefail -c "$RUSTUP" 2>&1 | quote || die "rustup was not installed"
     look_for_rust || die "rustup has run, and still no Rust $(rust_wanted) or newer is found"
 }

@@ -28,10 +28,33 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
+_measured: list[str] = []
+
+
+@pytest.fixture
+def measured():
+    """Notes something that was measured; the notes stand in the closing summary."""
+    return _measured.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The notes of `measured`."""
+    for note in _measured:
+        terminalreporter.write_line(note)
+
+
 @pytest.fixture(params=["auto", "off"])
 def xdp(request) -> str:
     """Steering as good as the devices allow, and none: the slow path alone."""
     return request.param
+
+
+@pytest.fixture
+def fast_path_forwards_martians(request, xdp):
+    """Names what is known to be wrong; a test that passes all the same fails, so that the mark is taken away."""
+    if xdp != "off":
+        reason = "the fast path forwards packets whose source is an address of the router; the kernel drops them"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
 
 
 @pytest.fixture

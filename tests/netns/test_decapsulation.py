@@ -241,3 +241,19 @@ def test_host_unreachable_inside(single, xdp):
     bed.send_outside(bed.around(v4(src="10.2.0.2", dst="10.77.0.1")))
     frame = bed.outside.expect(lambda f: GRE in f and f.haslayer("ICMP") and f["ICMP"].type == 3, "ICMP unreachable")
     assert frame[GRE][IP].dst == "10.2.0.2" and IPv6 not in frame
+
+
+@pytest.mark.usefixtures("fast_path_forwards_martians")
+@pytest.mark.parametrize("side", ["overlay", "underlay"])
+def test_own_address_as_source(single, xdp, side):
+    """A packet that claims to come from the router itself is a martian to the kernel, and crosses by neither path."""
+    bed = single(xdp=xdp)
+    bed.warm()
+    for own in ("10.1.0.1", "10.9.0.1", "10.200.0.1"):
+        if side == "overlay":
+            bed.send_inside(v4(src=own))
+            came = bed.fence_inside()
+        else:
+            bed.send_outside(bed.around(v4(src=own, dst="10.1.0.2")))
+            came = bed.fence_outside()
+        assert not [frame.summary() for frame in came if b"<greyhound " in frame.original], own

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 
 import pytest
+from scapy.layers.inet import UDP
+from scapy.layers.inet6 import IPv6ExtHdrDestOpt, PadN
+from scapy.utils import wrpcap
 
 from beds import back, is_gre, payload_of, token, v4, v6
+from conftest import need
 from topology import Bench
 from wire import GRE, IP, IPv6, Ether, carries, checksums_ok, forwarded, gre_checksum_ok, ip_bytes, sequence_of
 
@@ -157,8 +162,6 @@ def test_options_and_extension_headers(single, xdp):
     """What the fast path leaves to the kernel arrives all the same: IP options, extension headers, fragments."""
     bed = single(xdp=xdp)
     bed.warm()
-    from scapy.layers.inet import UDP
-    from scapy.layers.inet6 import IPv6ExtHdrDestOpt, PadN
 
     extended = IPv6(src="fd01::2", dst="fd02::2") / IPv6ExtHdrDestOpt(options=[PadN(optdata=b"\0" * 4)])
     extended = extended / UDP(sport=1000, dport=2000) / token()
@@ -185,3 +188,22 @@ def test_unfinished_checksums_are_completed(single, xdp, family):
         sock.connect_ex((remote, 4242))
         frame = bed.outside.expect(lambda f: is_gre(f) and f.haslayer("TCP"), "TCP of the host's own")
         assert frame["TCP"].dport == 4242 and checksums_ok(frame[GRE][layer])
+
+
+def test_a_dissector_finds_no_fault(single, xdp, tmp_path):
+    """tshark, which verifies IP, GRE, UDP and ICMP checksums, reads the underlay without complaint."""
+    tshark = need("tshark")
+    bed = single(tunnel={"key": 42, "csum": True, "seq": True}, xdp=xdp)
+    bed.warm()
+    packets = [v4(token(size)) for size in SIZES] + [v6(token(size)) for size in SIZES]
+    bed.send_inside(*packets)
+    frames = bed.outside.collect(lambda f: is_gre(f) and b"<greyhound " in f.original, len(packets), "outer packets")
+    file = tmp_path / "underlay.pcap"
+    wrpcap(str(file), frames)
+    checks = [option for name in ("ip", "udp") for option in ("-o", f"{name}.check_checksum:TRUE")]
+    fields = ["gre.checksum.status", "gre.key", "udp.checksum.status", "_ws.malformed", "_ws.expert.severity"]
+    command = [tshark, "-r", str(file), *checks, "-T", "fields", *(word for field in fields for word in ("-e", field))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    # A status of 1 is "good"; no expert has anything to remark.
+    assert rows == [["1", "0x0000002a", "1", "", ""]] * len(packets)

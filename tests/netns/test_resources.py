@@ -21,7 +21,7 @@ def resident(pid: int) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
 
 
-def test_idle_costs_nothing(single, xdp, record_property):
+def test_idle_costs_nothing(single, xdp, measured):
     """A router with nothing to do sleeps: below 5 % of one core over two quiet seconds.
 
     The first seconds of an address's life are not quiet (router solicitations, multicast reports), so the
@@ -36,9 +36,7 @@ def test_idle_costs_nothing(single, xdp, record_property):
         shares.append((cpu_seconds(pid) - then) / (time.monotonic() - begin))
         if shares[-1] < 0.05:
             break
-    record_property("idle_share", min(shares))
-    record_property("resident_kib", resident(pid))
-    print(f"idle: {100 * min(shares):.2f} % of one core; resident: {resident(pid)} KiB")
+    measured(f"xdp = {xdp}: idle, {100 * min(shares):.2f} % of one core; resident, {resident(pid) / 1024:.1f} MiB")
     assert min(shares) < 0.05
 
 
