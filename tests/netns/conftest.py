@@ -50,14 +50,6 @@ def xdp(request) -> str:
 
 
 @pytest.fixture
-def fast_path_forwards_martians(request, xdp):
-    """Names what is known to be wrong; a test that passes all the same fails, so that the mark is taken away."""
-    if xdp != "off":
-        reason = "the fast path forwards packets whose source is an address of the router; the kernel drops them"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-
-
-@pytest.fixture
 def single(tmp_path):
     """One router; call it with a tunnel to get it running."""
     beds: list[Single] = []

@@ -243,7 +243,6 @@ def test_host_unreachable_inside(single, xdp):
     assert frame[GRE][IP].dst == "10.2.0.2" and IPv6 not in frame
 
 
-@pytest.mark.usefixtures("fast_path_forwards_martians")
 @pytest.mark.parametrize("side", ["overlay", "underlay"])
 def test_own_address_as_source(single, xdp, side):
     """A packet that claims to come from the router itself is a martian to the kernel, and crosses by neither path."""

@@ -223,11 +223,9 @@ def test_replay(single, xdp, case):
 
 
 @pytest.mark.parametrize("accept", [False, True], ids=["default", "accept_local"])
-def test_keepalive(single, xdp, accept, request):
+def test_keepalive(single, xdp, accept):
     """A packet that comes out of the tunnel with our own address as its source is a martian, and the kernel drops it;
     with `accept_local` on the tunnel device it goes back to the sender in clear, as Cisco's keepalives want it."""
-    if not accept:
-        request.getfixturevalue("fast_path_forwards_martians")
     bed = single(xdp=xdp)
     bed.warm()
     bed.router.sysctl("net.ipv4.conf.gre1.accept_local", int(accept))

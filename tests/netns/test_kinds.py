@@ -71,7 +71,8 @@ def test_kind_between_routers(tmp_path, xdp, kind):
             transfer(bed.host_b, bed.host_a, near, BULK)
         for side, was in zip((bed.a, bed.b), before):
             now = side.tunnel()
-            assert not now["drops"], now["drops"]
+            # The kernel's router solicitations and multicast reports find no room in a tunnel that carries IPv4 only.
+            assert now["drops"] == was["drops"]
             for counter in ("rx_packets", "tx_packets"):
                 fast, slow = (now[path][counter] - was[path][counter] for path in ("fast", "slow"))
                 assert fast + slow > BULK // 1500
