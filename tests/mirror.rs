@@ -465,6 +465,13 @@ fn requests_are_idempotent_and_their_errors_one_clear_line() {
         })
         .await;
         settle(&mut monitor).await;
+        // Somebody else's route of the same prefix is left alone.
+        for prefix in ["10.7.0.0/24", "2001:db8:7::/64"] {
+            namespace.ip(&format!("route add {prefix} dev lo"));
+            let error = handle.add_route(&device, prefix.parse().unwrap()).await.unwrap_err();
+            let end = "File exists (os error 17); another route of that prefix is there, see `ip route`";
+            assert_eq!(error.to_string(), format!("cannot add the route {prefix} on device t0: {end}"));
+        }
         handle.set_up(&device, false).await.unwrap();
         handle.delete_link(&device).await.unwrap();
         handle.delete_link(&device).await.unwrap();

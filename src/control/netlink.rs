@@ -6,15 +6,16 @@
 use std::{
     fs,
     io::{self, ErrorKind},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
     packet_route::{
         neighbour::{NeighbourFlags, NeighbourState},
-        route::RouteScope,
+        route::{RouteAddress, RouteAttribute, RouteScope},
     },
 };
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
@@ -47,6 +48,7 @@ fn hint(reason: &io::Error) -> &'static str {
     match reason.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => "; CAP_NET_ADMIN is needed",
         Some(libc::ENETDOWN) => "; set the device up first",
+        Some(libc::EEXIST) => "; another route of that prefix is there, see `ip route`",
         _ => "",
     }
 }
@@ -127,8 +129,8 @@ impl Handle {
         check(outcome, device, || format!("add the address {address}"))
     }
 
-    /// Installs a route out of the device in table main, protocol static, default metric. A route of the
-    /// same prefix and metric is replaced. The device must be up.
+    /// Installs a route out of the device in table main, protocol static, default metric. Somebody else's route of the same
+    /// prefix and metric stays, and is an error: it may be the way to the tunnel's far end. The device must be up.
     pub async fn add_route(&self, device: &Device, prefix: IpNet) -> Result<(), RequestError> {
         let attempt = || format!("add the route {prefix}");
         let prefix = prefix.trunc();
@@ -146,8 +148,38 @@ impl Handle {
                 IpNet::V6(_) => RouteScope::Universe,
             })
             .build();
-        let outcome = self.0.route().add(route).replace().execute().await;
-        check(outcome, device, attempt)
+        let outcome = self.0.route().add(route).execute().await;
+        match check(outcome, device, attempt) {
+            Err(e) if e.errno() == Some(libc::EEXIST) && self.has_route(device, prefix).await => {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Whether table main has a route of exactly this prefix out of the device.
+    async fn has_route(&self, device: &Device, prefix: IpNet) -> bool {
+        let all = match prefix {
+            IpNet::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpNet::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let mut routes = self.0.route().get(all).execute();
+        while let Ok(Some(route)) = routes.try_next().await {
+            let out =
+                |a: &RouteAttribute| matches!(a, RouteAttribute::Oif(i) if *i == device.index);
+            let to = route.attributes.iter().find_map(|a| match a {
+                RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+                RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+                _ => None,
+            });
+            // The default route has no destination attribute.
+            let same = to.map_or(prefix.prefix_len() == 0, |ip| ip == prefix.addr());
+            let len = route.header.destination_prefix_length;
+            if same && len == prefix.prefix_len() && route.attributes.iter().any(out) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Tells the kernel that a neighbour is in use (NTF_USE), so that it resolves the address, or probes it when stale,
