@@ -87,6 +87,7 @@ build_initramfs() {
             cp -L "$library" "$root$library"
         done < <(ldd "$path" | grep -o '/[^ ]*')
     done
+    ln -s dash "$root/sbin/sh"
     modules_in_order "${GUEST_MODULES[@]}" >"$root/modules/order"
     while read -r module; do
         cp "$KERNEL_TREE/lib/modules/$KERNEL/$module" "$root/modules/"

@@ -89,10 +89,14 @@ def boot(directory, cache, tap, mac):
         program, environment["LD_LIBRARY_PATH"] = private, libraries
         where = ["-L", f"{cache}/qemu/usr/share/qemu", "-L", f"{cache}/qemu/usr/share/seabios"]
     path = f"{directory}/agent.sock"
+    # A /dev/kvm may be there without a processor that virtualises, and then it breaks halfway.
+    with open("/proc/cpuinfo") as cpus:
+        flags = cpus.read().split()
+    accelerator = "kvm:tcg" if {"vmx", "svm"} & set(flags) else "tcg"
     with open(f"{directory}/qemu.log", "wb") as log:
         machine = subprocess.Popen(
             ["nice", "-n", "19", program, *where, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-             "-machine", "accel=kvm:tcg", "-m", "512", "-smp", "1",
+             "-machine", f"accel={accelerator}", "-m", "512", "-smp", "1",
              "-kernel", f"{cache}/vmlinuz", "-initrd", f"{directory}/initramfs",
              "-append", "console=ttyS0 quiet panic=-1", "-serial", f"file:{directory}/console.log",
              "-chardev", f"socket,id=agent,path={path},server=on,wait=off",
@@ -102,8 +106,8 @@ def boot(directory, cache, tap, mac):
              "-device", f"virtio-net-pci,netdev=underlay,mac={mac},romfile="],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     line = socket.socket(socket.AF_UNIX)
-    line.settimeout(120)
-    deadline = time.monotonic() + 120
+    line.settimeout(60)
+    deadline = time.monotonic() + 60
     try:
         while line.connect_ex(path):
             if machine.poll() is not None or time.monotonic() > deadline:

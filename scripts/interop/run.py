@@ -6,7 +6,7 @@ import sys
 import time
 
 from bed import Bed
-from checks import CHECKS, LATER, NotApplicable
+from checks import CHECKS, Later, NotApplicable
 from places import Failed
 from table import TUNNELS, Tunnel
 
@@ -44,8 +44,10 @@ class Results:
             self.cell(where, column, "ok")
         except NotApplicable:
             self.cell(where, column, "-")
+        except Later as why:
+            self.cell(where, column, "later", str(why))
         except (AssertionError, Failed, OSError) as why:
-            self.cell(where, column, "later" if column in LATER else "FAIL", f"{why}{LATER.get(column, '')}")
+            self.cell(where, column, "FAIL", str(why))
 
 
 def run_tunnel(bed, tunnel, xdp, results):
