@@ -108,22 +108,27 @@ if [[ $PEER == auto ]]; then
     PEER=guest
     ! host_has_tunnels || PEER=host
 fi
-install_packages iproute2 iputils-ping python3-scapy procps
+[[ -n $FETCH || -x $GREYHOUND ]] || die "no $GREYHOUND: cargo build --release"
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+DIR=$(mktemp -d)
+install_packages iproute2 iputils-ping python3-scapy
+mkdir -p "$INTEROP_CACHE"
+# Two at once would unpack over each other.
+exec 9>"$INTEROP_CACHE/lock"
+flock 9
 fetch_busybox
 if [[ $PEER == guest || -n $FETCH ]]; then
     fetch_guest
     [[ -z $FETCH ]] || exit 0
 fi
-[[ -x $GREYHOUND ]] || die "no $GREYHOUND: cargo build --release"
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-DIR=$(mktemp -d)
+exec 9>&-
 [[ $PEER != guest ]] || build_initramfs "$DIR/initramfs"
 build_network
-status=0
 # From within the underlay: probes are sent and seen there, and the virtual machine's card is there.
 PYTHONDONTWRITEBYTECODE=1 PATH=$DIR:$PATH NO_COLOR=${NO_COLOR:-} ip netns exec "$NAME-underlay" \
     /usr/bin/python3 "$ROOT/scripts/interop/run.py" --name "$NAME" --dir "$DIR" --greyhound "$GREYHOUND" \
-    --cache "$INTEROP_CACHE" --peer "$PEER" --xdp "$XDP" --only "$ONLY" || status=$?
-exit "$status"
+    --cache "$INTEROP_CACHE" --peer "$PEER" --xdp "$XDP" --only "$ONLY" &
+# In the background, so that a signal is heard at once.
+wait "$!"

@@ -41,7 +41,7 @@ class Bed:
     def __init__(self, options):
         self.name, self.dir, self.greyhound = options.name, options.dir, options.greyhound
         self.machine = self.process = None
-        self.sequence = 0
+        self.sequence, self.port = 0, 5000
         os.symlink(f"{options.cache}/busybox/bin/busybox", f"{self.dir}/busybox")
         if options.peer == "guest":
             self.machine, peer = boot(self.dir, options.cache, "toB", MAC_B)
@@ -100,6 +100,11 @@ class Bed:
         path = self.configuration(tunnel, xdp)
         _, output = self.a.router.run(f"{self.greyhound} check --config {path}")
         return next((line.strip() for line in output.splitlines() if "not available in this version" in line), None)
+
+    def next_port(self):
+        """Nobody's yet: whatever went wrong before does not matter."""
+        self.port += 1
+        return self.port
 
     def up(self, tunnel, xdp):
         """Makes the tunnel at both ends, and waits until a packet has passed."""

@@ -5,7 +5,8 @@ import re
 from bed import DEVICE
 from probes import Prober, traffic_class
 
-MEGABYTES = 20
+# The slow path is not there for speed.
+MEGABYTES = {"auto": 20, "off": 5}
 HEADERS = {4: 28, 6: 48}
 
 
@@ -52,11 +53,11 @@ def check_full(bed, tunnel, _):
 
 
 def check_fragments(bed, tunnel, _):
-    """Larger than the tunnel carries. An IPv6 host fragments by itself, after the first Packet Too Big has told it so."""
+    """Larger than the tunnel carries. An IPv6 host fragments by itself, once either host has been told Packet Too Big."""
     for end, other in both(bed):
         for version in tunnel.kind.payloads:
             if version == 6:
-                end.host.run(f"ping -n -c 2 -i 0.05 -W 1 -s 4000 {other.inner[6]}")
+                end.host.until(f"ping -n -c 1 -W 1 -s 4000 {other.inner[6]}")
             ping(end.host, other.inner[version], *(["-M dont"] if version == 4 else []), "-s 4000")
 
 
@@ -70,7 +71,7 @@ def check_too_big(bed, tunnel, _):
 
 
 def hear_of_mtu(end, other, version, size, mtu):
-    _, output = end.host.run(f"ping -n -c 4 -i 0.2 -W 1 -M do -s {size} {other.inner[version]}")
+    _, output = end.host.run(f"ping -n -c 3 -i 0.2 -W 1 -M do -s {size} {other.inner[version]}")
     said = set(re.findall(r"mtu ?[:=] ?(\d+)", output))
     assert said == {str(mtu)}, f"{end.name}, IPv{version}, {size} bytes: told {sorted(said) or 'nothing'}, not {mtu}"
 
@@ -99,22 +100,22 @@ def check_path(bed, tunnel, _):
         raise Later(complaints[bed.a.name])
 
 
-def check_tcp(bed, tunnel, _):
+def check_tcp(bed, tunnel, xdp):
     """Bytes arrive as they were sent, both ways."""
-    version = tunnel.payload
-    port = 5000
+    version, size = tunnel.payload, f"{MEGABYTES[xdp]}M"
     for end, other in both(bed):
-        end.host.must(f"[ -s {end.files}/sent ] || head -c {MEGABYTES}000000 /dev/urandom >{end.files}/sent", 60)
-        sent = end.host.must(f"sha256sum <{end.files}/sent", 60)
-        got, never = f"{other.files}/got", f"{other.files}/never"
+        file = f"{end.files}/{size}"
+        end.host.must(f"[ -s {file}.digest ] || (head -c {size} /dev/urandom >{file}; sha256sum <{file} >{file}.digest)", 60)
+        sent = end.host.must(f"cat {file}.digest")
+        port, got, never = bed.next_port(), f"{other.files}/got", f"{other.files}/never"
         # nc ends when its input does: this one never does.
         other.host.must(f"rm -f {got}; [ -p {never} ] || mkfifo {never};"
-                        f"(busybox nc -l -p {port} <>{never} | sha256sum >{got}) >/dev/null 2>&1 &")
+                        f"(timeout 90 busybox nc -l -p {port} <>{never} | sha256sum >{got}) >/dev/null 2>&1 &")
         other.host.until(f"grep -q ':{port:04X} .* 0A ' /proc/net/tcp /proc/net/tcp6")
-        status, output = end.host.run(f"timeout 60 busybox nc {other.inner[version]} {port} <{end.files}/sent", 70)
+        status, output = end.host.run(f"timeout 60 busybox nc {other.inner[version]} {port} <{file}", 70)
         assert status == 0, f"TCP from {end.name}'s host: {output.strip() or f'not through within a minute ({status})'}"
         digest = other.host.until(f"[ -s {got} ] && cat {got}", 60)
-        assert digest == sent, f"TCP from {end.name}'s host: {MEGABYTES} MB arrive with another digest"
+        assert digest == sent, f"TCP from {end.name}'s host: {size} bytes arrive with another digest"
 
 
 def check_path_taken(bed, tunnel, xdp):
@@ -123,9 +124,9 @@ def check_path_taken(bed, tunnel, xdp):
     for way in ("rx", "tx"):
         fast, slow = counted["fast"][f"{way}_packets"], counted["slow"][f"{way}_packets"]
         if xdp == "off":
-            assert fast == 0 and slow > 1000, f"{way}: {fast} fast, {slow} slow, with the fast path off"
+            assert fast == 0 and slow > 100, f"{way}: {fast} fast, {slow} slow, with the fast path off"
         else:
-            assert fast > 1000, f"{way}: {fast} fast, {slow} slow"
+            assert fast > max(100, 5 * slow), f"{way}: {fast} fast, {slow} slow"
 
 
 def check_multicast(bed, tunnel, _):

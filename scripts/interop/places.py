@@ -12,6 +12,10 @@ class Failed(Exception):
     """A command that had to succeed did not."""
 
 
+class Gone(Exception):
+    """The virtual machine answers no more: nothing can be judged from here on."""
+
+
 class Place:
     """Something with a shell. `prefix` takes a command into the network namespace that is meant."""
 
@@ -66,7 +70,10 @@ class Guest(Place):
     def call(self, command, seconds):
         self.line.settimeout(seconds + 30)
         self.line.sendall(b"%d %s\n" % (seconds, base64.b64encode(command.encode())))
-        status, _, output = read_line(self.line).partition(b" ")
+        try:
+            status, _, output = read_line(self.line).partition(b" ")
+        except OSError as why:
+            raise Gone(f"no answer from the virtual machine to: {command}") from why
         return int(status), base64.b64decode(output).decode(errors="replace")
 
 
@@ -75,7 +82,7 @@ def read_line(line):
     while not answer.endswith(b"\n"):
         piece = line.recv(65536)
         if not piece:
-            raise Failed("the virtual machine is gone")
+            raise Gone("the virtual machine is gone")
         answer += piece
     return bytes(answer[:-1])
 
@@ -115,7 +122,7 @@ def boot(directory, cache, tap, mac):
             time.sleep(0.05)
         if read_line(line) != b"ready":
             raise Failed("the virtual machine does not come up")
-    except (Failed, OSError) as why:
+    except (Failed, Gone, OSError) as why:
         with open(f"{directory}/qemu.log", errors="replace") as log:
             raise Failed(f"{why}: {log.read()[-500:].strip()}") from why
     return machine, Guest(line)
