@@ -72,8 +72,10 @@ finish() {
 # Whether this host's kernel has tunnels of its own: tried in a namespace that goes with the command.
 host_has_tunnels() {
     local kind
-    for kind in gre ip6gre ipip sit; do
-        unshare --net ip link add interop type "$kind" 2>/dev/null || return 1
+    # With an address: without one it would be the fallback device's equal, which exists from the start.
+    for kind in "gre remote 192.0.2.1" "ipip remote 192.0.2.1" "sit remote 192.0.2.1" "ip6gre remote 2001:db8::1"; do
+        # shellcheck disable=SC2086 # words
+        unshare --net ip link add interop type $kind 2>/dev/null || return 1
     done
 }
 

@@ -30,7 +30,7 @@ class Place:
         return self.call(f"{self.prefix} sh -c {shlex.quote(command)}" if self.prefix else command, seconds)
 
     def must(self, command, seconds=20):
-        status, output = self.run(command, seconds)
+        status, output = self.run(f"set -e; {command}", seconds)
         if status:
             raise Failed(f"{command}: {output.strip() or status}")
         return output.strip()
