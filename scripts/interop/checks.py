@@ -6,7 +6,7 @@ from bed import DEVICE
 from probes import Prober, traffic_class
 
 # The slow path is not there for speed.
-MEGABYTES = {"auto": 20, "off": 5}
+BYTES = {"auto": 20_000_000, "off": 5_000_000}
 HEADERS = {4: 28, 6: 48}
 
 
@@ -104,7 +104,7 @@ def check_path(bed, tunnel, _):
 
 def check_tcp(bed, tunnel, xdp):
     """Bytes arrive as they were sent, both ways."""
-    version, size = tunnel.payload, f"{MEGABYTES[xdp]}M"
+    version, size = tunnel.payload, BYTES[xdp]
     for end, other in both(bed):
         file = f"{end.files}/{size}"
         end.host.must(f"[ -s {file}.digest ] || (head -c {size} /dev/urandom >{file}; sha256sum <{file} >{file}.digest)", 60)
