@@ -72,8 +72,10 @@ finish() {
 # Whether this host's kernel has tunnels of its own: tried in a namespace that goes with the command.
 host_has_tunnels() {
     local kind
-    for kind in gre ip6gre ipip sit; do
-        unshare --net ip link add interop type "$kind" 2>/dev/null || return 1
+    # With an address: without one it would be the fallback device's equal, which exists from the start.
+    for kind in "gre remote 192.0.2.1" "ipip remote 192.0.2.1" "sit remote 192.0.2.1" "ip6gre remote 2001:db8::1"; do
+        # shellcheck disable=SC2086 # words
+        unshare --net ip link add interop type $kind 2>/dev/null || return 1
     done
 }
 
@@ -100,6 +102,8 @@ build_network() {
         ip -n "$NAME-underlay" link set toB up
     else
         link underlay toB peer eth0
+        # On a veth the kernel leaves checksums unfinished, GRE's among them. On a wire they are whole.
+        ip netns exec "$NAME-peer" ethtool -K eth0 tx off >/dev/null
     fi
 }
 
@@ -108,22 +112,27 @@ if [[ $PEER == auto ]]; then
     PEER=guest
     ! host_has_tunnels || PEER=host
 fi
-install_packages iproute2 iputils-ping python3-scapy procps
+[[ -n $FETCH || -x $GREYHOUND ]] || die "no $GREYHOUND: cargo build --release"
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+DIR=$(mktemp -d)
+install_packages iproute2 iputils-ping ethtool python3-scapy
+mkdir -p "$INTEROP_CACHE"
+# Two at once would unpack over each other.
+exec 9>"$INTEROP_CACHE/lock"
+flock 9
 fetch_busybox
 if [[ $PEER == guest || -n $FETCH ]]; then
     fetch_guest
     [[ -z $FETCH ]] || exit 0
 fi
-[[ -x $GREYHOUND ]] || die "no $GREYHOUND: cargo build --release"
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-DIR=$(mktemp -d)
+exec 9>&-
 [[ $PEER != guest ]] || build_initramfs "$DIR/initramfs"
 build_network
-status=0
 # From within the underlay: probes are sent and seen there, and the virtual machine's card is there.
 PYTHONDONTWRITEBYTECODE=1 PATH=$DIR:$PATH NO_COLOR=${NO_COLOR:-} ip netns exec "$NAME-underlay" \
     /usr/bin/python3 "$ROOT/scripts/interop/run.py" --name "$NAME" --dir "$DIR" --greyhound "$GREYHOUND" \
-    --cache "$INTEROP_CACHE" --peer "$PEER" --xdp "$XDP" --only "$ONLY" || status=$?
-exit "$status"
+    --cache "$INTEROP_CACHE" --peer "$PEER" --xdp "$XDP" --only "$ONLY" &
+# In the background, so that a signal is heard at once.
+wait "$!"

@@ -29,6 +29,7 @@ class End:
     net: dict
     port: str
     wan: str
+    files: str
     mac: str = ""
     other: "End" = field(default=None, repr=False)
 
@@ -40,21 +41,21 @@ class Bed:
     def __init__(self, options):
         self.name, self.dir, self.greyhound = options.name, options.dir, options.greyhound
         self.machine = self.process = None
-        self.sequence = 0
+        self.sequence, self.port = 0, 5000
         os.symlink(f"{options.cache}/busybox/bin/busybox", f"{self.dir}/busybox")
         if options.peer == "guest":
             self.machine, peer = boot(self.dir, options.cache, "toB", MAC_B)
             peer.must("ip netns add far")
-            far, far_name = peer.inside("far"), "far"
+            far, far_name, files = peer.inside("far"), "far", "/tmp/b"
         else:
-            far_name = f"{self.name}-far"
+            far_name, files = f"{self.name}-far", f"{self.dir}/b"
             peer, far = Namespace(f"{self.name}-peer"), Namespace(far_name)
         self.a = End("Greyhound", Namespace(f"{self.name}-router"), Namespace(f"{self.name}-host"),
                      {4: "192.0.2.1", 6: "2001:db8:a::1"}, {4: "10.1.0.2", 6: "fd00:1::2"},
-                     {4: "172.16.0.1", 6: "fd00:172::1"}, {4: "10.1.0.0/24", 6: "fd00:1::/64"}, "toA", "wan")
+                     {4: "172.16.0.1", 6: "fd00:172::1"}, {4: "10.1.0.0/24", 6: "fd00:1::/64"}, "toA", "wan", f"{self.dir}/a")
         self.b = End("the kernel", peer, far,
                      {4: "198.51.100.1", 6: "2001:db8:b::1"}, {4: "10.2.0.2", 6: "fd00:2::2"},
-                     {4: "172.16.0.2", 6: "fd00:172::2"}, {4: "10.2.0.0/24", 6: "fd00:2::/64"}, "toB", "eth0")
+                     {4: "172.16.0.2", 6: "fd00:172::2"}, {4: "10.2.0.0/24", 6: "fd00:2::/64"}, "toB", "eth0", files)
         self.a.other, self.b.other = self.b, self.a
         self.underlay = Place()
         self.underlay.call = Namespace(f"{self.name}-underlay").call
@@ -68,7 +69,7 @@ class Bed:
                         "for f in ipv4/icmp_ratelimit ipv6/icmp/ratelimit ipv4/icmp_echo_ignore_broadcasts"
                         " ipv4/conf/all/rp_filter ipv4/conf/default/rp_filter; do echo 0 >/proc/sys/net/$f; done")
         for end in (self.a, self.b):
-            end.host.must(f"ip link set lo up; ip link set eth0 up; ip addr add {end.inner[4]}/24 dev eth0;"
+            end.host.must(f"mkdir -p {end.files}; ip link set lo up; ip link set eth0 up; ip addr add {end.inner[4]}/24 dev eth0;"
                           f"ip addr add {end.inner[6]}/64 dev eth0 nodad; ip route add default via {end.gateway(4)};"
                           f"ip -6 route add default via {end.gateway(6)}")
             end.router.must(f"ip link set lan up; ip link set {end.wan} up; ip addr add {end.gateway(4)}/24 dev lan;"
@@ -99,6 +100,11 @@ class Bed:
         path = self.configuration(tunnel, xdp)
         _, output = self.a.router.run(f"{self.greyhound} check --config {path}")
         return next((line.strip() for line in output.splitlines() if "not available in this version" in line), None)
+
+    def next_port(self):
+        """Nobody's yet: whatever went wrong before does not matter."""
+        self.port += 1
+        return self.port
 
     def up(self, tunnel, xdp):
         """Makes the tunnel at both ends, and waits until a packet has passed."""

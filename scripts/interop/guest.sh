@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What the virtual machine is made of: Debian's packages, unpacked into $INTEROP_CACHE; nothing is installed. Sourced, never run.
+# What the virtual machine is made of: Debian's packages, unpacked into $INTEROP_CACHE by way of $DIR; nothing is installed.
+# Sourced, never run.
 
 # All that a tunnel endpoint with a network behind it needs; what these depend on comes along.
 GUEST_MODULES=(virtio_pci virtio_net virtio_console veth ip_gre ip6_gre ipip sit ip6_tunnel)
@@ -13,7 +14,7 @@ unpack_packages() {
     [[ ! -e $into/.complete ]] || return 0
     rm -rf "$into"
     mkdir -p "$into"
-    work=$(mktemp -d "$INTEROP_CACHE/fetch.XXXXXX")
+    work=$(mktemp -d "$DIR/fetch.XXXXXX")
     note "fetching $*"
     # A warning that root needed no sandbox user goes to stderr also when all is well.
     if ! (cd "$work" && timeout 300 apt-get download -qq "$@" 2>"$work/errors"); then
@@ -29,7 +30,6 @@ unpack_packages() {
 # nc, and the guest's user space. A host that is its own peer uses it too, so that both speak the same nc.
 fetch_busybox() {
     command -v apt-get >/dev/null || die "no apt-get here: what it takes is fetched as Debian packages"
-    mkdir -p "$INTEROP_CACHE"
     unpack_packages busybox busybox-static
     BUSYBOX=$INTEROP_CACHE/busybox/bin/busybox
     [[ -x $BUSYBOX ]] || BUSYBOX=$INTEROP_CACHE/busybox/usr/bin/busybox
@@ -75,7 +75,7 @@ modules_in_order() {
 # Writes to $1 the file system that the guest runs in.
 build_initramfs() {
     local root program path library module
-    root=$(mktemp -d "$INTEROP_CACHE/root.XXXXXX")
+    root=$(mktemp -d "$DIR/root.XXXXXX")
     mkdir -p "$root"/{bin,sbin,proc,sys,dev,run/netns,tmp,modules}
     cp "$BUSYBOX" "$root/bin/busybox"
     cp "$ROOT/scripts/interop/init" "$root/init"
@@ -87,6 +87,7 @@ build_initramfs() {
             cp -L "$library" "$root$library"
         done < <(ldd "$path" | grep -o '/[^ ]*')
     done
+    ln -s dash "$root/sbin/sh"
     modules_in_order "${GUEST_MODULES[@]}" >"$root/modules/order"
     while read -r module; do
         cp "$KERNEL_TREE/lib/modules/$KERNEL/$module" "$root/modules/"

@@ -12,6 +12,10 @@ class Failed(Exception):
     """A command that had to succeed did not."""
 
 
+class Gone(Exception):
+    """The virtual machine answers no more: nothing can be judged from here on."""
+
+
 class Place:
     """Something with a shell. `prefix` takes a command into the network namespace that is meant."""
 
@@ -26,7 +30,7 @@ class Place:
         return self.call(f"{self.prefix} sh -c {shlex.quote(command)}" if self.prefix else command, seconds)
 
     def must(self, command, seconds=20):
-        status, output = self.run(command, seconds)
+        status, output = self.run(f"set -e; {command}", seconds)
         if status:
             raise Failed(f"{command}: {output.strip() or status}")
         return output.strip()
@@ -66,7 +70,10 @@ class Guest(Place):
     def call(self, command, seconds):
         self.line.settimeout(seconds + 30)
         self.line.sendall(b"%d %s\n" % (seconds, base64.b64encode(command.encode())))
-        status, _, output = read_line(self.line).partition(b" ")
+        try:
+            status, _, output = read_line(self.line).partition(b" ")
+        except OSError as why:
+            raise Gone(f"no answer from the virtual machine to: {command}") from why
         return int(status), base64.b64decode(output).decode(errors="replace")
 
 
@@ -75,7 +82,7 @@ def read_line(line):
     while not answer.endswith(b"\n"):
         piece = line.recv(65536)
         if not piece:
-            raise Failed("the virtual machine is gone")
+            raise Gone("the virtual machine is gone")
         answer += piece
     return bytes(answer[:-1])
 
@@ -89,10 +96,14 @@ def boot(directory, cache, tap, mac):
         program, environment["LD_LIBRARY_PATH"] = private, libraries
         where = ["-L", f"{cache}/qemu/usr/share/qemu", "-L", f"{cache}/qemu/usr/share/seabios"]
     path = f"{directory}/agent.sock"
+    # A /dev/kvm may be there without a processor that virtualises, and then it breaks halfway.
+    with open("/proc/cpuinfo") as cpus:
+        flags = cpus.read().split()
+    accelerator = "kvm:tcg" if {"vmx", "svm"} & set(flags) else "tcg"
     with open(f"{directory}/qemu.log", "wb") as log:
         machine = subprocess.Popen(
             ["nice", "-n", "19", program, *where, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-             "-machine", "accel=kvm:tcg", "-m", "512", "-smp", "1",
+             "-machine", f"accel={accelerator}", "-m", "512", "-smp", "1",
              "-kernel", f"{cache}/vmlinuz", "-initrd", f"{directory}/initramfs",
              "-append", "console=ttyS0 quiet panic=-1", "-serial", f"file:{directory}/console.log",
              "-chardev", f"socket,id=agent,path={path},server=on,wait=off",
@@ -102,8 +113,8 @@ def boot(directory, cache, tap, mac):
              "-device", f"virtio-net-pci,netdev=underlay,mac={mac},romfile="],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     line = socket.socket(socket.AF_UNIX)
-    line.settimeout(120)
-    deadline = time.monotonic() + 120
+    line.settimeout(60)
+    deadline = time.monotonic() + 60
     try:
         while line.connect_ex(path):
             if machine.poll() is not None or time.monotonic() > deadline:
@@ -111,7 +122,7 @@ def boot(directory, cache, tap, mac):
             time.sleep(0.05)
         if read_line(line) != b"ready":
             raise Failed("the virtual machine does not come up")
-    except (Failed, OSError) as why:
+    except (Failed, Gone, OSError) as why:
         with open(f"{directory}/qemu.log", errors="replace") as log:
             raise Failed(f"{why}: {log.read()[-500:].strip()}") from why
     return machine, Guest(line)

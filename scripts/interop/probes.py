@@ -9,7 +9,7 @@ import time
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 
-from scapy.all import (GRE, ICMP, IP, ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, Ether, L2Socket, Raw, conf)  # noqa: E402
+from scapy.all import (GRE, ICMP, IP, ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, Ether, Raw, conf)  # noqa: E402
 
 from bed import DEVICE  # noqa: E402
 
@@ -61,7 +61,7 @@ class Prober:
 
     def __init__(self, bed, tunnel, end):
         self.bed, self.tunnel, self.end = bed, tunnel, end
-        self.socket = L2Socket(iface=end.port)
+        self.socket = conf.L2socket(iface=end.port)
 
     def __enter__(self):
         return self

@@ -1,14 +1,13 @@
 """Runs the table of tunnels, prints the table of results. Started by interop.sh, in the underlay's namespace."""
 
 import argparse
-import signal
 import sys
 import time
 
 from bed import Bed
-from checks import CHECKS, LATER, NotApplicable
-from places import Failed
-from table import TUNNELS, Tunnel
+from checks import CHECKS, Later, NotApplicable
+from places import Failed, Gone
+from table import SLOW, TUNNELS, Tunnel
 
 WIDTH = 40
 COLOURS = {"ok": "\033[32m", "FAIL": "\033[31m", "later": "\033[33m"}
@@ -44,13 +43,15 @@ class Results:
             self.cell(where, column, "ok")
         except NotApplicable:
             self.cell(where, column, "-")
+        except Later as why:
+            self.cell(where, column, "later", str(why))
         except (AssertionError, Failed, OSError) as why:
-            self.cell(where, column, "later" if column in LATER else "FAIL", f"{why}{LATER.get(column, '')}")
+            self.cell(where, column, "FAIL", str(why))
 
 
 def run_tunnel(bed, tunnel, xdp, results):
     where = f"{tunnel.line}, xdp {xdp}"
-    print(where.ljust(WIDTH), end="", flush=True)
+    print(tunnel.line.ljust(WIDTH), end="", flush=True)
     refusal = bed.refusal(tunnel, xdp)
     if refusal:
         print("not available in this version")
@@ -67,21 +68,29 @@ def run_tunnel(bed, tunnel, xdp, results):
     print()
 
 
+def run_table(bed, options, results):
+    kernel = bed.b.router.must("uname -r")
+    print(f"Greyhound against Linux {kernel} ({'a virtual machine' if options.peer == 'guest' else 'this host'})")
+    for xdp in ("auto", "off") if options.xdp == "both" else (options.xdp,):
+        print(f"\n{f'xdp = {xdp}'.ljust(WIDTH)}" + "".join(name.ljust(6) for name in CHECKS))
+        for line in SLOW if xdp == "off" and options.xdp == "both" else TUNNELS:
+            if options.only in line:
+                run_tunnel(bed, Tunnel(line), xdp, results)
+
+
 def main():
     options = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
-    bed, results = Bed(options), Results()
+    results, bed = Results(), None
     try:
-        kernel = bed.b.router.must("uname -r")
-        print(f"Greyhound against Linux {kernel} ({'a virtual machine' if options.peer == 'guest' else 'this host'})\n")
-        print("tunnel".ljust(WIDTH) + "".join(name.ljust(6) for name in CHECKS))
-        for xdp in ("auto", "off") if options.xdp == "both" else (options.xdp,):
-            for line in TUNNELS:
-                if options.only in line:
-                    run_tunnel(bed, Tunnel(line), xdp, results)
+        bed = Bed(options)
+        run_table(bed, options, results)
+    except (Failed, Gone) as why:
+        results.count["failed"] += 1
+        results.notes.append(f"error: {why}")
     finally:
-        bed.close()
+        if bed:
+            bed.close()
     if results.notes:
         print()
     for note in results.notes:
@@ -92,8 +101,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Failed as why:
-        print(f"error: {why}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(main())

@@ -23,6 +23,9 @@ TUNNELS = [
     "ipip6",
 ]
 
+# With the fast path off, for all that is left to the slow path: these unless asked for more.
+SLOW = ["gre", "gre key 42 csum seq", "gre tos inherit", "ipip", "sit", "gretap", "ip6gre", "ip6gretap encaplimit none", "ip6ip6", "ipip6"]
+
 
 @dataclass(frozen=True)
 class Kind:
