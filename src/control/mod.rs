@@ -13,6 +13,7 @@ pub mod mirror;
 pub mod netlink;
 pub mod report;
 mod router;
+mod run;
 pub mod slowpath;
 pub mod socket;
 mod statistics;
@@ -20,4 +21,4 @@ mod tunnels;
 mod wake;
 mod worker_thread;
 
-pub use router::run;
+pub use run::run;

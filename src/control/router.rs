@@ -1,206 +1,43 @@
-//! The running router: one task that keeps fast path, slow path and tunnel devices in step with the kernel.
+//! The running router: fast path, slow path and tunnel devices, kept in step with the kernel.
+//!
+//! Nothing here waits: each call looks at the mirror, puts what follows from it in force, and says what is to be asked of the
+//! kernel.
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    io,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
-use tokio::signal::unix::{SignalKind, signal};
-
 use super::{
     compile::{Compiled, TunnelDevice, TunnelStatus, compile},
-    config::{Config, RouterConfig, XdpMode},
+    config::{Config, XdpMode},
     fastpath::{self, FastPath, FoundDevice},
-    mirror::{MirrorError, Monitor, Nud, Options, Parts, State},
-    netlink::{Device, Handle},
+    mirror::{Nud, Parts, State},
+    netlink::Device,
     report::{MirrorReport, Statistics, Status},
-    slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
-    socket::{ControlSocket, SocketError, serve},
+    run::{KernelRequest, RunError, find_devices},
+    slowpath::{ServiceTun, SlowPath, SlowSnapshot, Tun, TunError},
     statistics,
-    tunnels::{self, TunnelEntry, TunnelError},
+    tunnels::{TunnelEntry, TunnelError},
 };
 use crate::{
     fib::RouteTable,
-    xdp::{Limits, Plan, Steer, SteerError},
+    xdp::{Limits, Plan, Steer},
 };
 
 /// How many routers can share a network namespace: each has a service device of its own, greyhound0 and so on.
 const SERVICE_DEVICES: u32 = 64;
-/// How often heartbeats are looked at and neighbours refreshed.
-const TICK: Duration = Duration::from_secs(1);
-
 /// How soon a fast path that was refused is tried again, at first and at last: attaching a program may reset a device.
 const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(300);
 /// Neighbours of the inner networks that are refreshed in one tick, at the most.
 const REFRESHES: usize = 64;
 
-/// How long the start waits for the mirror to show the tunnels' devices.
-const SETTLE: Duration = Duration::from_secs(2);
-
-/// Why the router did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    #[error(transparent)]
-    Mirror(#[from] MirrorError),
-    #[error(transparent)]
-    Slow(#[from] SlowPathError),
-    #[error(transparent)]
-    Tunnel(#[from] TunnelError),
-    #[error(transparent)]
-    Fast(#[from] fastpath::FastPathError),
-    #[error(transparent)]
-    Steer(#[from] SteerError),
-    #[error("{what}: {source}")]
-    Io {
-        what: &'static str,
-        source: io::Error,
-    },
-    #[error("router.{list} names {device:?}: there is no such device; see `ip link`")]
-    NoDevice { list: &'static str, device: String },
-}
-
-impl RunError {
-    fn io(what: &'static str) -> impl Fn(io::Error) -> Self {
-        move |source| RunError::Io { what, source }
-    }
-}
-
-/// Runs the router in the foreground until SIGTERM or SIGINT; `path` is where the configuration came from.
-pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(RunError::io("cannot start the control task"))?;
-    runtime.block_on(run_until_told(config, path))
-}
-
-async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
-    let signals = RunError::io("cannot listen to signals");
-    let mut terminate = signal(SignalKind::terminate()).map_err(&signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(&signals)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(&signals)?;
-    let socket = ControlSocket::bind(&config.router.control)?;
-    let mut monitor = Monitor::open(Options::default()).await?;
-    let handle = Handle::open().map_err(RunError::io("cannot open a netlink socket"))?;
-
-    find_devices(&config.router, monitor.state())?;
-    let made = tunnels::create(&config, monitor.state(), &handle).await?;
-    let new: Vec<Device> = (made.iter().filter(|(_, tun)| !tun.adopted()))
-        .map(|(entry, _)| entry.device.clone())
-        .collect();
-    settle(&mut monitor, &made).await;
-    let router = match Router::start(config, path, monitor.state(), made) {
-        Ok(router) => RefCell::new(router),
-        Err(why) => {
-            for device in &new {
-                tunnels::remove(device, &handle).await;
-            }
-            return Err(why);
-        }
-    };
-    tracing::info!("ready");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = serve(&socket, |request| router.borrow().statistics().answer(&request)) => {}
-        () = follow(&router, &mut monitor, &handle) => {}
-        () = async {
-            while hangup.recv().await.is_some() {
-                tracing::warn!("SIGHUP: this version cannot reload its configuration; restart it");
-            }
-        } => {}
-    }
-    tracing::info!("stopping");
-    let stopped = router.into_inner().stop();
-    for entry in &stopped {
-        tunnels::remove(&entry.device, &handle).await;
-    }
-    Ok(())
-}
-
-/// Waits until the mirror knows the tunnels' devices: what the kernel routes into them from the first moment on (router
-/// solicitations, multicast reports) shall find its tunnel.
-async fn settle(monitor: &mut Monitor, made: &[(TunnelEntry, Tun)]) {
-    let known = |state: &State, (entry, _): &(TunnelEntry, Tun)| {
-        let link = state.link(entry.device.index);
-        link.is_some_and(|link| link.up)
-    };
-    let all_known = async {
-        while !made.iter().all(|tunnel| known(monitor.state(), tunnel)) {
-            monitor.changed().await;
-        }
-    };
-    // Somebody may have set one down already; the mirror will say so in time.
-    let _ = tokio::time::timeout(SETTLE, all_known).await;
-}
-
-/// Keeps the router in step with the kernel, for ever.
-async fn follow(router: &RefCell<Router>, monitor: &mut Monitor, handle: &Handle) {
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        let changed = tokio::select! {
-            change = monitor.changed() => Some(change.what),
-            _ = tick.tick() => None,
-        };
-        let requests = {
-            let mut router = router.borrow_mut();
-            router.mirror = mirror_report(monitor);
-            match changed {
-                Some(what) => router.follow(monitor.state(), what),
-                None => router.heartbeat(monitor.state()),
-            }
-        };
-        for request in requests {
-            request.carry_out(handle).await;
-        }
-    }
-}
-
-fn mirror_report(monitor: &Monitor) -> MirrorReport {
-    let (state, seen) = (monitor.state(), monitor.statistics());
-    MirrorReport {
-        age_ms: u64::try_from(seen.age.as_millis()).unwrap_or(u64::MAX),
-        routes: (state.main_v4().len() + state.main_v6().len()) as u64,
-        neighbours: state.neighbours().count() as u64,
-        dumps: seen.resyncs,
-    }
-}
-
-/// Something to ask of the kernel.
-enum KernelRequest {
-    SetMtu(Device, u16),
-    Refresh(Device, std::net::IpAddr),
-    AddAddress(Device, IpNet),
-    AddRoute(Device, IpNet),
-}
-
-impl KernelRequest {
-    async fn carry_out(self, handle: &Handle) {
-        let result = match &self {
-            KernelRequest::SetMtu(device, mtu) => handle.set_mtu(device, (*mtu).into()).await,
-            KernelRequest::Refresh(device, ip) => handle.use_neighbour(device, *ip).await,
-            KernelRequest::AddAddress(device, address) => {
-                handle.add_address(device, *address).await
-            }
-            KernelRequest::AddRoute(device, prefix) => handle.add_route(device, *prefix).await,
-        };
-        if let Err(why) = result {
-            tracing::warn!("{why}");
-        }
-    }
-}
-
-struct Router {
+/// Everything that runs.
+pub(super) struct Router {
     config: Config,
     path: PathBuf,
     started: Instant,
@@ -222,7 +59,7 @@ struct Router {
     outgoing: BTreeMap<u32, Box<str>>,
     /// The routes in force.
     routes: Arc<RouteTable>,
-    mirror: MirrorReport,
+    pub(super) mirror: MirrorReport,
 }
 
 /// A fast path that did not come up.
@@ -245,7 +82,7 @@ impl Refused {
 }
 
 impl Router {
-    fn start(
+    pub(super) fn start(
         config: Config,
         path: &Path,
         state: &State,
@@ -393,7 +230,7 @@ impl Router {
     }
 
     /// The kernel's state has changed.
-    fn follow(&mut self, state: &State, what: Parts) -> Vec<KernelRequest> {
+    pub(super) fn follow(&mut self, state: &State, what: Parts) -> Vec<KernelRequest> {
         if what == Parts::NEIGHBOURS {
             // The most frequent news, and a million routes are none of it.
             self.publish_with(state, Some(self.routes.clone()));
@@ -480,7 +317,7 @@ impl Router {
     }
 
     /// Once a second.
-    fn heartbeat(&mut self, state: &State) -> Vec<KernelRequest> {
+    pub(super) fn heartbeat(&mut self, state: &State) -> Vec<KernelRequest> {
         let mut outdated = false;
         if let (Some(fast), Some(steer)) = (&mut self.fast, &mut self.steer) {
             outdated = fast.heartbeat(steer) || fast.is_behind();
@@ -520,7 +357,7 @@ impl Router {
         stale.into_iter().filter_map(request).collect()
     }
 
-    fn statistics(&self) -> Statistics {
+    pub(super) fn statistics(&self) -> Statistics {
         let fast = self.fast.as_ref();
         let workers: Vec<_> = fast.map_or(Vec::new(), |fast| {
             let all = fast.workers().iter();
@@ -556,7 +393,7 @@ impl Router {
     }
 
     /// Leaves everything to the kernel and ends the threads. The tunnels' devices are still there.
-    fn stop(mut self) -> Vec<TunnelEntry> {
+    pub(super) fn stop(mut self) -> Vec<TunnelEntry> {
         self.stop_fast_path();
         self.tunnels
     }
@@ -571,26 +408,6 @@ fn open_service_device() -> Result<ServiceTun, TunError> {
             other => return other,
         }
     }
-}
-
-/// The configured devices, as they are now.
-fn find_devices(config: &RouterConfig, state: &State) -> Result<Vec<FoundDevice>, RunError> {
-    let find = |name: &str| {
-        let underlay = config.underlay.iter().any(|device| device == name);
-        let overlay = config.overlay.iter().any(|device| device == name);
-        let link = state.link_by_name(name).ok_or_else(|| RunError::NoDevice {
-            list: if underlay { "underlay" } else { "overlay" },
-            device: name.to_owned(),
-        })?;
-        Ok(FoundDevice {
-            name: name.to_owned(),
-            ifindex: link.index,
-            mtu: link.mtu,
-            underlay,
-            overlay,
-        })
-    };
-    config.devices().into_iter().map(find).collect()
 }
 
 #[cfg(test)]

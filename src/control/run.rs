@@ -1,0 +1,203 @@
+//! The router's one task: start, follow the kernel, answer, stop.
+
+use std::{cell::RefCell, io, path::Path, time::Duration};
+
+use ipnet::IpNet;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    config::{Config, RouterConfig},
+    fastpath::{self, FoundDevice},
+    mirror::{MirrorError, Monitor, Options, State},
+    netlink::{Device, Handle},
+    report::MirrorReport,
+    router::Router,
+    slowpath::{SlowPathError, Tun},
+    socket::{ControlSocket, SocketError, serve},
+    tunnels::{self, TunnelEntry, TunnelError},
+};
+use crate::xdp::SteerError;
+
+/// How often heartbeats are looked at and neighbours refreshed.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the start waits for the mirror to show the tunnels' devices.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// Why the router did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+    #[error(transparent)]
+    Slow(#[from] SlowPathError),
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    #[error(transparent)]
+    Fast(#[from] fastpath::FastPathError),
+    #[error(transparent)]
+    Steer(#[from] SteerError),
+    #[error("{what}: {source}")]
+    Io {
+        what: &'static str,
+        source: io::Error,
+    },
+    #[error("router.{list} names {device:?}: there is no such device; see `ip link`")]
+    NoDevice { list: &'static str, device: String },
+}
+
+impl RunError {
+    fn io(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| RunError::Io { what, source }
+    }
+}
+
+/// Runs the router in the foreground until SIGTERM or SIGINT; `path` is where the configuration came from.
+pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(RunError::io("cannot start the control task"))?;
+    runtime.block_on(run_until_told(config, path))
+}
+
+async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
+    let signals = RunError::io("cannot listen to signals");
+    let mut terminate = signal(SignalKind::terminate()).map_err(&signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(&signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(&signals)?;
+    let socket = ControlSocket::bind(&config.router.control)?;
+    let mut monitor = Monitor::open(Options::default()).await?;
+    let handle = Handle::open().map_err(RunError::io("cannot open a netlink socket"))?;
+
+    find_devices(&config.router, monitor.state())?;
+    let made = tunnels::create(&config, monitor.state(), &handle).await?;
+    let new: Vec<Device> = (made.iter().filter(|(_, tun)| !tun.adopted()))
+        .map(|(entry, _)| entry.device.clone())
+        .collect();
+    settle(&mut monitor, &made).await;
+    let router = match Router::start(config, path, monitor.state(), made) {
+        Ok(router) => RefCell::new(router),
+        Err(why) => {
+            for device in &new {
+                tunnels::remove(device, &handle).await;
+            }
+            return Err(why);
+        }
+    };
+    tracing::info!("ready");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = serve(&socket, |request| router.borrow().statistics().answer(&request)) => {}
+        () = follow(&router, &mut monitor, &handle) => {}
+        () = async {
+            while hangup.recv().await.is_some() {
+                tracing::warn!("SIGHUP: this version cannot reload its configuration; restart it");
+            }
+        } => {}
+    }
+    tracing::info!("stopping");
+    let stopped = router.into_inner().stop();
+    for entry in &stopped {
+        tunnels::remove(&entry.device, &handle).await;
+    }
+    Ok(())
+}
+
+/// Waits until the mirror knows the tunnels' devices: what the kernel routes into them from the first moment on (router
+/// solicitations, multicast reports) shall find its tunnel.
+async fn settle(monitor: &mut Monitor, made: &[(TunnelEntry, Tun)]) {
+    let known = |state: &State, (entry, _): &(TunnelEntry, Tun)| {
+        let link = state.link(entry.device.index);
+        link.is_some_and(|link| link.up)
+    };
+    let all_known = async {
+        while !made.iter().all(|tunnel| known(monitor.state(), tunnel)) {
+            monitor.changed().await;
+        }
+    };
+    // Somebody may have set one down already; the mirror will say so in time.
+    let _ = tokio::time::timeout(SETTLE, all_known).await;
+}
+
+/// Keeps the router in step with the kernel, for ever.
+async fn follow(router: &RefCell<Router>, monitor: &mut Monitor, handle: &Handle) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let changed = tokio::select! {
+            change = monitor.changed() => Some(change.what),
+            _ = tick.tick() => None,
+        };
+        let requests = {
+            let mut router = router.borrow_mut();
+            router.mirror = mirror_report(monitor);
+            match changed {
+                Some(what) => router.follow(monitor.state(), what),
+                None => router.heartbeat(monitor.state()),
+            }
+        };
+        for request in requests {
+            request.carry_out(handle).await;
+        }
+    }
+}
+
+fn mirror_report(monitor: &Monitor) -> MirrorReport {
+    let (state, seen) = (monitor.state(), monitor.statistics());
+    MirrorReport {
+        age_ms: u64::try_from(seen.age.as_millis()).unwrap_or(u64::MAX),
+        routes: (state.main_v4().len() + state.main_v6().len()) as u64,
+        neighbours: state.neighbours().count() as u64,
+        dumps: seen.resyncs,
+    }
+}
+
+/// Something to ask of the kernel.
+pub(super) enum KernelRequest {
+    SetMtu(Device, u16),
+    Refresh(Device, std::net::IpAddr),
+    AddAddress(Device, IpNet),
+    AddRoute(Device, IpNet),
+}
+
+impl KernelRequest {
+    async fn carry_out(self, handle: &Handle) {
+        let result = match &self {
+            KernelRequest::SetMtu(device, mtu) => handle.set_mtu(device, (*mtu).into()).await,
+            KernelRequest::Refresh(device, ip) => handle.use_neighbour(device, *ip).await,
+            KernelRequest::AddAddress(device, address) => {
+                handle.add_address(device, *address).await
+            }
+            KernelRequest::AddRoute(device, prefix) => handle.add_route(device, *prefix).await,
+        };
+        if let Err(why) = result {
+            tracing::warn!("{why}");
+        }
+    }
+}
+
+/// The configured devices, as they are now.
+pub(super) fn find_devices(
+    config: &RouterConfig,
+    state: &State,
+) -> Result<Vec<FoundDevice>, RunError> {
+    let find = |name: &str| {
+        let underlay = config.underlay.iter().any(|device| device == name);
+        let overlay = config.overlay.iter().any(|device| device == name);
+        let link = state.link_by_name(name).ok_or_else(|| RunError::NoDevice {
+            list: if underlay { "underlay" } else { "overlay" },
+            device: name.to_owned(),
+        })?;
+        Ok(FoundDevice {
+            name: name.to_owned(),
+            ifindex: link.index,
+            mtu: link.mtu,
+            underlay,
+            overlay,
+        })
+    };
+    config.devices().into_iter().map(find).collect()
+}
