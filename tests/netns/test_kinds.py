@@ -72,7 +72,9 @@ def test_kind_between_routers(tmp_path, xdp, kind):
         for side, was in zip((bed.a, bed.b), before):
             now = side.tunnel()
             # The kernel's router solicitations and multicast reports find no room in a tunnel that carries IPv4 only.
-            assert now["drops"] == was["drops"]
+            own = {"unknown_protocol"} if carries == "4" else set()
+            lost = {reason: n for reason, n in now["drops"].items() if n != was["drops"].get(reason, 0)}
+            assert not lost.keys() - own, lost
             for counter in ("rx_packets", "tx_packets"):
                 fast, slow = (now[path][counter] - was[path][counter] for path in ("fast", "slow"))
                 assert fast + slow > BULK // 1500

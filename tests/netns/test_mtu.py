@@ -47,7 +47,7 @@ def test_up_to_the_mtu_passes(single, xdp, case):
     tunnel, underlay, mtu = SIZES[case]
     bed = single(tunnel=tunnel, mtu=underlay, xdp=xdp)
     bed.warm()
-    before = bed.greyhound.tunnel()["slow"]
+    before = bed.greyhound.tunnel()["fast"]
     for size in (mtu - 1, mtu):
         for packet in (sized4(size), sized4(size, flags="DF"), sized6(size)):
             outer = bed.encapsulated(packet)
@@ -57,8 +57,9 @@ def test_up_to_the_mtu_passes(single, xdp, case):
             inner[UDP].payload = Raw(token(len(packet[UDP].payload)))
             inner = type(inner)(bytes(inner))
             assert ip_bytes(bed.decapsulated(inner)) == forwarded(inner)
-    if xdp != "off":
-        assert bed.greyhound.tunnel()["slow"] == before
+    # The slow path may carry the kernel's own router solicitations meanwhile.
+    carried = 0 if xdp == "off" else 6
+    assert bed.greyhound.tunnel()["fast"] == {path: n + carried for path, n in before.items()}
 
 
 @pytest.mark.parametrize("case", EDGES)
