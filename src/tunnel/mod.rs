@@ -102,11 +102,6 @@ impl Tunnel {
         let key = self.okey.is_some();
         overhead(self.mode, key, self.ocsum, self.oseq, self.encaplimit).total()
     }
-
-    /// Whether packets of this tunnel carry numbers that must leave, or be judged, in one thread.
-    pub fn has_sequence(&self) -> bool {
-        self.iseq || self.oseq
-    }
 }
 
 /// Why a packet did not get into, or out of, a tunnel. The packet is unchanged. The names are the counters'.

@@ -187,11 +187,6 @@ impl TunnelTable {
         self.tunnels.iter().flatten()
     }
 
-    /// How many slots there are, empty ones included.
-    pub fn slots(&self) -> usize {
-        self.tunnels.len()
-    }
-
     /// The tunnel of a received packet, in the order of Linux's `ip_tunnel_lookup` (net/ipv4/ip_tunnel.c): both
     /// addresses; remote alone; local alone, or a group; neither. At each step a tunnel that is bound to `device` is
     /// taken at once; any other is kept until all steps are done. Tunnels that are down do not count.
