@@ -4,7 +4,7 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # What it takes to build: the compilers, and what libbpf and libxdp are built from.
 # shellcheck disable=SC2034 # used by the scripts that source this file
-BUILD_PACKAGES=(gcc libc6-dev make m4 pkg-config clang llvm libelf-dev zlib1g-dev)
+BUILD_PACKAGES=(gcc libc6-dev make m4 pkg-config clang llvm libelf-dev zlib1g-dev libpcap-dev)
 RUSTUP="curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"
 
 if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
