@@ -91,6 +91,7 @@ fn tunnel() -> Tunnel {
         ignore_df: false,
         flow_label: greyhound::tunnel::FlowLabel::Hash,
         encaplimit: None,
+        udp: None,
         dev: None,
         mtu: 1476,
         up: true,

@@ -87,6 +87,7 @@ fn tunnel(mode: Mode) -> Tunnel {
         ignore_df: false,
         flow_label: FlowLabel::Hash,
         encaplimit: v6.then_some(4),
+        udp: None,
         dev: None,
         mtu: 1476,
         up: true,

@@ -307,6 +307,7 @@ fn tunnel() -> Tunnel {
         ignore_df: false,
         flow_label: FlowLabel::Hash,
         encaplimit: None,
+        udp: None,
         dev: None,
         mtu: 1476,
         up: true,

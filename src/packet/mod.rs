@@ -12,6 +12,7 @@ pub mod gre;
 pub mod ipv4;
 pub mod ipv6;
 pub mod transport;
+pub mod udp;
 
 pub use buf::{NoRoom, PacketBuf, VecBuf};
 pub use checksum::Checksum;
@@ -19,6 +20,7 @@ pub use ethernet::{EtherType, Ethernet, MacAddr};
 pub use gre::{Gre, GreHeader, GreKey};
 pub use ipv4::{Ipv4, Ipv4Header};
 pub use ipv6::{Ipv6, Ipv6Header};
+pub use udp::{Udp, UdpHeader};
 
 /// IP protocol numbers (IANA "Assigned Internet Protocol Numbers") that a router has to know.
 pub mod protocol {

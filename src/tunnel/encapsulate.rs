@@ -16,12 +16,12 @@ pub fn encapsulate<B: PacketBuf>(
     if tunnel.remote.is_unspecified() {
         return Err(Refusal::NoRemote);
     }
-    let overhead = tunnel.overhead();
+    let headers = tunnel.headers();
+    let overhead = headers.total();
     if overhead + inner.len > usize::from(u16::MAX) || packet.headroom() < overhead {
         return Err(Refusal::NoRoom);
     }
-    // Only an IPv6 header has room for it.
-    let hash = match tunnel.local.is_ipv6() {
+    let hash = match tunnel.shows_flow() {
         true => inner.flow_hash(packet.data()),
         false => 0,
     };
@@ -37,7 +37,7 @@ pub fn encapsulate<B: PacketBuf>(
             key: tunnel.okey,
             sequence: tunnel.oseq.then(|| state.sequences.next()),
         };
-        header.emit(&mut out[outer::header_len(tunnel)..]);
+        header.emit(&mut out[headers.shim_at()..]);
     }
     outer::emit(tunnel, out, &inner, hash, state)
 }

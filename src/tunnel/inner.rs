@@ -104,7 +104,7 @@ impl Inner {
     #[inline]
     pub fn flow_hash(&self, packet: &[u8]) -> u32 {
         match self.ether_type {
-            EtherType::TRANSPARENT_ETHERNET => packet.get(14..).map_or(0, flow::hash),
+            EtherType::TRANSPARENT_ETHERNET => flow::hash_frame(packet),
             _ => flow::hash(packet),
         }
     }

@@ -16,6 +16,7 @@ mod send;
 mod stats;
 mod thread;
 mod tun;
+mod udp;
 
 pub use super::wake::Waker;
 pub use raw::RawError;
@@ -31,7 +32,7 @@ use std::{
 
 use crossbeam_channel::{Sender, unbounded};
 
-use raw::{Hears, RawReceiver};
+use raw::{Hears, Receiver};
 
 use crate::{
     datapath::{Handover, PuntSource, TunnelRecord, Wake},
@@ -76,7 +77,7 @@ pub struct SlowSnapshot {
 
 enum Command {
     /// The tunnels, and the sockets that they need and that are not open yet.
-    Snapshot(SlowSnapshot, Vec<RawReceiver>),
+    Snapshot(SlowSnapshot, Vec<Receiver>),
     AddTun(TunnelId, Tun),
     RemoveTun(TunnelId),
     AddPunts(u32, PuntSource),
@@ -126,8 +127,8 @@ impl SlowPath {
     /// Replaces the tunnels, and opens and closes raw sockets as these need them, in the caller's network namespace.
     ///
     /// `filter` sees every socket right after it was opened and before anything is received from it: the place to attach a
-    /// socket filter. Over IPv4 what the socket hears begins with the IPv4 header, over IPv6 behind the IPv6 header and its
-    /// extensions. Tunnels are in force even if this fails: those without their socket receive nothing, and the next call
+    /// socket filter. Over IPv4 what a raw socket hears begins with the IPv4 header, over IPv6 behind the IPv6 header and its
+    /// extensions; what a UDP socket hears, with the UDP header. Tunnels are in force even if this fails: those without their socket receive nothing, and the next call
     /// tries again.
     pub fn publish(
         &mut self,
@@ -142,7 +143,7 @@ impl SlowPath {
             if self.hears.contains(&hears) {
                 continue;
             }
-            match RawReceiver::open(hears) {
+            match Receiver::open(hears) {
                 Ok(receiver) => {
                     filter(receiver.as_fd(), hears.family);
                     opened.push(receiver);
