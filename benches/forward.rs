@@ -79,6 +79,7 @@ fn tunnel() -> Tunnel {
         mode: Mode::Gre,
         local: Ipv4Addr::new(192, 0, 2, 1).into(),
         remote: Ipv4Addr::new(192, 0, 2, 2).into(),
+        peers: Arc::default(),
         ikey: None,
         okey: None,
         icsum: false,
@@ -138,6 +139,7 @@ fn fib(others: u32) -> Fib {
     };
     let far_hop = NextHop::Tunnel {
         id: TunnelId(0),
+        gateway: None,
         mtu: 1476,
     };
     let local = NextHop::Local;

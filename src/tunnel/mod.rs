@@ -10,6 +10,7 @@ mod encapsulate;
 mod inner;
 mod kind;
 mod outer;
+mod peers;
 mod state;
 mod table;
 
@@ -17,10 +18,11 @@ pub use decapsulate::{Outer, decapsulate};
 pub use encapsulate::encapsulate;
 pub use kind::{Family, Kind, Mode, Payload, Shim};
 pub use outer::{Overhead, overhead};
+pub use peers::Peers;
 pub use state::{Counter, Sequences, TunnelCounters, TunnelState};
 pub use table::{Class, TunnelTable};
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use crate::packet::{GreKey, ParseError};
 
@@ -69,8 +71,11 @@ pub struct Tunnel {
     pub mode: Mode,
     /// Outer source, of the family that the mode says; unspecified matches any (Linux: wildcard local).
     pub local: IpAddr,
-    /// Outer destination; unspecified matches any (Linux: wildcard remote).
+    /// Outer destination, one end or a multicast group; unspecified: the packets say it, and any is received from (Linux:
+    /// wildcard remote).
     pub remote: IpAddr,
+    /// Where packets go that have no remote to go to.
+    pub peers: Arc<Peers>,
     /// Key expected on receipt; `None` never matches a keyed packet (gre-4).
     pub ikey: Option<GreKey>,
     /// Key sent.
@@ -135,7 +140,7 @@ pub enum Refusal {
     Recursion,
     /// The outer packet would be longer than an IPv4 packet can be, or there is no room for its headers.
     NoRoom,
-    /// The tunnel has no remote address and the packet names none.
+    /// The tunnel has no remote, and neither peers nor routes say where the packet goes.
     NoRemote,
 }
 
@@ -151,6 +156,7 @@ pub(crate) mod tests {
             mode: Mode::Gre,
             local: IpAddr::from([192, 0, 2, 1]),
             remote: IpAddr::from([192, 0, 2, 2]),
+            peers: Arc::default(),
             ikey: None,
             okey: None,
             icsum: false,

@@ -13,6 +13,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -20,7 +21,7 @@ use thiserror::Error;
 
 use crate::{
     packet::GreKey,
-    tunnel::{self as family, FlowLabel, Mode, Overhead, Tos, Ttl, Tunnel, TunnelId},
+    tunnel::{self as family, FlowLabel, Mode, Overhead, Peers, Tos, Ttl, Tunnel, TunnelId},
 };
 
 use reader::{Section, Source};
@@ -91,6 +92,8 @@ pub struct TunnelConfig {
     pub local: IpAddr,
     /// As `local`, and another.
     pub remote: IpAddr,
+    /// None but without a remote.
+    pub peers: Arc<Peers>,
     /// Keys, checksums and sequence numbers: none but with the GRE kinds.
     pub ikey: Option<u32>,
     pub okey: Option<u32>,
@@ -217,6 +220,7 @@ impl TunnelConfig {
             mode: self.mode,
             local: self.local,
             remote: self.remote,
+            peers: self.peers.clone(),
             ikey: self.ikey.map(GreKey),
             okey: self.okey.map(GreKey),
             icsum: self.icsum,
