@@ -155,7 +155,7 @@ impl Handle {
     /// prefix and metric stays, and is an error: it may be the way to the tunnel's far end. The device must be up.
     pub async fn add_route(&self, device: &Device, prefix: IpNet) -> Result<(), RequestError> {
         let attempt = || format!("add the route {prefix}");
-        let route = static_route(device, prefix).map_err(|e| refused(&attempt, device, e))?;
+        let route = static_route(device, prefix).map_err(|e| refused(attempt, device, e))?;
         let outcome = self.0.route().add(route).execute().await;
         match check(outcome, device, attempt) {
             Err(e) if e.errno() == Some(libc::EEXIST) && self.has_route(device, prefix).await => {
@@ -169,7 +169,7 @@ impl Handle {
     /// moment is there none.
     pub async fn replace_route(&self, device: &Device, prefix: IpNet) -> Result<(), RequestError> {
         let attempt = || format!("replace the route {prefix}");
-        let route = static_route(device, prefix).map_err(|e| refused(&attempt, device, e))?;
+        let route = static_route(device, prefix).map_err(|e| refused(attempt, device, e))?;
         let outcome = self.0.route().add(route).replace().execute().await;
         check(outcome, device, attempt)
     }
@@ -177,7 +177,7 @@ impl Handle {
     /// Removes a route that [`add_route`](Self::add_route) installed. One that is not there any more is success.
     pub async fn delete_route(&self, device: &Device, prefix: IpNet) -> Result<(), RequestError> {
         let attempt = || format!("delete the route {prefix}");
-        let route = static_route(device, prefix).map_err(|e| refused(&attempt, device, e))?;
+        let route = static_route(device, prefix).map_err(|e| refused(attempt, device, e))?;
         let outcome = self.0.route().del(route).execute().await;
         gone_is_fine(check(outcome, device, attempt))
     }
