@@ -13,7 +13,7 @@ use std::{
     cell::RefCell,
     fs::File,
     io::{BufRead, BufReader, Write},
-    net::{Ipv4Addr, Ipv6Addr, UdpSocket},
+    net::{Ipv6Addr, UdpSocket},
     os::fd::BorrowedFd,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
@@ -33,7 +33,7 @@ use greyhound::{
     },
     fib::PortId,
     packet::GreKey,
-    tunnel::{Family, FlowLabel, Mode, Payload, Tos, Ttl, Tunnel, TunnelId, TunnelTable},
+    tunnel::{Family, FlowLabel, Mode, Payload, Ttl, Tunnel, TunnelId, TunnelTable},
 };
 use rustix::{
     net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover},
@@ -290,26 +290,8 @@ const ID: TunnelId = TunnelId(0);
 
 fn tunnel() -> Tunnel {
     Tunnel {
-        id: ID,
         name: "gre1".into(),
-        mode: Mode::Gre,
-        local: Ipv4Addr::new(192, 0, 2, 1).into(),
-        remote: Ipv4Addr::new(192, 0, 2, 2).into(),
-        ikey: None,
-        okey: None,
-        icsum: false,
-        ocsum: false,
-        iseq: false,
-        oseq: false,
-        ttl: Ttl::Inherit,
-        tos: Tos::Fixed(0),
-        pmtudisc: true,
-        ignore_df: false,
-        flow_label: FlowLabel::Hash,
-        encaplimit: None,
-        dev: None,
-        mtu: 1476,
-        up: true,
+        ..Tunnel::new(Mode::Gre, [192, 0, 2, 1], [192, 0, 2, 2])
     }
 }
 
@@ -815,23 +797,17 @@ fn a_tunnel_bound_to_a_device_uses_that_device_alone() {
 
 /// A tunnel of each kind that the slow path carries through a TUN device, between the namespaces' addresses.
 fn tunnel_of(mode: Mode) -> Tunnel {
-    let over_ipv6 = mode.kind().underlay == Family::V6;
+    let (local, remote) = match mode.kind().underlay {
+        Family::V4 => (tunnel().local, tunnel().remote),
+        Family::V6 => (LOCAL6.into(), REMOTE6.into()),
+    };
     Tunnel {
-        mode,
-        local: if over_ipv6 {
-            LOCAL6.into()
-        } else {
-            tunnel().local
-        },
-        remote: if over_ipv6 {
-            REMOTE6.into()
-        } else {
-            tunnel().remote
-        },
+        name: "gre1".into(),
         ttl: Ttl::Fixed(40),
         flow_label: FlowLabel::Fixed(0x12345),
+        encaplimit: None,
         mtu: 1400,
-        ..tunnel()
+        ..Tunnel::new(mode, local, remote)
     }
 }
 

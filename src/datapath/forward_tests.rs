@@ -160,11 +160,9 @@ fn outbound(destination: [u8; 4], ttl: u8, payload: usize) -> Vec<u8> {
 /// A frame from the tunnel's far end that carries `inner`; `numbered` uses the second tunnel.
 fn inbound(inner: &[u8], numbered: bool) -> Vec<u8> {
     let far = Tunnel {
-        local: tunnel().remote,
-        remote: tunnel().local,
         okey: numbered.then_some(GreKey(42)),
         oseq: numbered,
-        ..tunnel()
+        ..tunnel().far_end()
     };
     let mut buf = VecBuf::new(64, inner);
     tunnel::encapsulate(&far, &mut buf, &TunnelState::new(0, 1, Arc::default())).unwrap();
@@ -516,18 +514,8 @@ fn bed_of(mode: Mode) -> (Bed, Tunnel) {
         true => IpAddr::from([0xfd09, 0, 0, 0, 0, 0, 0, n]),
         false => IpAddr::from([192, 0, 2, n as u8]),
     };
-    let near = Tunnel {
-        mode,
-        local: end(1),
-        remote: end(2),
-        encaplimit: v6.then_some(4),
-        ..tunnel()
-    };
-    let far = Tunnel {
-        local: near.remote,
-        remote: near.local,
-        ..near.clone()
-    };
+    let near = Tunnel::new(mode, end(1), end(2));
+    let far = near.far_end();
     let mut bed = Bed::new();
     bed.tunnels[0].0 = near;
     (bed, far)

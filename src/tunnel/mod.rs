@@ -96,6 +96,51 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
+    /// A tunnel of this kind as iproute2 makes it when told no more than that: in slot 0, up, over an underlay of 1500
+    /// bytes, without GRE options.
+    pub fn new(mode: Mode, local: impl Into<IpAddr>, remote: impl Into<IpAddr>) -> Tunnel {
+        let v6 = mode.kind().underlay == Family::V6;
+        let encaplimit = v6.then_some(4);
+        let mtu = 1500 - overhead(mode, false, false, false, encaplimit).total();
+        Tunnel {
+            id: TunnelId(0),
+            name: mode.as_str().into(),
+            mode,
+            local: local.into(),
+            remote: remote.into(),
+            ikey: None,
+            okey: None,
+            icsum: false,
+            ocsum: false,
+            iseq: false,
+            oseq: false,
+            ttl: if v6 { Ttl::Fixed(64) } else { Ttl::Inherit },
+            tos: Tos::Fixed(0),
+            pmtudisc: true,
+            ignore_df: false,
+            flow_label: FlowLabel::Hash,
+            encaplimit,
+            dev: None,
+            mtu: mtu as u16,
+            up: true,
+        }
+    }
+
+    /// The same tunnel as its other end has it configured: what one sends, the other expects.
+    pub fn far_end(&self) -> Tunnel {
+        Tunnel {
+            local: self.remote,
+            remote: self.local,
+            ikey: self.okey,
+            okey: self.ikey,
+            icsum: self.ocsum,
+            ocsum: self.icsum,
+            iseq: self.oseq,
+            oseq: self.iseq,
+            ..self.clone()
+        }
+    }
+
     /// Bytes that encapsulation adds in front of the inner packet: outer IP header with its options, and GRE header.
     #[inline]
     pub fn overhead(&self) -> usize {
@@ -145,27 +190,6 @@ pub(crate) mod tests {
 
     /// A plain GRE tunnel from 192.0.2.1 to 192.0.2.2 over an MTU of 1500.
     pub(crate) fn tunnel() -> Tunnel {
-        Tunnel {
-            id: TunnelId(0),
-            name: "gre1".into(),
-            mode: Mode::Gre,
-            local: IpAddr::from([192, 0, 2, 1]),
-            remote: IpAddr::from([192, 0, 2, 2]),
-            ikey: None,
-            okey: None,
-            icsum: false,
-            ocsum: false,
-            iseq: false,
-            oseq: false,
-            ttl: Ttl::Inherit,
-            tos: Tos::Fixed(0),
-            pmtudisc: true,
-            ignore_df: false,
-            flow_label: FlowLabel::Hash,
-            encaplimit: None,
-            dev: None,
-            mtu: 1476,
-            up: true,
-        }
+        Tunnel::new(Mode::Gre, [192, 0, 2, 1], [192, 0, 2, 2])
     }
 }
