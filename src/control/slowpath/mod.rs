@@ -78,6 +78,7 @@ pub struct SlowSnapshot {
 enum Command {
     /// The tunnels, and the sockets that they need and that are not open yet.
     Snapshot(SlowSnapshot, Vec<RawReceiver>),
+    SetService(ServiceTun),
     AddTun(TunnelId, Tun),
     RemoveTun(TunnelId),
     AddPunts(u32, PuntSource),
@@ -154,6 +155,11 @@ impl SlowPath {
         }
         self.command(Command::Snapshot(snapshot, opened));
         outcome
+    }
+
+    /// Gives the slow path a service device; it had none.
+    pub fn set_service(&self, service: ServiceTun) {
+        self.command(Command::SetService(service));
     }
 
     /// Gives a tunnel its device. Takes the place of an earlier one.

@@ -111,6 +111,7 @@ impl Engine {
                 self.snapshot = snapshot;
                 self.sender.forget();
             }
+            Command::SetService(service) => self.service = Some(service),
             Command::AddTun(id, tun) => self.add_tun(id, tun),
             Command::RemoveTun(id) => drop(self.tuns.remove(&id)),
             Command::AddPunts(worker, source) => {
