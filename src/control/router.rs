@@ -13,18 +13,20 @@ use std::{
 
 use super::{
     compile::{Compiled, TunnelDevice, TunnelStatus, compile},
-    config::{Config, XdpMode},
+    config::{Config, RouterConfig, TunnelConfig, XdpMode},
     fastpath::{self, FastPath, FoundDevice},
     mirror::{Nud, Parts, State},
     netlink::Device,
     report::{MirrorReport, Statistics, Status},
     run::{KernelRequest, RunError, find_devices},
-    slowpath::{ServiceTun, SlowPath, SlowSnapshot, Tun, TunError},
+    slots::Slots,
+    slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
     statistics,
     tunnels::{TunnelEntry, TunnelError},
 };
 use crate::{
     fib::RouteTable,
+    tunnel::Family,
     xdp::{Limits, Plan, Steer},
 };
 
@@ -38,14 +40,19 @@ const REFRESHES: usize = 64;
 
 /// Everything that runs.
 pub(super) struct Router {
-    config: Config,
+    pub(super) config: Config,
+    /// Tunnels that are not the file's, and the words that made them.
+    pub(super) commanded: BTreeMap<String, Vec<String>>,
     path: PathBuf,
     started: Instant,
-    tunnels: Vec<TunnelEntry>,
-    statuses: Vec<TunnelStatus>,
+    pub(super) tunnels: Vec<TunnelEntry>,
+    pub(super) slots: Slots,
+    pub(super) statuses: Vec<TunnelStatus>,
     /// Threads that keep records: the slow path and the workers.
     threads: u32,
-    slow: SlowPath,
+    pub(super) slow: SlowPath,
+    /// The slow path can hand packets back to the kernel.
+    has_service: bool,
     /// The kernel has policy rules of somebody else's, which the fast path does not know.
     foreign_rules: bool,
     /// None where BPF is not to be had and not needed (`xdp = "off"`).
@@ -103,12 +110,15 @@ impl Router {
         let slow = SlowPath::start(service)?;
         let threads = 1 + devices.first().map_or(0, |d| fastpath::queues(&d.name));
         let mut router = Self {
+            commanded: BTreeMap::new(),
             path: path.to_owned(),
             started: Instant::now(),
             tunnels: Vec::new(),
+            slots: Slots::after(config.tunnels.len()),
             statuses: Vec::new(),
             threads,
             slow,
+            has_service: !off,
             foreign_rules: false,
             steer,
             fast: None,
@@ -121,6 +131,7 @@ impl Router {
         };
         let (entries, tuns): (Vec<_>, Vec<_>) = made.into_iter().unzip();
         router.tunnels = entries;
+        router.hear(&router.config.tunnels.clone())?;
         if !off {
             router.start_fast_path()?;
         }
@@ -129,6 +140,11 @@ impl Router {
             router.slow.add_tun(entry.id, tun);
         }
         Ok(router)
+    }
+
+    /// Where the configuration came from.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn start_fast_path(&mut self) -> Result<(), fastpath::FastPathError> {
@@ -143,8 +159,15 @@ impl Router {
         Ok(())
     }
 
+    /// Opens the slow path's sockets for these tunnels, before anything is in force.
+    pub(super) fn hear(&mut self, tunnels: &[TunnelConfig]) -> Result<(), SlowPathError> {
+        let tunnels = tunnels.iter().map(|t| (t.mode, t.udp.is_some()));
+        let filter = filter_by(self.steer.as_ref());
+        Ok(self.slow.open(tunnels, &filter)?)
+    }
+
     /// Compiles the mirror and puts the result in force everywhere.
-    fn publish(&mut self, state: &State) {
+    pub(super) fn publish(&mut self, state: &State) {
         self.publish_with(state, None);
     }
 
@@ -187,26 +210,25 @@ impl Router {
             .filter_map(|outer| Some((outer.ifindex, state.link(outer.ifindex)?.name.clone())))
             .collect();
         let fib = Arc::new(fib);
-        let records = |thread: u32| -> Vec<_> {
-            let all = self.tunnels.iter();
-            all.map(|t| Some(t.record(thread, self.threads))).collect()
+        let slots = self.tunnels.iter().map(|t| t.id.index() + 1).max();
+        let records = |thread: u32| {
+            let mut by_slot = vec![None; slots.unwrap_or(0)];
+            for tunnel in &self.tunnels {
+                by_slot[tunnel.id.index()] = Some(tunnel.record(thread, self.threads));
+            }
+            by_slot
         };
         // The workers learn of a tunnel before packets are handed or steered to them.
         if let Some(fast) = &mut self.fast {
             fast.publish(&fib, |worker| records(worker + 1));
         }
         let snapshot = SlowSnapshot {
-            table: fib.shared_tunnels(),
+            fib: fib.clone(),
             records: records(0),
             owner: self.fast.as_ref().and_then(FastPath::owner),
         };
-        let steer = self.steer.as_ref();
-        let filter = |socket: BorrowedFd<'_>, _| {
-            if let Some(Err(why)) = steer.map(|steer| steer.filter_raw_socket(socket)) {
-                tracing::error!("a raw socket sees more than our tunnels' packets: {why}");
-            }
-        };
-        if let Err(why) = self.slow.publish(snapshot, &filter) {
+        let heard = self.slow.publish(snapshot, &filter_by(self.steer.as_ref()));
+        if let Err(why) = heard {
             tracing::error!("tunnels receive nothing: {why}");
         }
         if let Some(steer) = &mut self.steer {
@@ -242,15 +264,20 @@ impl Router {
         let was_up: Vec<bool> = self.statuses.iter().map(|status| status.up).collect();
         self.publish(state);
         let mut requests = self.restore(&was_up);
+        requests.extend(self.new_mtus(state));
+        requests
+    }
+
+    /// Device MTUs that follow from the underlay and the headers, and are not set yet.
+    pub(super) fn new_mtus(&mut self, state: &State) -> Vec<KernelRequest> {
         let underlay = self.config.router.underlay.clone();
         let mtu = |entry: &mut TunnelEntry| {
-            let mtu = entry.new_auto_mtu(state, &underlay)?;
+            let mtu = entry.new_mtu(state, &underlay)?;
             let name = &entry.config.name;
-            tracing::info!("tunnel {name}: MTU {mtu}, as the underlay's has changed");
+            tracing::info!("tunnel {name}: MTU {mtu}");
             Some(KernelRequest::SetMtu(entry.device.clone(), mtu))
         };
-        requests.extend(self.tunnels.iter_mut().filter_map(mtu));
-        requests
+        self.tunnels.iter_mut().filter_map(mtu).collect()
     }
 
     /// A device that was set down has lost its routes, and its IPv6 addresses: once it is up again it gets back those that
@@ -293,6 +320,51 @@ impl Router {
             self.publish(state);
             self.restart_fast_path();
         }
+    }
+
+    /// Ends the fast path and starts it as another configuration says. The slow path carries meanwhile. When the new one
+    /// does not come up the old one is there again.
+    pub(super) fn replace_fast_path(
+        &mut self,
+        new: RouterConfig,
+        state: &State,
+    ) -> Result<(), RunError> {
+        let found = find_devices(&new, state)?;
+        if new.xdp != XdpMode::Off {
+            self.prepare_fast_path()?;
+        }
+        let old = std::mem::replace(&mut self.config.router, new);
+        let devices = std::mem::replace(&mut self.devices, found);
+        self.stop_fast_path();
+        // The new workers must know what they forward by before anything is steered to them.
+        self.publish(state);
+        self.refused = None;
+        if self.config.router.xdp == XdpMode::Off {
+            return Ok(());
+        }
+        let Err(why) = self.start_fast_path() else {
+            return Ok(());
+        };
+        self.config.router = old;
+        self.devices = devices;
+        if self.config.router.xdp != XdpMode::Off {
+            self.restart_fast_path();
+        }
+        self.publish(state);
+        Err(why.into())
+    }
+
+    /// What a fast path takes and a router without one may lack: the steering program, and a device to hand packets back by.
+    fn prepare_fast_path(&mut self) -> Result<(), RunError> {
+        if self.steer.is_none() {
+            self.steer = Some(Steer::load(Limits::default())?);
+        }
+        if !self.has_service {
+            let service = open_service_device().map_err(TunnelError::from)?;
+            self.slow.set_service(service);
+            self.has_service = true;
+        }
+        Ok(())
     }
 
     /// Whether it is on now.
@@ -396,6 +468,15 @@ impl Router {
     pub(super) fn stop(mut self) -> Vec<TunnelEntry> {
         self.stop_fast_path();
         self.tunnels
+    }
+}
+
+/// Attaches the steering program's filter to a socket.
+fn filter_by(steer: Option<&Steer>) -> impl Fn(BorrowedFd<'_>, Family) + '_ {
+    move |socket, _| {
+        if let Some(Err(why)) = steer.map(|steer| steer.filter_raw_socket(socket)) {
+            tracing::error!("a socket sees more than our tunnels' packets: {why}");
+        }
     }
 }
 

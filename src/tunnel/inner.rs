@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
-use super::{Payload, Refusal, Shim, Tunnel, ecn};
+use super::{GRE_IN_UDP_PORT, Payload, Refusal, Shim, Tunnel, ecn};
 use crate::packet::{
     EtherType, Ethernet, Gre, Ipv4, Ipv6, flow,
-    protocol::{DESTINATION_OPTIONS, GRE, IPIP, IPV6},
+    protocol::{DESTINATION_OPTIONS, GRE, IPIP, IPV6, UDP},
+    udp,
 };
 
 /// The outer TTL where the inner packet has none: Linux's `IPDEFTTL`.
@@ -19,14 +20,16 @@ pub(super) struct Inner {
     pub ttl: u8,
     pub dont_fragment: bool,
     pub flow_label: u32,
+    /// Of its flow; 0 until somebody needs it.
+    pub hash: u32,
     /// What GRE calls the payload.
     pub ether_type: EtherType,
 }
 
 impl Inner {
-    /// Looks at a packet that is about to enter `tunnel`.
+    /// Looks at a packet that is about to enter `tunnel`, on the way to `remote`.
     #[inline(always)]
-    pub fn parse(packet: &[u8], tunnel: &Tunnel) -> Result<Inner, Refusal> {
+    pub fn parse(packet: &[u8], tunnel: &Tunnel, remote: IpAddr) -> Result<Inner, Refusal> {
         let payload = tunnel.mode.kind().payload;
         if payload == Payload::Ethernet {
             return Inner::frame(packet);
@@ -34,7 +37,7 @@ impl Inner {
         match packet.first().map(|byte| byte >> 4) {
             Some(6) if payload != Payload::Ipv4 => {
                 let ip = Ipv6::parse(packet).map_err(Refusal::Inner)?;
-                refuse_round(packet, ip.next_header(), tunnel)?;
+                refuse_round((packet, ip.payload()), ip.next_header(), tunnel, remote)?;
                 Ok(Inner::ipv6(&ip))
             }
             Some(6) => Err(Refusal::UnknownProtocol),
@@ -44,7 +47,7 @@ impl Inner {
             },
             _ => {
                 let ip = Ipv4::parse(packet).map_err(Refusal::Inner)?;
-                refuse_round(packet, ip.protocol(), tunnel)?;
+                refuse_round((packet, ip.payload()), ip.protocol(), tunnel, remote)?;
                 Ok(Inner::ipv4(&ip))
             }
         }
@@ -58,6 +61,7 @@ impl Inner {
             ttl: ip.ttl(),
             dont_fragment: ip.dont_fragment(),
             flow_label: 0,
+            hash: 0,
             ether_type: EtherType::IPV4,
         }
     }
@@ -70,6 +74,7 @@ impl Inner {
             ttl: ip.hop_limit(),
             dont_fragment: false,
             flow_label: ip.flow_label(),
+            hash: 0,
             ether_type: EtherType::IPV6,
         }
     }
@@ -96,6 +101,7 @@ impl Inner {
             ttl,
             dont_fragment,
             flow_label,
+            hash: 0,
             ether_type: EtherType::TRANSPARENT_ETHERNET,
         })
     }
@@ -131,57 +137,79 @@ impl Inner {
 /// Tunnel headers that a packet may have inside each other before it gets another one.
 pub(super) const DEPTH: usize = 8;
 
-/// Refuses a packet that has been in this tunnel before, in others since, or in too many altogether (gre-8). Tunnels whose
+/// Refuses a packet that has been in this tunnel and on the way to `remote` before, in others since, or in too many altogether (gre-8). Tunnels whose
 /// outer routes lead into each other would otherwise send a packet round for ever: locally sent packets lose no TTL.
 #[inline(always)]
-fn refuse_round(packet: &[u8], protocol: u8, tunnel: &Tunnel) -> Result<(), Refusal> {
-    match protocol {
-        GRE | IPIP | IPV6 | DESTINATION_OPTIONS if goes_round(packet, tunnel) => {
-            Err(Refusal::Recursion)
-        }
-        _ => Ok(()),
+fn refuse_round(
+    (packet, body): (&[u8], &[u8]),
+    protocol: u8,
+    tunnel: &Tunnel,
+    remote: IpAddr,
+) -> Result<(), Refusal> {
+    let tunnelled = match protocol {
+        GRE | IPIP | IPV6 | DESTINATION_OPTIONS => true,
+        UDP => is_gre_in_udp(body),
+        _ => false,
+    };
+    match tunnelled && goes_round(packet, tunnel, remote) {
+        true => Err(Refusal::Recursion),
+        false => Ok(()),
     }
 }
 
-fn goes_round(packet: &[u8], tunnel: &Tunnel) -> bool {
+/// Whether a UDP packet goes to GRE's port.
+#[inline]
+fn is_gre_in_udp(datagram: &[u8]) -> bool {
+    datagram.get(2..4) == Some(&GRE_IN_UDP_PORT.to_be_bytes())
+}
+
+fn goes_round(packet: &[u8], tunnel: &Tunnel, remote: IpAddr) -> bool {
     let mut rest = packet;
     for _ in 0..DEPTH {
-        let Some((ends, protocol, at)) = head(rest) else {
+        let Some((ends, protocol, body)) = head(rest) else {
             return false;
         };
+        let in_udp = protocol == UDP && is_gre_in_udp(body);
         let ours = match tunnel.mode.kind().shim {
+            Shim::Gre if tunnel.udp.is_some() => in_udp,
             Shim::Gre => protocol == GRE,
             Shim::None => matches!(protocol, IPIP | IPV6),
         };
-        if ours && ends == (tunnel.local, tunnel.remote) {
+        if ours && ends == (tunnel.local, remote) {
             return true;
         }
         // Only the first fragment has a tunnel header; of the others the addresses tell enough.
-        let body = rest.get(at..).unwrap_or_default();
-        rest = match protocol {
-            IPIP | IPV6 => body,
-            GRE => match Gre::parse(body) {
-                Ok(gre) if matches!(gre.protocol(), EtherType::IPV4 | EtherType::IPV6) => {
-                    gre.payload()
-                }
-                _ => return false,
-            },
+        let gre = match protocol {
+            UDP if in_udp => body.get(udp::HEADER_LEN..).unwrap_or_default(),
+            IPIP | IPV6 => {
+                rest = body;
+                continue;
+            }
+            GRE => body,
+            _ => return false,
+        };
+        rest = match Gre::parse(gre) {
+            Ok(gre) if matches!(gre.protocol(), EtherType::IPV4 | EtherType::IPV6) => gre.payload(),
             _ => return false,
         };
     }
     // A further header would be one too many, if there is one.
-    matches!(head(rest), Some((_, GRE | IPIP | IPV6, _)))
+    match head(rest) {
+        Some((_, UDP, body)) => is_gre_in_udp(body),
+        Some((_, protocol, _)) => matches!(protocol, GRE | IPIP | IPV6),
+        None => false,
+    }
 }
 
-/// Source and destination of an IP packet, its protocol, and where that begins.
-fn head(packet: &[u8]) -> Option<((IpAddr, IpAddr), u8, usize)> {
+/// Source and destination of an IP packet, its protocol, and what that is followed by.
+fn head(packet: &[u8]) -> Option<((IpAddr, IpAddr), u8, &[u8])> {
     if packet.first()? >> 4 == 6 {
         let ip = Ipv6::parse(packet).ok()?;
         let upper = ip.upper_layer().ok()?;
         let ends = (ip.source().into(), ip.destination().into());
-        return Some((ends, upper.protocol, upper.at));
+        return Some((ends, upper.protocol, packet.get(upper.at..)?));
     }
     let ip = Ipv4::parse(packet).ok()?;
     let ends = (ip.source().into(), ip.destination().into());
-    Some((ends, ip.protocol(), ip.header_len()))
+    Some((ends, ip.protocol(), packet.get(ip.header_len()..)?))
 }

@@ -18,7 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::udp;
 use crate::{
     packet::{Ipv4Header, Ipv6Header, UdpHeader, ipv4, ipv6, protocol, udp::HEADER_LEN as UDP_LEN},
-    tunnel::{Family, GRE_IN_UDP_PORT, Payload, Shim, Tunnel, TunnelTable},
+    tunnel::{Family, GRE_IN_UDP_PORT, Mode, Payload, Shim, TunnelTable},
 };
 
 /// What the kernel may hold for us while we are busy. Bytes.
@@ -71,27 +71,30 @@ impl Hears {
     pub fn needed(table: &TunnelTable) -> Vec<Hears> {
         let mut needed = Vec::new();
         for tunnel in table.iter() {
-            for &protocol in protocols(tunnel) {
-                let family = tunnel.mode.kind().underlay;
-                let hears = Hears { family, protocol };
-                if !needed.contains(&hears) {
-                    needed.push(hears);
-                }
-            }
+            let hears = Hears::of(tunnel.mode, tunnel.udp.is_some());
+            needed.extend(
+                hears
+                    .filter(|hears| !needed.contains(hears))
+                    .collect::<Vec<_>>(),
+            );
         }
         needed
     }
-}
 
-/// The protocols of a tunnel's outer packets.
-fn protocols(tunnel: &Tunnel) -> &'static [u8] {
-    let kind = tunnel.mode.kind();
-    match (kind.shim, kind.payload) {
-        (Shim::Gre, _) if tunnel.udp.is_some() => &[protocol::UDP],
-        (Shim::Gre, _) => &[protocol::GRE],
-        (Shim::None, Payload::Ipv4) => &[protocol::IPIP],
-        (Shim::None, Payload::Ipv6) => &[protocol::IPV6],
-        (Shim::None, _) => &[protocol::IPIP, protocol::IPV6],
+    /// What a tunnel needs.
+    pub fn of(mode: Mode, in_udp: bool) -> impl Iterator<Item = Hears> {
+        let kind = mode.kind();
+        let protocols: &[u8] = match (kind.shim, kind.payload) {
+            (Shim::Gre, _) if in_udp => &[protocol::UDP],
+            (Shim::Gre, _) => &[protocol::GRE],
+            (Shim::None, Payload::Ipv4) => &[protocol::IPIP],
+            (Shim::None, Payload::Ipv6) => &[protocol::IPV6],
+            (Shim::None, _) => &[protocol::IPIP, protocol::IPV6],
+        };
+        protocols.iter().map(|protocol| Hears {
+            family: kind.underlay,
+            protocol: *protocol,
+        })
     }
 }
 
