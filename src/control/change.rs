@@ -262,6 +262,7 @@ fn differing_keys(old: &TunnelConfig, new: &TunnelConfig) -> Vec<&'static str> {
         mode = "mode",
         local = "local",
         remote = "remote",
+        peers = "peer",
         ikey = "ikey",
         okey = "okey",
         icsum = "icsum",
