@@ -315,6 +315,12 @@ fn from_underlay<B: PacketBuf>(
         Err(Refusal::OuterFragment | Refusal::Gre(ParseError::Version)) => {
             return Verdict::Punt(PuntReason::NotPlain, PuntTo::Service);
         }
+        // Nor does a router look so far into what only passes through.
+        Err(Refusal::Gre(_) | Refusal::UdpLength)
+            if port.is_some_and(|port| port.overlay) && !is_for_us(packet.data(), fib) =>
+        {
+            return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
+        }
         Err(refusal) => return Verdict::Drop(refusal.into()),
     };
     let id = outer.tunnel;
@@ -344,6 +350,14 @@ fn from_underlay<B: PacketBuf>(
         record.state.counters.rx_bytes.add(inner.len as u64);
     }
     verdict
+}
+
+/// Whether the packet's destination is an address of the router.
+fn is_for_us(packet: &[u8], fib: &Fib) -> bool {
+    match packet.first().map(|byte| byte >> 4) {
+        Some(6) => Ipv6::parse(packet).is_ok_and(|ip| fib.is_own(ip.destination().into())),
+        _ => Ipv4::parse(packet).is_ok_and(|ip| fib.is_own(ip.destination().into())),
+    }
 }
 
 /// Whether a decapsulated packet can go straight to its next hop; otherwise why it is the kernel's.

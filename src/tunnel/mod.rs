@@ -220,6 +220,9 @@ pub enum Refusal {
 }
 
 #[cfg(test)]
+mod udp_tests;
+
+#[cfg(test)]
 pub(crate) mod tests {
     use super::*;
 

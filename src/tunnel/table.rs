@@ -215,6 +215,7 @@ impl TunnelTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tunnel::UdpEncap;
     use proptest::prelude::*;
 
     fn address(v6: bool, n: u8) -> IpAddr {
@@ -261,12 +262,15 @@ mod tests {
         #[test]
         fn gre_11_lookup_is_linuxs_order(
             modes in proptest::sample::select(vec![[Mode::Gre, Mode::Gretap, Mode::Ipip], [Mode::Ip6gre, Mode::Ip6gretap, Mode::Ip6ip6]]),
-            specs in proptest::collection::vec((0usize..3, (0u8..3, 0u8..3), proptest::option::of(0u32..2), proptest::option::of(1u32..3), any::<bool>()), 0..12),
-            class in proptest::sample::select(vec![Class::Gre, Class::Tap, Class::Ipv4, Class::Ipv6]),
+            specs in proptest::collection::vec((0usize..3, (0u8..3, 0u8..3), proptest::option::of(0u32..2), proptest::option::of(1u32..3), any::<bool>(), any::<bool>()), 0..12),
+            class in proptest::sample::select(vec![Class::Gre, Class::Tap, Class::GreInUdp, Class::TapInUdp, Class::Ipv4, Class::Ipv6]),
             packet in (1u8..3, 1u8..3, proptest::option::of(0u32..2), 1u32..4),
         ) {
             let list: Vec<Tunnel> = specs.iter().enumerate()
-                .map(|(i, &(mode, ends, key, dev, up))| Tunnel { dev, up, ..made(i as u32, modes[mode], ends, key) }).collect();
+                .map(|(i, &(mode, ends, key, dev, up, in_udp))| {
+                    let udp = (in_udp && mode < 2).then_some(UdpEncap { source_port: None, checksum: true });
+                    Tunnel { dev, up, udp, ..made(i as u32, modes[mode], ends, key) }
+                }).collect();
             let table = TunnelTable::new(list.clone());
             let (l, r, key, dev) = packet;
             let v6 = modes[0].kind().underlay == Family::V6;

@@ -76,20 +76,13 @@ const PARTICULAR: &[(&[&str], Has)] = &[
             "encap",
             "encap_sport",
             "encap_csum",
-            "encap_csum6",
         ],
         |mode| mode.kind().shim == Shim::Gre,
     ),
-    (
-        &[
-            "hoplimit",
-            "tclass",
-            "flowlabel",
-            "encaplimit",
-            "encap_csum6",
-        ],
-        is_v6,
-    ),
+    (&["hoplimit", "tclass", "flowlabel", "encaplimit"], is_v6),
+    (&["encap_csum6"], |mode| {
+        is_v6(mode) && mode.kind().shim == Shim::Gre
+    }),
     (&["pmtudisc"], |mode| !is_v6(mode)),
     (&["ignore_df"], |mode| mode == Mode::Gre),
 ];
