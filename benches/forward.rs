@@ -93,6 +93,7 @@ fn tunnel() -> Tunnel {
         encaplimit: None,
         dev: None,
         mtu: 1476,
+        clamp_mss: None,
         up: true,
     }
 }

@@ -89,6 +89,7 @@ fn tunnel(mode: Mode) -> Tunnel {
         encaplimit: v6.then_some(4),
         dev: None,
         mtu: 1476,
+        clamp_mss: None,
         up: true,
     }
 }

@@ -180,6 +180,7 @@ impl Engine {
         if !tunnel.up {
             return self.drop_in(record, DropReason::TunnelDown);
         }
+        tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         if tunnel.oseq && self.snapshot.owner.is_some() {
             return self.hand_over(id, Handover::IntoTunnel(id, buf.data().into()));
         }
@@ -248,13 +249,14 @@ impl Engine {
 
     /// A decapsulated packet, into its tunnel's device.
     fn deliver(&mut self, id: TunnelId, buf: &mut VecBuf) {
-        let Some((_, record)) = find(&self.snapshot, id) else {
+        let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
         let Some(tun) = self.tuns.get(&id) else {
             return self.drop_in(record, DropReason::TunnelDown);
         };
         self.complete_checksum(buf);
+        tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         match tun.send(buf.data()) {
             Ok(()) => {
                 record.state.counters.rx_packets.add(1);
