@@ -16,7 +16,7 @@ use greyhound::{
         Adjacency, Egress, Fib, Forwards, NextHop, PortId, PortInfo, ResolutionCache, RouteTable,
     },
     packet::{MacAddr, NoRoom, PacketBuf},
-    tunnel::{Mode, Tos, Ttl, Tunnel, TunnelId},
+    tunnel::{Mode, Tunnel, TunnelId},
 };
 
 const UNDERLAY: PortId = PortId(0);
@@ -73,29 +73,7 @@ impl PacketBuf for Buf<'_> {
 }
 
 fn tunnel() -> Tunnel {
-    Tunnel {
-        id: TunnelId(0),
-        name: "gre1".into(),
-        mode: Mode::Gre,
-        local: Ipv4Addr::new(192, 0, 2, 1).into(),
-        remote: Ipv4Addr::new(192, 0, 2, 2).into(),
-        ikey: None,
-        okey: None,
-        icsum: false,
-        ocsum: false,
-        iseq: false,
-        oseq: false,
-        ttl: Ttl::Inherit,
-        tos: Tos::Fixed(0),
-        pmtudisc: true,
-        ignore_df: false,
-        flow_label: greyhound::tunnel::FlowLabel::Hash,
-        encaplimit: None,
-        dev: None,
-        mtu: 1476,
-        clamp_mss: None,
-        up: true,
-    }
+    Tunnel::new(Mode::Gre, [192, 0, 2, 1], [192, 0, 2, 2])
 }
 
 fn far(host: usize) -> [u8; 4] {
@@ -139,6 +117,7 @@ fn fib(others: u32) -> Fib {
     };
     let far_hop = NextHop::Tunnel {
         id: TunnelId(0),
+        gateway: None,
         mtu: 1476,
     };
     let local = NextHop::Local;

@@ -13,7 +13,7 @@ use std::{
     cell::RefCell,
     fs::File,
     io::{BufRead, BufReader, Write},
-    net::{Ipv4Addr, Ipv6Addr, UdpSocket},
+    net::{Ipv6Addr, UdpSocket},
     os::fd::BorrowedFd,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
@@ -31,14 +31,19 @@ use greyhound::{
         DropCounts, DropReason, Handover, PuntQueue, PuntReason, PuntTo, TunnelRecord, Wake,
         punt_queue,
     },
-    fib::PortId,
+    fib::{Egress, Fib, PortId, RouteTable},
     packet::GreKey,
-    tunnel::{Family, FlowLabel, Mode, Payload, Tos, Ttl, Tunnel, TunnelId, TunnelTable},
+    tunnel::{Family, FlowLabel, Mode, Payload, Ttl, Tunnel, TunnelId},
 };
 use rustix::{
     net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
+
+fn fib(tunnels: impl IntoIterator<Item = Tunnel>) -> Arc<Fib> {
+    let tunnels = tunnels.into_iter().map(|t| (t, Egress::default()));
+    Arc::new(Fib::new(Vec::new(), tunnels, RouteTable::default()))
+}
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -290,27 +295,8 @@ const ID: TunnelId = TunnelId(0);
 
 fn tunnel() -> Tunnel {
     Tunnel {
-        id: ID,
         name: "gre1".into(),
-        mode: Mode::Gre,
-        local: Ipv4Addr::new(192, 0, 2, 1).into(),
-        remote: Ipv4Addr::new(192, 0, 2, 2).into(),
-        ikey: None,
-        okey: None,
-        icsum: false,
-        ocsum: false,
-        iseq: false,
-        oseq: false,
-        ttl: Ttl::Inherit,
-        tos: Tos::Fixed(0),
-        pmtudisc: true,
-        ignore_df: false,
-        flow_label: FlowLabel::Hash,
-        encaplimit: None,
-        dev: None,
-        mtu: 1476,
-        clamp_mss: None,
-        up: true,
+        ..Tunnel::new(Mode::Gre, [192, 0, 2, 1], [192, 0, 2, 2])
     }
 }
 
@@ -364,7 +350,7 @@ impl Router {
     /// All of them keep the same record.
     fn publish_all<const N: usize>(&mut self, tunnels: [Tunnel; N], owner: Option<Owner>) {
         let snapshot = SlowSnapshot {
-            table: Arc::new(TunnelTable::new(tunnels)),
+            fib: fib(tunnels),
             records: vec![Some(self.record.clone()); N],
             owner,
         };
@@ -717,7 +703,9 @@ fn packets_with_sequence_numbers_are_handed_to_their_owner() {
         judge.send("IP(src='10.1.0.9',dst='10.2.0.9',ttl=64)/ICMP()");
         let expected = scapy("IP(src='10.1.0.9',dst='10.2.0.9',ttl=63)/ICMP()");
         match next() {
-            Handover::IntoTunnel(ID, packet) => assert_eq!(*packet, expected[..]),
+            Handover::IntoTunnel(ID, remote, packet) => {
+                assert_eq!((remote, &*packet), (tunnel().remote, &expected[..]));
+            }
             other => panic!("{other:?}"),
         }
         let outer = "IP(src='192.0.2.2',dst='192.0.2.1')/GRE(chksum_present=1,key_present=1,seqnum_present=1,key=7)/IP()/ICMP()";
@@ -816,23 +804,17 @@ fn a_tunnel_bound_to_a_device_uses_that_device_alone() {
 
 /// A tunnel of each kind that the slow path carries through a TUN device, between the namespaces' addresses.
 fn tunnel_of(mode: Mode) -> Tunnel {
-    let over_ipv6 = mode.kind().underlay == Family::V6;
+    let (local, remote) = match mode.kind().underlay {
+        Family::V4 => (tunnel().local, tunnel().remote),
+        Family::V6 => (LOCAL6.into(), REMOTE6.into()),
+    };
     Tunnel {
-        mode,
-        local: if over_ipv6 {
-            LOCAL6.into()
-        } else {
-            tunnel().local
-        },
-        remote: if over_ipv6 {
-            REMOTE6.into()
-        } else {
-            tunnel().remote
-        },
+        name: "gre1".into(),
         ttl: Ttl::Fixed(40),
         flow_label: FlowLabel::Fixed(0x12345),
+        encaplimit: None,
         mtu: 1400,
-        ..tunnel()
+        ..Tunnel::new(mode, local, remote)
     }
 }
 
@@ -1158,7 +1140,7 @@ fn only_the_raw_sockets_that_tunnels_need_are_open_and_each_is_shown_to_the_filt
                 ..tunnel_of(*mode)
             });
             let snapshot = SlowSnapshot {
-                table: Arc::new(TunnelTable::new(tunnels)),
+                fib: fib(tunnels),
                 ..SlowSnapshot::default()
             };
             let filter = |_: BorrowedFd<'_>, family| shown.borrow_mut().push(family);

@@ -309,7 +309,11 @@ impl Scene<'_> {
         }
         let mtu = self.mtu(route, hop.oif);
         if let Some(tunnel) = self.by_ifindex.get(&hop.oif) {
-            return NextHop::Tunnel { id: tunnel.id, mtu };
+            return NextHop::Tunnel {
+                id: tunnel.id,
+                gateway: hop.gateway,
+                mtu,
+            };
         }
         let sends = self.state.link(hop.oif).is_some_and(can_send);
         match (self.port(hop.oif).filter(|_| sends), hop.gateway) {
@@ -420,7 +424,7 @@ fn prefixes(routes: &RouteTable, ready: &HashMap<TunnelId, u16>) -> Prefixes {
     let mut above: Vec<(IpNet, PrefixAction)> = Vec::new();
     for (net, hop) in routes.iter() {
         let action = match hop {
-            NextHop::Tunnel { id, mtu } => match ready.get(&id) {
+            NextHop::Tunnel { id, mtu, .. } => match ready.get(&id) {
                 Some(room) => PrefixAction::Tunnel {
                     mtu: mtu.min(*room),
                 },

@@ -212,6 +212,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         mode: Mode::Gre,
         local: Ipv4Addr::new(192, 0, 2, 1).into(),
         remote: remote.parse().unwrap(),
+        peers: Arc::default(),
         ikey: None,
         okey: None,
         icsum: false,

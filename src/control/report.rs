@@ -300,7 +300,7 @@ impl Statistics {
     pub fn answer(mut self, request: &Request) -> Response {
         let name = match request {
             Request::Stats { name } | Request::TunnelShow { name } => name.as_deref(),
-            Request::Status {} => None,
+            _ => None,
         };
         if let Some(name) = name {
             if !self.tunnels.iter().any(|tunnel| tunnel.name == name) {
@@ -312,6 +312,7 @@ impl Statistics {
             Request::Stats { .. } => Response::ok(&self),
             Request::TunnelShow { .. } => Response::ok(&self.tunnels),
             Request::Status {} => Response::ok(&self.router),
+            other => Response::Error(format!("{}: not to be read", other.verb())),
         }
     }
 

@@ -61,6 +61,7 @@ impl Bed {
         let mut routes = RouteTable::default();
         let to = |n, mtu| NextHop::Tunnel {
             id: TunnelId(n),
+            gateway: None,
             mtu,
         };
         let connected = NextHop::Connected {
@@ -160,14 +161,18 @@ fn outbound(destination: [u8; 4], ttl: u8, payload: usize) -> Vec<u8> {
 /// A frame from the tunnel's far end that carries `inner`; `numbered` uses the second tunnel.
 fn inbound(inner: &[u8], numbered: bool) -> Vec<u8> {
     let far = Tunnel {
-        local: tunnel().remote,
-        remote: tunnel().local,
         okey: numbered.then_some(GreKey(42)),
         oseq: numbered,
-        ..tunnel()
+        ..tunnel().far_end()
     };
     let mut buf = VecBuf::new(64, inner);
-    tunnel::encapsulate(&far, &mut buf, &TunnelState::new(0, 1, Arc::default())).unwrap();
+    tunnel::encapsulate(
+        &far,
+        far.remote,
+        &mut buf,
+        &TunnelState::new(0, 1, Arc::default()),
+    )
+    .unwrap();
     framed(mac(UNDERLAY), buf.data())
 }
 
@@ -463,14 +468,14 @@ fn handed_over_packets_take_the_same_ways() {
         forward_handover(&mut buf, kind, &fib, &mut bed.state)
     };
     let inner = ipv4(INSIDE, [10, 3, 0, 2], 64, 8);
-    let into = HandoverKind::IntoTunnel(TunnelId(1));
+    let into = HandoverKind::IntoTunnel(TunnelId(1), tunnel().remote);
     assert_eq!(run(into, &inner), Verdict::Transmit(UNDERLAY));
     let from = HandoverKind::FromOverlay(OVERLAY);
     assert_eq!(run(from, &inner), Verdict::Transmit(UNDERLAY));
     let arriving = inbound(&ipv4([10, 3, 0, 2], INSIDE, 64, 8), true);
     let outer = HandoverKind::FromUnderlay;
     assert_eq!(run(outer, &arriving[14..]), Verdict::Transmit(OVERLAY));
-    let unknown = HandoverKind::IntoTunnel(TunnelId(9));
+    let unknown = HandoverKind::IntoTunnel(TunnelId(9), tunnel().remote);
     assert_eq!(run(unknown, &inner), Verdict::Drop(DropReason::TunnelDown));
 
     let mut bed = Bed::new();
@@ -577,18 +582,8 @@ fn bed_of(mode: Mode) -> (Bed, Tunnel) {
         true => IpAddr::from([0xfd09, 0, 0, 0, 0, 0, 0, n]),
         false => IpAddr::from([192, 0, 2, n as u8]),
     };
-    let near = Tunnel {
-        mode,
-        local: end(1),
-        remote: end(2),
-        encaplimit: v6.then_some(4),
-        ..tunnel()
-    };
-    let far = Tunnel {
-        local: near.remote,
-        remote: near.local,
-        ..near.clone()
-    };
+    let near = Tunnel::new(mode, end(1), end(2));
+    let far = near.far_end();
     let mut bed = Bed::new();
     bed.tunnels[0].0 = near;
     (bed, far)
@@ -629,7 +624,7 @@ fn v6_1_every_kind_carries_its_payloads_both_ways() {
 
             let mut buf = VecBuf::new(64, &back);
             let state = TunnelState::new(0, 1, Arc::default());
-            tunnel::encapsulate(&far, &mut buf, &state).unwrap();
+            tunnel::encapsulate(&far, far.remote, &mut buf, &state).unwrap();
             bed.routes = Bed::new().routes;
             let (verdict, frame) = bed.run(&framed(mac(UNDERLAY), buf.data()), UNDERLAY);
             assert_eq!(verdict, Verdict::Transmit(OVERLAY), "{mode:?}");
@@ -644,7 +639,7 @@ fn v6_4_sit_lets_no_martian_out_and_no_stranger_in() {
     let state = TunnelState::new(0, 1, Arc::default());
     let mut arrives = |far: &Tunnel, source: &str| {
         let mut buf = VecBuf::new(64, &ipv6(source, "fd01::2", 64, 8));
-        tunnel::encapsulate(far, &mut buf, &state).unwrap();
+        tunnel::encapsulate(far, far.remote, &mut buf, &state).unwrap();
         bed.routes = Bed::new().routes;
         bed.verdict(&framed(mac(UNDERLAY), buf.data()), UNDERLAY)
     };
@@ -678,7 +673,7 @@ fn v6_5_both_addresses_decide_over_ipv6() {
     ];
     for stranger in strangers {
         let mut buf = VecBuf::new(64, &ipv6("fd02::2", "fd01::2", 64, 8));
-        tunnel::encapsulate(&stranger, &mut buf, &state).unwrap();
+        tunnel::encapsulate(&stranger, stranger.remote, &mut buf, &state).unwrap();
         bed.routes = Bed::new().routes;
         let verdict = bed.verdict(&framed(mac(UNDERLAY), buf.data()), UNDERLAY);
         assert_eq!(verdict, service(PuntReason::UnknownTunnel));

@@ -10,6 +10,7 @@ mod encapsulate;
 mod inner;
 mod kind;
 mod outer;
+mod peers;
 mod state;
 mod table;
 
@@ -17,10 +18,11 @@ pub use decapsulate::{Outer, decapsulate};
 pub use encapsulate::encapsulate;
 pub use kind::{Family, Kind, Mode, Payload, Shim};
 pub use outer::{Overhead, overhead};
+pub use peers::Peers;
 pub use state::{Counter, Sequences, TunnelCounters, TunnelState};
 pub use table::{Class, TunnelTable};
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use crate::packet::{GreKey, ParseError, mss};
 
@@ -69,8 +71,11 @@ pub struct Tunnel {
     pub mode: Mode,
     /// Outer source, of the family that the mode says; unspecified matches any (Linux: wildcard local).
     pub local: IpAddr,
-    /// Outer destination; unspecified matches any (Linux: wildcard remote).
+    /// Outer destination, one end or a multicast group; unspecified: the packets say it, and any is received from (Linux:
+    /// wildcard remote).
     pub remote: IpAddr,
+    /// Where packets go that have no remote to go to.
+    pub peers: Arc<Peers>,
     /// Key expected on receipt; `None` never matches a keyed packet (gre-4).
     pub ikey: Option<GreKey>,
     /// Key sent.
@@ -99,6 +104,53 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
+    /// A tunnel of this kind as iproute2 makes it when told no more than that: in slot 0, up, over an underlay of 1500
+    /// bytes, without GRE options.
+    pub fn new(mode: Mode, local: impl Into<IpAddr>, remote: impl Into<IpAddr>) -> Tunnel {
+        let v6 = mode.kind().underlay == Family::V6;
+        let encaplimit = v6.then_some(4);
+        let mtu = 1500 - overhead(mode, false, false, false, encaplimit).total();
+        Tunnel {
+            id: TunnelId(0),
+            name: mode.as_str().into(),
+            mode,
+            local: local.into(),
+            remote: remote.into(),
+            peers: Arc::default(),
+            ikey: None,
+            okey: None,
+            icsum: false,
+            ocsum: false,
+            iseq: false,
+            oseq: false,
+            ttl: if v6 { Ttl::Fixed(64) } else { Ttl::Inherit },
+            tos: Tos::Fixed(0),
+            pmtudisc: true,
+            ignore_df: false,
+            flow_label: FlowLabel::Hash,
+            encaplimit,
+            dev: None,
+            mtu: mtu as u16,
+            clamp_mss: None,
+            up: true,
+        }
+    }
+
+    /// The same tunnel as its other end has it configured: what one sends, the other expects.
+    pub fn far_end(&self) -> Tunnel {
+        Tunnel {
+            local: self.remote,
+            remote: self.local,
+            ikey: self.okey,
+            okey: self.ikey,
+            icsum: self.ocsum,
+            ocsum: self.icsum,
+            iseq: self.oseq,
+            oseq: self.iseq,
+            ..self.clone()
+        }
+    }
+
     /// Bytes that encapsulation adds in front of the inner packet: outer IP header with its options, and GRE header.
     #[inline]
     pub fn overhead(&self) -> usize {
@@ -147,7 +199,7 @@ pub enum Refusal {
     Recursion,
     /// The outer packet would be longer than an IPv4 packet can be, or there is no room for its headers.
     NoRoom,
-    /// The tunnel has no remote address and the packet names none.
+    /// The tunnel has no remote, and neither peers nor routes say where the packet goes.
     NoRemote,
 }
 
@@ -157,28 +209,6 @@ pub(crate) mod tests {
 
     /// A plain GRE tunnel from 192.0.2.1 to 192.0.2.2 over an MTU of 1500.
     pub(crate) fn tunnel() -> Tunnel {
-        Tunnel {
-            id: TunnelId(0),
-            name: "gre1".into(),
-            mode: Mode::Gre,
-            local: IpAddr::from([192, 0, 2, 1]),
-            remote: IpAddr::from([192, 0, 2, 2]),
-            ikey: None,
-            okey: None,
-            icsum: false,
-            ocsum: false,
-            iseq: false,
-            oseq: false,
-            ttl: Ttl::Inherit,
-            tos: Tos::Fixed(0),
-            pmtudisc: true,
-            ignore_df: false,
-            flow_label: FlowLabel::Hash,
-            encaplimit: None,
-            dev: None,
-            mtu: 1476,
-            clamp_mss: None,
-            up: true,
-        }
+        Tunnel::new(Mode::Gre, [192, 0, 2, 1], [192, 0, 2, 2])
     }
 }

@@ -97,12 +97,7 @@ impl<A: Address> Matches<A> {
         self.wildcards |= local == A::ANY || remote == A::ANY;
         for class in Class::of(tunnel.mode) {
             let wanted = (local.with(remote), tag(*class, tunnel.ikey));
-            let ids = self.ids.entry(wanted).or_default();
-            // A kind that is made for the payload is asked before one that takes it too (sit takes IPv4), as the
-            // priorities of the kernel's tunnel4 handlers have it.
-            let first = *class == Class::Ipv4 && tunnel.mode != Mode::Sit;
-            let at = if first { 0 } else { ids.len() };
-            ids.insert(at, tunnel.id);
+            self.ids.entry(wanted).or_default().push(tunnel.id);
         }
     }
 
@@ -154,6 +149,10 @@ impl TunnelTable {
     /// their mode's family, receive nothing.
     pub fn new(tunnels: impl IntoIterator<Item = Tunnel>) -> Self {
         let mut table = Self::default();
+        // A kind that is made for the payload is asked before one that takes it too (sit takes IPv4), as the
+        // priorities of the kernel's tunnel4 handlers have it; otherwise the first is asked first.
+        let mut tunnels: Vec<Tunnel> = tunnels.into_iter().collect();
+        tunnels.sort_by_key(|tunnel| tunnel.mode == Mode::Sit);
         for tunnel in tunnels {
             let slot = tunnel.id.index();
             if table.tunnels.len() <= slot {
@@ -211,7 +210,6 @@ impl TunnelTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tunnel::tests::tunnel;
     use proptest::prelude::*;
 
     fn address(v6: bool, n: u8) -> IpAddr {
@@ -228,11 +226,8 @@ mod tests {
         let v6 = mode.kind().underlay == Family::V6;
         Tunnel {
             id: TunnelId(id),
-            mode,
-            local: address(v6, ends.0),
-            remote: address(v6, ends.1),
             ikey: key.map(GreKey),
-            ..tunnel()
+            ..Tunnel::new(mode, address(v6, ends.0), address(v6, ends.1))
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -108,6 +109,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         mode,
         local,
         remote,
+        peers: Arc::default(),
         ikey,
         okey,
         icsum,
