@@ -218,7 +218,7 @@ impl Router {
             fast.publish(&fib, |worker| records(worker + 1));
         }
         let snapshot = SlowSnapshot {
-            table: fib.shared_tunnels(),
+            fib: fib.clone(),
             records: records(0),
             owner: self.fast.as_ref().and_then(FastPath::owner),
         };

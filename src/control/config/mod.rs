@@ -14,6 +14,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -21,7 +22,7 @@ use thiserror::Error;
 
 use crate::{
     packet::GreKey,
-    tunnel::{self as family, FlowLabel, Mode, Overhead, Tos, Ttl, Tunnel, TunnelId},
+    tunnel::{self as family, FlowLabel, Mode, Overhead, Peers, Tos, Ttl, Tunnel, TunnelId},
 };
 
 use reader::{Section, Source};
@@ -92,6 +93,8 @@ pub struct TunnelConfig {
     pub local: IpAddr,
     /// As `local`, and another.
     pub remote: IpAddr,
+    /// None but without a remote.
+    pub peers: Arc<Peers>,
     /// Keys, checksums and sequence numbers: none but with the GRE kinds.
     pub ikey: Option<u32>,
     pub okey: Option<u32>,
@@ -111,6 +114,8 @@ pub struct TunnelConfig {
     pub pmtudisc: bool,
     pub ignore_df: bool,
     pub mtu: Mtu,
+    /// Passing TCP connections are held to what the tunnel carries.
+    pub clamp_mss: bool,
     /// The underlay device that the tunnel is bound to.
     pub dev: Option<String>,
     /// Put on the device: interface address and prefix length.
@@ -249,6 +254,7 @@ impl TunnelConfig {
             mode: self.mode,
             local: self.local,
             remote: self.remote,
+            peers: self.peers.clone(),
             ikey: self.ikey.map(GreKey),
             okey: self.okey.map(GreKey),
             icsum: self.icsum,
@@ -263,6 +269,7 @@ impl TunnelConfig {
             encaplimit: self.encaplimit,
             dev,
             mtu,
+            clamp_mss: self.clamp_mss.then_some(mtu),
             up,
         }
     }
