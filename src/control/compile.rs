@@ -200,7 +200,15 @@ impl Scene<'_> {
     fn tunnel(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Tunnel {
         let dev = (t.config.dev.as_deref()).and_then(|dev| self.state.link_by_name(dev));
         let dev = dev.map(|link| link.index);
-        t.config.tunnel(t.id, dev, status.mtu, status.up)
+        let tunnel = t.config.tunnel(t.id, dev, status.mtu, status.up);
+        let room = |mtu: u16| match status.outer {
+            Some(outer) => mtu.min(outer.mtu.saturating_sub(t.config.overhead())),
+            None => mtu,
+        };
+        Tunnel {
+            clamp_mss: tunnel.clamp_mss.map(room),
+            ..tunnel
+        }
     }
 
     fn egress(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Egress {

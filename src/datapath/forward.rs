@@ -243,6 +243,9 @@ fn from_overlay<B: PacketBuf>(
     if port.partial_checksums && transport::complete_checksum(packet.data_mut()) {
         state.stats.checksums_completed.add(1);
     }
+    if let Some(record) = state.tunnel(id) {
+        tunnel.clamp_mss(packet.data_mut(), &record.state.counters);
+    }
     decrement(packet.data_mut(), inner.destination);
     encapsulate(packet, tunnel, (remote, &adjacency), inner.len, state)
 }
@@ -338,6 +341,7 @@ fn from_underlay<B: PacketBuf>(
     if let Err(refusal) = tunnel::decapsulate(tunnel, &outer, packet, &record.state) {
         return state.drop_in(id, refusal);
     }
+    tunnel.clamp_mss(packet.data_mut(), &record.state.counters);
     let (inner, adjacency) = match forwardable(packet.data(), id, fib, &mut state.resolutions) {
         Ok(found) => found,
         // The slow path counts these for the tunnel when it delivers them.

@@ -119,6 +119,8 @@ pub struct TunnelConfig {
     pub pmtudisc: bool,
     pub ignore_df: bool,
     pub mtu: Mtu,
+    /// Passing TCP connections are held to what the tunnel carries.
+    pub clamp_mss: bool,
     /// The underlay device that the tunnel is bound to.
     pub dev: Option<String>,
     /// Put on the device: interface address and prefix length.
@@ -273,6 +275,7 @@ impl TunnelConfig {
             udp: self.udp,
             dev,
             mtu,
+            clamp_mss: self.clamp_mss.then_some(mtu),
             up,
         }
     }

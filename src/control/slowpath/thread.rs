@@ -183,6 +183,7 @@ impl Engine {
         if !tunnel.up {
             return self.drop_in(record, DropReason::TunnelDown);
         }
+        tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         if !tunnel.remote.is_unspecified() {
             return self.enter_for(id, tunnel.remote, buf);
         }
@@ -286,13 +287,14 @@ impl Engine {
 
     /// A decapsulated packet, into its tunnel's device.
     fn deliver(&mut self, id: TunnelId, buf: &mut VecBuf) {
-        let Some((_, record)) = find(&self.snapshot, id) else {
+        let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
         let Some(tun) = self.tuns.get(&id) else {
             return self.drop_in(record, DropReason::TunnelDown);
         };
         self.complete_checksum(buf);
+        tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         match tun.send(buf.data()) {
             Ok(()) => {
                 record.state.counters.rx_packets.add(1);
