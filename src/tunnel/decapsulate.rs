@@ -1,5 +1,7 @@
 //! Out of the tunnel.
 
+use std::net::IpAddr;
+
 use super::{
     GRE_IN_UDP_PORT, Payload, Refusal, Shim, Tunnel, TunnelId, TunnelState, TunnelTable, ecn,
     outer::{Shell, addresses},
@@ -14,6 +16,8 @@ use crate::packet::{
 #[derive(Debug, Clone, Copy)]
 pub struct Outer {
     pub tunnel: TunnelId,
+    /// Who sent it: the outer source.
+    pub remote: IpAddr,
     /// Where a UDP header begins, in bytes from the start of the packet.
     udp_at: Option<usize>,
     /// Where the shim begins; without one, the inner packet.
@@ -43,6 +47,7 @@ impl Outer {
             .ok_or(Refusal::Outer(ParseError::HeaderLength))?;
         let mut outer = Outer {
             tunnel: TunnelId(0),
+            remote: shell.remote,
             udp_at: None,
             shim_at: shell.header_len,
             inner_at: shell.header_len,

@@ -170,6 +170,13 @@ def test_refused(in_udp, underlay):
     bed = in_udp(underlay)
     bad = [{"chksum": 1}, {"sport": 3, "chksum": 0xBEEF}] + ([{"chksum": 0}] if bed.over6 else [])
     expected = {"udp_checksum": len(bad)} if bed.xdp == "auto" else {}
+    counter = "Udp6InCsumErrors" if bed.over6 else "UdpInCsumErrors"
+
+    def kernels() -> int:
+        found = bed.router.run("nstat", "-asz", "--json", counter).stdout
+        return json.loads(found)["kernel"][counter]
+
+    before = kernels()
     with bed.greyhound.expect_drops(**expected):
         bed.send_outside(*(bed.around(back(v4(b"<bad>".ljust(32, b"."))), udp=udp) for udp in bad))
         good = back(v4())
@@ -177,6 +184,7 @@ def test_refused(in_udp, underlay):
         seen = []
         bed.inside.expect(lambda frame: (seen.append(frame), payload_of(good) in frame.original)[1], "the good one")
     assert not [frame for frame in seen if b"<bad>" in frame.original]
+    assert kernels() - before == len(bad) - sum(expected.values())
 
 
 def test_no_checksum_over_v6_where_configured(in_udp):
