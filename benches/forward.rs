@@ -117,6 +117,7 @@ fn fib(others: u32) -> Fib {
     };
     let far_hop = NextHop::Tunnel {
         id: TunnelId(0),
+        gateway: None,
         mtu: 1476,
     };
     let local = NextHop::Local;

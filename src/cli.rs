@@ -51,6 +51,11 @@ pub enum Verb {
     /// Tunnels of the running router
     #[command(subcommand, infer_subcommands = true, arg_required_else_help = true)]
     Tunnel(TunnelVerb),
+    /// Apply the changed configuration file, touching only what changed
+    Reload {
+        #[command(flatten)]
+        ask: Ask,
+    },
     /// Counters per tunnel, worker and drop reason
     Stats {
         /// One tunnel only
@@ -69,6 +74,22 @@ pub enum TunnelVerb {
     Show {
         /// One tunnel only
         name: Option<String>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Add a tunnel in the words of `ip tunnel add`; it lives until the router ends or it is removed
+    Add {
+        /// The device's name
+        name: String,
+        /// mode gre local A remote B [key K] [ttl T] [address NET] [route NET] …
+        #[arg(required = true)]
+        words: Vec<String>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Remove a tunnel and its device; one of the configuration file's comes back with the next reload
+    Del {
+        name: String,
         #[command(flatten)]
         ask: Ask,
     },

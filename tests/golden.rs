@@ -289,7 +289,7 @@ fn what_the_kernel_sent_is_what_we_send() {
                 sender.sequences = Sequences::starting_at(number, 0).into();
             }
             let mut buf = VecBuf::new(64, &inner);
-            encapsulate(t, &mut buf, &sender).unwrap();
+            encapsulate(t, t.remote, &mut buf, &sender).unwrap();
             let mut expected = comparable(frame.ip());
             our_ecn(t, &mut expected, inner_ecn(t, &inner), &at);
             let mut made = comparable(buf.data());

@@ -31,14 +31,19 @@ use greyhound::{
         DropCounts, DropReason, Handover, PuntQueue, PuntReason, PuntTo, TunnelRecord, Wake,
         punt_queue,
     },
-    fib::PortId,
+    fib::{Egress, Fib, PortId, RouteTable},
     packet::GreKey,
-    tunnel::{Family, FlowLabel, Mode, Payload, Ttl, Tunnel, TunnelId, TunnelTable},
+    tunnel::{Family, FlowLabel, Mode, Payload, Ttl, Tunnel, TunnelId},
 };
 use rustix::{
     net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
+
+fn fib(tunnels: impl IntoIterator<Item = Tunnel>) -> Arc<Fib> {
+    let tunnels = tunnels.into_iter().map(|t| (t, Egress::default()));
+    Arc::new(Fib::new(Vec::new(), tunnels, RouteTable::default()))
+}
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -345,7 +350,7 @@ impl Router {
     /// All of them keep the same record.
     fn publish_all<const N: usize>(&mut self, tunnels: [Tunnel; N], owner: Option<Owner>) {
         let snapshot = SlowSnapshot {
-            table: Arc::new(TunnelTable::new(tunnels)),
+            fib: fib(tunnels),
             records: vec![Some(self.record.clone()); N],
             owner,
         };
@@ -698,7 +703,9 @@ fn packets_with_sequence_numbers_are_handed_to_their_owner() {
         judge.send("IP(src='10.1.0.9',dst='10.2.0.9',ttl=64)/ICMP()");
         let expected = scapy("IP(src='10.1.0.9',dst='10.2.0.9',ttl=63)/ICMP()");
         match next() {
-            Handover::IntoTunnel(ID, packet) => assert_eq!(*packet, expected[..]),
+            Handover::IntoTunnel(ID, remote, packet) => {
+                assert_eq!((remote, &*packet), (tunnel().remote, &expected[..]));
+            }
             other => panic!("{other:?}"),
         }
         let outer = "IP(src='192.0.2.2',dst='192.0.2.1')/GRE(chksum_present=1,key_present=1,seqnum_present=1,key=7)/IP()/ICMP()";
@@ -1133,7 +1140,7 @@ fn only_the_raw_sockets_that_tunnels_need_are_open_and_each_is_shown_to_the_filt
                 ..tunnel_of(*mode)
             });
             let snapshot = SlowSnapshot {
-                table: Arc::new(TunnelTable::new(tunnels)),
+                fib: fib(tunnels),
                 ..SlowSnapshot::default()
             };
             let filter = |_: BorrowedFd<'_>, family| shown.borrow_mut().push(family);

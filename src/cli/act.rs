@@ -14,7 +14,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::{Ask, Cli, LogFormat, TunnelVerb, Verb};
 use crate::control::{
-    self, check,
+    self,
+    change::Done,
+    check,
     config::Config,
     report::{Statistics, TunnelReport, human},
     socket::{Client, Request},
@@ -37,6 +39,11 @@ pub fn act(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Verb::Check { config, json } => return closed_pipe_is_fine(check(&config.path, json)),
         Verb::Tunnel(TunnelVerb::Show { name, ask }) => tunnel_show(name, &ask),
+        Verb::Tunnel(TunnelVerb::Add { name, words, ask }) => {
+            change(&Request::TunnelAdd { name, words }, &ask)
+        }
+        Verb::Tunnel(TunnelVerb::Del { name, ask }) => change(&Request::TunnelDel { name }, &ask),
+        Verb::Reload { ask } => change(&Request::Reload {}, &ask),
         Verb::Stats { name, watch, ask } => stats(name, watch, &ask),
     };
     closed_pipe_is_fine(done.map(|()| ExitCode::SUCCESS))
@@ -91,6 +98,15 @@ fn tunnel_show(name: Option<String>, ask: &Ask) -> anyhow::Result<()> {
     match ask.json {
         true => print_json(&tunnels),
         false => print(&human::tunnels(&tunnels)),
+    }
+}
+
+/// Has something changed, and says what was done.
+fn change(request: &Request, ask: &Ask) -> anyhow::Result<()> {
+    let done: Done = Client::connect(&ask.socket)?.ask(request)?;
+    match ask.json {
+        true => print_json(&done),
+        false => print(&format!("{done}\n")),
     }
 }
 

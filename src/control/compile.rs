@@ -200,7 +200,15 @@ impl Scene<'_> {
     fn tunnel(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Tunnel {
         let dev = (t.config.dev.as_deref()).and_then(|dev| self.state.link_by_name(dev));
         let dev = dev.map(|link| link.index);
-        t.config.tunnel(t.id, dev, status.mtu, status.up)
+        let tunnel = t.config.tunnel(t.id, dev, status.mtu, status.up);
+        let room = |mtu: u16| match status.outer {
+            Some(outer) => mtu.min(outer.mtu.saturating_sub(t.config.overhead())),
+            None => mtu,
+        };
+        Tunnel {
+            clamp_mss: tunnel.clamp_mss.map(room),
+            ..tunnel
+        }
     }
 
     fn egress(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Egress {
@@ -301,7 +309,11 @@ impl Scene<'_> {
         }
         let mtu = self.mtu(route, hop.oif);
         if let Some(tunnel) = self.by_ifindex.get(&hop.oif) {
-            return NextHop::Tunnel { id: tunnel.id, mtu };
+            return NextHop::Tunnel {
+                id: tunnel.id,
+                gateway: hop.gateway,
+                mtu,
+            };
         }
         let sends = self.state.link(hop.oif).is_some_and(can_send);
         match (self.port(hop.oif).filter(|_| sends), hop.gateway) {
@@ -412,7 +424,7 @@ fn prefixes(routes: &RouteTable, ready: &HashMap<TunnelId, u16>) -> Prefixes {
     let mut above: Vec<(IpNet, PrefixAction)> = Vec::new();
     for (net, hop) in routes.iter() {
         let action = match hop {
-            NextHop::Tunnel { id, mtu } => match ready.get(&id) {
+            NextHop::Tunnel { id, mtu, .. } => match ready.get(&id) {
                 Some(room) => PrefixAction::Tunnel {
                     mtu: mtu.min(*room),
                 },

@@ -5,6 +5,8 @@
 //! control plane: what routes and neighbours there are is read from it ([`mirror`]), never from configuration, and compiled
 //! ([`compile`]) into what the workers and the steering program decide by.
 
+mod apply;
+pub mod change;
 pub mod check;
 pub mod compile;
 pub mod config;
@@ -14,6 +16,7 @@ pub mod netlink;
 pub mod report;
 mod router;
 mod run;
+mod slots;
 pub mod slowpath;
 pub mod socket;
 mod statistics;

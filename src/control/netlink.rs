@@ -14,8 +14,9 @@ use ipnet::IpNet;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
     packet_route::{
+        address::{AddressAttribute, AddressMessage},
         neighbour::{NeighbourFlags, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteScope},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
     },
 };
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
@@ -129,25 +130,32 @@ impl Handle {
         check(outcome, device, || format!("add the address {address}"))
     }
 
+    /// Takes an address off the device. One that is not there any more, or whose device is not, is success.
+    pub async fn delete_address(
+        &self,
+        device: &Device,
+        address: IpNet,
+    ) -> Result<(), RequestError> {
+        let mut message = AddressMessage::default();
+        message.header.index = device.index;
+        message.header.prefix_len = address.prefix_len();
+        message.header.family = match address {
+            IpNet::V4(_) => rtnetlink::packet_route::AddressFamily::Inet,
+            IpNet::V6(_) => rtnetlink::packet_route::AddressFamily::Inet6,
+        };
+        for attribute in [AddressAttribute::Local, AddressAttribute::Address] {
+            message.attributes.push(attribute(address.addr()));
+        }
+        let outcome = self.0.address().del(message).execute().await;
+        let result = check(outcome, device, || format!("delete the address {address}"));
+        gone_is_fine(result)
+    }
+
     /// Installs a route out of the device in table main, protocol static, default metric. Somebody else's route of the same
     /// prefix and metric stays, and is an error: it may be the way to the tunnel's far end. The device must be up.
     pub async fn add_route(&self, device: &Device, prefix: IpNet) -> Result<(), RequestError> {
         let attempt = || format!("add the route {prefix}");
-        let prefix = prefix.trunc();
-        let route = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(prefix.addr(), prefix.prefix_len())
-            .map_err(|error| RequestError {
-                attempt: attempt(),
-                device: device.name.clone(),
-                reason: io::Error::new(ErrorKind::InvalidInput, error.to_string()),
-            })?
-            .output_interface(device.index)
-            // As iproute2: without a gateway the destinations are on the link. IPv6 knows no scopes.
-            .scope(match prefix {
-                IpNet::V4(_) => RouteScope::Link,
-                IpNet::V6(_) => RouteScope::Universe,
-            })
-            .build();
+        let route = static_route(device, prefix).map_err(|e| refused(attempt, device, e))?;
         let outcome = self.0.route().add(route).execute().await;
         match check(outcome, device, attempt) {
             Err(e) if e.errno() == Some(libc::EEXIST) && self.has_route(device, prefix).await => {
@@ -155,6 +163,23 @@ impl Handle {
             }
             other => other,
         }
+    }
+
+    /// As [`add_route`](Self::add_route), in the place of a route of that prefix and metric out of another device: at no
+    /// moment is there none.
+    pub async fn replace_route(&self, device: &Device, prefix: IpNet) -> Result<(), RequestError> {
+        let attempt = || format!("replace the route {prefix}");
+        let route = static_route(device, prefix).map_err(|e| refused(attempt, device, e))?;
+        let outcome = self.0.route().add(route).replace().execute().await;
+        check(outcome, device, attempt)
+    }
+
+    /// Removes a route that [`add_route`](Self::add_route) installed. One that is not there any more is success.
+    pub async fn delete_route(&self, device: &Device, prefix: IpNet) -> Result<(), RequestError> {
+        let attempt = || format!("delete the route {prefix}");
+        let route = static_route(device, prefix).map_err(|e| refused(attempt, device, e))?;
+        let outcome = self.0.route().del(route).execute().await;
+        gone_is_fine(check(outcome, device, attempt))
     }
 
     /// Whether table main has a route of exactly this prefix out of the device.
@@ -191,6 +216,37 @@ impl Handle {
         let outcome = add.replace().execute().await;
         check(outcome, device, || format!("resolve the neighbour {ip}"))
     }
+}
+
+/// A route of table main, protocol static, default metric.
+fn static_route(device: &Device, prefix: IpNet) -> io::Result<RouteMessage> {
+    let prefix = prefix.trunc();
+    Ok(RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(prefix.addr(), prefix.prefix_len())
+        .map_err(|error| io::Error::new(ErrorKind::InvalidInput, error.to_string()))?
+        .output_interface(device.index)
+        // As iproute2: without a gateway the destinations are on the link. IPv6 knows no scopes.
+        .scope(match prefix {
+            IpNet::V4(_) => RouteScope::Link,
+            IpNet::V6(_) => RouteScope::Universe,
+        })
+        .build())
+}
+
+fn refused(attempt: impl FnOnce() -> String, device: &Device, reason: io::Error) -> RequestError {
+    RequestError {
+        attempt: attempt(),
+        device: device.name.clone(),
+        reason,
+    }
+}
+
+/// What was to be removed and is not there is removed; with its device everything on it goes.
+fn gone_is_fine(result: Result<(), RequestError>) -> Result<(), RequestError> {
+    result.or_else(|error| match error.errno() {
+        Some(libc::EADDRNOTAVAIL | libc::ESRCH | libc::ENODEV) => Ok(()),
+        _ => Err(error),
+    })
 }
 
 fn check(

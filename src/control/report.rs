@@ -83,6 +83,8 @@ pub struct TunnelReport {
     /// Over IPv6 without meaning.
     pub pmtudisc: bool,
     pub ignore_df: bool,
+    /// Passing TCP connections are held to what the tunnel carries.
+    pub clamp_mss: bool,
     pub dev: Option<String>,
     /// Where the outer packets go, as far as it is known.
     pub next_hop: Option<NextHopReport>,
@@ -92,6 +94,8 @@ pub struct TunnelReport {
     pub tx: Traffic,
     pub fast: PathShare,
     pub slow: PathShare,
+    /// TCP SYNs whose maximum segment size was lowered (`clamp_mss`).
+    pub mss_clamped: u64,
     pub drops: Reasons,
 }
 
@@ -284,6 +288,7 @@ impl From<&TunnelConfig> for TunnelReport {
             encaplimit: is_v6.then_some(limit),
             pmtudisc: tunnel.pmtudisc,
             ignore_df: tunnel.ignore_df,
+            clamp_mss: tunnel.clamp_mss,
             dev: tunnel.dev.clone(),
             ..TunnelReport::default()
         }
@@ -295,7 +300,7 @@ impl Statistics {
     pub fn answer(mut self, request: &Request) -> Response {
         let name = match request {
             Request::Stats { name } | Request::TunnelShow { name } => name.as_deref(),
-            Request::Status {} => None,
+            _ => None,
         };
         if let Some(name) = name {
             if !self.tunnels.iter().any(|tunnel| tunnel.name == name) {
@@ -307,6 +312,7 @@ impl Statistics {
             Request::Stats { .. } => Response::ok(&self),
             Request::TunnelShow { .. } => Response::ok(&self.tunnels),
             Request::Status {} => Response::ok(&self.router),
+            other => Response::Error(format!("{}: not to be read", other.verb())),
         }
     }
 

@@ -13,12 +13,13 @@ use std::{
 
 use super::{
     compile::{Compiled, TunnelDevice, TunnelStatus, compile},
-    config::{Config, XdpMode},
+    config::{Config, RouterConfig, XdpMode},
     fastpath::{self, FastPath, FoundDevice},
     mirror::{Nud, Parts, State},
     netlink::Device,
     report::{MirrorReport, Statistics, Status},
     run::{KernelRequest, RunError, find_devices},
+    slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowSnapshot, Tun, TunError},
     statistics,
     tunnels::{TunnelEntry, TunnelError},
@@ -38,14 +39,19 @@ const REFRESHES: usize = 64;
 
 /// Everything that runs.
 pub(super) struct Router {
-    config: Config,
+    pub(super) config: Config,
+    /// Tunnels that are not the file's, and the words that made them.
+    pub(super) commanded: BTreeMap<String, Vec<String>>,
     path: PathBuf,
     started: Instant,
-    tunnels: Vec<TunnelEntry>,
-    statuses: Vec<TunnelStatus>,
+    pub(super) tunnels: Vec<TunnelEntry>,
+    pub(super) slots: Slots,
+    pub(super) statuses: Vec<TunnelStatus>,
     /// Threads that keep records: the slow path and the workers.
     threads: u32,
-    slow: SlowPath,
+    pub(super) slow: SlowPath,
+    /// The slow path can hand packets back to the kernel.
+    has_service: bool,
     /// The kernel has policy rules of somebody else's, which the fast path does not know.
     foreign_rules: bool,
     /// None where BPF is not to be had and not needed (`xdp = "off"`).
@@ -103,12 +109,15 @@ impl Router {
         let slow = SlowPath::start(service)?;
         let threads = 1 + devices.first().map_or(0, |d| fastpath::queues(&d.name));
         let mut router = Self {
+            commanded: BTreeMap::new(),
             path: path.to_owned(),
             started: Instant::now(),
             tunnels: Vec::new(),
+            slots: Slots::after(config.tunnels.len()),
             statuses: Vec::new(),
             threads,
             slow,
+            has_service: !off,
             foreign_rules: false,
             steer,
             fast: None,
@@ -131,6 +140,11 @@ impl Router {
         Ok(router)
     }
 
+    /// Where the configuration came from.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn start_fast_path(&mut self) -> Result<(), fastpath::FastPathError> {
         if let Some(steer) = &mut self.steer {
             self.fast = Some(FastPath::start(
@@ -144,7 +158,7 @@ impl Router {
     }
 
     /// Compiles the mirror and puts the result in force everywhere.
-    fn publish(&mut self, state: &State) {
+    pub(super) fn publish(&mut self, state: &State) {
         self.publish_with(state, None);
     }
 
@@ -187,16 +201,20 @@ impl Router {
             .filter_map(|outer| Some((outer.ifindex, state.link(outer.ifindex)?.name.clone())))
             .collect();
         let fib = Arc::new(fib);
-        let records = |thread: u32| -> Vec<_> {
-            let all = self.tunnels.iter();
-            all.map(|t| Some(t.record(thread, self.threads))).collect()
+        let slots = self.tunnels.iter().map(|t| t.id.index() + 1).max();
+        let records = |thread: u32| {
+            let mut by_slot = vec![None; slots.unwrap_or(0)];
+            for tunnel in &self.tunnels {
+                by_slot[tunnel.id.index()] = Some(tunnel.record(thread, self.threads));
+            }
+            by_slot
         };
         // The workers learn of a tunnel before packets are handed or steered to them.
         if let Some(fast) = &mut self.fast {
             fast.publish(&fib, |worker| records(worker + 1));
         }
         let snapshot = SlowSnapshot {
-            table: fib.shared_tunnels(),
+            fib: fib.clone(),
             records: records(0),
             owner: self.fast.as_ref().and_then(FastPath::owner),
         };
@@ -242,15 +260,20 @@ impl Router {
         let was_up: Vec<bool> = self.statuses.iter().map(|status| status.up).collect();
         self.publish(state);
         let mut requests = self.restore(&was_up);
+        requests.extend(self.new_mtus(state));
+        requests
+    }
+
+    /// Device MTUs that follow from the underlay and the headers, and are not set yet.
+    pub(super) fn new_mtus(&mut self, state: &State) -> Vec<KernelRequest> {
         let underlay = self.config.router.underlay.clone();
         let mtu = |entry: &mut TunnelEntry| {
-            let mtu = entry.new_auto_mtu(state, &underlay)?;
+            let mtu = entry.new_mtu(state, &underlay)?;
             let name = &entry.config.name;
-            tracing::info!("tunnel {name}: MTU {mtu}, as the underlay's has changed");
+            tracing::info!("tunnel {name}: MTU {mtu}");
             Some(KernelRequest::SetMtu(entry.device.clone(), mtu))
         };
-        requests.extend(self.tunnels.iter_mut().filter_map(mtu));
-        requests
+        self.tunnels.iter_mut().filter_map(mtu).collect()
     }
 
     /// A device that was set down has lost its routes, and its IPv6 addresses: once it is up again it gets back those that
@@ -293,6 +316,51 @@ impl Router {
             self.publish(state);
             self.restart_fast_path();
         }
+    }
+
+    /// Ends the fast path and starts it as another configuration says. The slow path carries meanwhile. When the new one
+    /// does not come up the old one is there again.
+    pub(super) fn replace_fast_path(
+        &mut self,
+        new: RouterConfig,
+        state: &State,
+    ) -> Result<(), RunError> {
+        let found = find_devices(&new, state)?;
+        if new.xdp != XdpMode::Off {
+            self.prepare_fast_path()?;
+        }
+        let old = std::mem::replace(&mut self.config.router, new);
+        let devices = std::mem::replace(&mut self.devices, found);
+        self.stop_fast_path();
+        // The new workers must know what they forward by before anything is steered to them.
+        self.publish(state);
+        self.refused = None;
+        if self.config.router.xdp == XdpMode::Off {
+            return Ok(());
+        }
+        let Err(why) = self.start_fast_path() else {
+            return Ok(());
+        };
+        self.config.router = old;
+        self.devices = devices;
+        if self.config.router.xdp != XdpMode::Off {
+            self.restart_fast_path();
+        }
+        self.publish(state);
+        Err(why.into())
+    }
+
+    /// What a fast path takes and a router without one may lack: the steering program, and a device to hand packets back by.
+    fn prepare_fast_path(&mut self) -> Result<(), RunError> {
+        if self.steer.is_none() {
+            self.steer = Some(Steer::load(Limits::default())?);
+        }
+        if !self.has_service {
+            let service = open_service_device().map_err(TunnelError::from)?;
+            self.slow.set_service(service);
+            self.has_service = true;
+        }
+        Ok(())
     }
 
     /// Whether it is on now.

@@ -3,23 +3,29 @@
 use std::{cell::RefCell, io, path::Path, time::Duration};
 
 use ipnet::IpNet;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
 
 use super::{
+    apply::apply,
     config::{Config, RouterConfig},
     fastpath::{self, FoundDevice},
-    mirror::{MirrorError, Monitor, Options, State},
-    netlink::{Device, Handle},
+    mirror::{MirrorError, Monitor, Options, Parts, State},
+    netlink::{Device, Handle, RequestError},
     report::MirrorReport,
     router::Router,
     slowpath::{SlowPathError, Tun},
-    socket::{ControlSocket, SocketError, serve},
+    socket::{ControlSocket, Request, Response, SocketError, serve},
     tunnels::{self, TunnelEntry, TunnelError},
 };
 use crate::xdp::SteerError;
 
 /// How often heartbeats are looked at and neighbours refreshed.
 const TICK: Duration = Duration::from_secs(1);
+/// Changes that may wait for the one at hand.
+const ORDERS: usize = 8;
 /// How long the start waits for the mirror to show the tunnels' devices.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -87,14 +93,15 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
         }
     };
     tracing::info!("ready");
+    let (orders, mut inbox) = mpsc::channel(ORDERS);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        () = serve(&socket, |request| router.borrow().statistics().answer(&request)) => {}
-        () = follow(&router, &mut monitor, &handle) => {}
+        () = serve(&socket, |request| answer(&router, &orders, request)) => {}
+        () = follow(&router, &mut monitor, &handle, &mut inbox) => {}
         () = async {
             while hangup.recv().await.is_some() {
-                tracing::warn!("SIGHUP: this version cannot reload its configuration; restart it");
+                order(&orders, Request::Reload {}).await;
             }
         } => {}
     }
@@ -108,7 +115,7 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
 
 /// Waits until the mirror knows the tunnels' devices: what the kernel routes into them from the first moment on (router
 /// solicitations, multicast reports) shall find its tunnel.
-async fn settle(monitor: &mut Monitor, made: &[(TunnelEntry, Tun)]) {
+pub(super) async fn settle(monitor: &mut Monitor, made: &[(TunnelEntry, Tun)]) {
     let known = |state: &State, (entry, _): &(TunnelEntry, Tun)| {
         let link = state.link(entry.device.index);
         link.is_some_and(|link| link.up)
@@ -122,14 +129,82 @@ async fn settle(monitor: &mut Monitor, made: &[(TunnelEntry, Tun)]) {
     let _ = tokio::time::timeout(SETTLE, all_known).await;
 }
 
-/// Keeps the router in step with the kernel, for ever.
-async fn follow(router: &RefCell<Router>, monitor: &mut Monitor, handle: &Handle) {
+/// A request that changes something, and where its answer goes.
+type Order = (Request, oneshot::Sender<Response>);
+
+/// Answers at once what can be read, and leaves changes to the task that makes them, one after the other.
+async fn answer(
+    router: &RefCell<Router>,
+    orders: &mpsc::Sender<Order>,
+    request: Request,
+) -> Response {
+    match request.changes() {
+        true => order(orders, request).await,
+        false => router.borrow().statistics().answer(&request),
+    }
+}
+
+async fn order(orders: &mpsc::Sender<Order>, request: Request) -> Response {
+    let (reply, answer) = oneshot::channel();
+    let gone = || Response::Error("the router is stopping".to_owned());
+    match orders.send((request, reply)).await {
+        Ok(()) => answer.await.unwrap_or_else(|_| gone()),
+        Err(_) => gone(),
+    }
+}
+
+/// What was asked for by a verb or a signal.
+async fn obey(
+    router: &RefCell<Router>,
+    monitor: &mut Monitor,
+    handle: &Handle,
+    request: &Request,
+) -> Response {
+    let wanted = {
+        let router = router.borrow();
+        let now = router.wanted();
+        match request {
+            Request::TunnelAdd { name, words } => now.with(name, words),
+            Request::TunnelDel { name } => now.without(name),
+            _ => now.reloaded(router.path()),
+        }
+    };
+    let done = match wanted {
+        Ok(wanted) => apply(router, monitor, handle, wanted).await,
+        Err(why) => Err(why.into()),
+    };
+    match done {
+        Ok(done) => {
+            tracing::info!("{}: {done}", request.verb());
+            Response::ok(&done)
+        }
+        Err(why) => {
+            tracing::error!("{}: refused, nothing is changed: {why}", request.verb());
+            Response::Error(why.to_string())
+        }
+    }
+}
+
+/// Keeps the router in step with the kernel, and makes the changes that are asked for, for ever.
+async fn follow(
+    router: &RefCell<Router>,
+    monitor: &mut Monitor,
+    handle: &Handle,
+    orders: &mut mpsc::Receiver<Order>,
+) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        let mut reply = None;
         let changed = tokio::select! {
             change = monitor.changed() => Some(change.what),
             _ = tick.tick() => None,
+            Some((request, asked)) = orders.recv() => {
+                reply = Some((asked, obey(router, monitor, handle, &request).await));
+                // What was changed is known, and in force, before it is said to be.
+                let _ = tokio::time::timeout(SETTLE, monitor.catch_up()).await;
+                Some(Parts::ALL)
+            }
         };
         let requests = {
             let mut router = router.borrow_mut();
@@ -141,6 +216,10 @@ async fn follow(router: &RefCell<Router>, monitor: &mut Monitor, handle: &Handle
         };
         for request in requests {
             request.carry_out(handle).await;
+        }
+        if let Some((asked, response)) = reply {
+            // Whoever asked may have gone.
+            let _ = asked.send(response);
         }
     }
 }
@@ -161,19 +240,29 @@ pub(super) enum KernelRequest {
     Refresh(Device, std::net::IpAddr),
     AddAddress(Device, IpNet),
     AddRoute(Device, IpNet),
+    /// In the place of another tunnel's route of that prefix.
+    ReplaceRoute(Device, IpNet),
+    DeleteAddress(Device, IpNet),
+    DeleteRoute(Device, IpNet),
 }
 
 impl KernelRequest {
-    async fn carry_out(self, handle: &Handle) {
-        let result = match &self {
-            KernelRequest::SetMtu(device, mtu) => handle.set_mtu(device, (*mtu).into()).await,
-            KernelRequest::Refresh(device, ip) => handle.use_neighbour(device, *ip).await,
-            KernelRequest::AddAddress(device, address) => {
-                handle.add_address(device, *address).await
-            }
-            KernelRequest::AddRoute(device, prefix) => handle.add_route(device, *prefix).await,
-        };
-        if let Err(why) = result {
+    pub(super) async fn send(&self, handle: &Handle) -> Result<(), RequestError> {
+        use KernelRequest::*;
+        match self {
+            SetMtu(device, mtu) => handle.set_mtu(device, (*mtu).into()).await,
+            Refresh(device, ip) => handle.use_neighbour(device, *ip).await,
+            AddAddress(device, address) => handle.add_address(device, *address).await,
+            AddRoute(device, prefix) => handle.add_route(device, *prefix).await,
+            ReplaceRoute(device, prefix) => handle.replace_route(device, *prefix).await,
+            DeleteAddress(device, address) => handle.delete_address(device, *address).await,
+            DeleteRoute(device, prefix) => handle.delete_route(device, *prefix).await,
+        }
+    }
+
+    /// Where there is nobody to tell that it failed but the log.
+    pub(super) async fn carry_out(self, handle: &Handle) {
+        if let Err(why) = self.send(handle).await {
             tracing::warn!("{why}");
         }
     }

@@ -37,6 +37,8 @@ const CONNECTION_LIMIT: usize = 32;
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// How long the router may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// How long it may take to make a change: devices by the thousand, a fast path on others.
+const CHANGE_TIME: Duration = Duration::from_secs(120);
 const BACKLOG: i32 = 64;
 
 /// What a client can ask.
@@ -58,6 +60,36 @@ pub enum Request {
     /// Who answers, and since when.
     #[serde(rename = "status")]
     Status {},
+    /// Puts the configuration file as it is now in force.
+    #[serde(rename = "reload")]
+    Reload {},
+    /// A further tunnel, in the words of `ip tunnel add`.
+    #[serde(rename = "tunnel add")]
+    TunnelAdd { name: String, words: Vec<String> },
+    #[serde(rename = "tunnel del")]
+    TunnelDel { name: String },
+}
+
+impl Request {
+    /// Whether it asks for a change; else it only reads.
+    pub fn changes(&self) -> bool {
+        match self {
+            Request::Stats { .. } | Request::TunnelShow { .. } | Request::Status {} => false,
+            Request::Reload {} | Request::TunnelAdd { .. } | Request::TunnelDel { .. } => true,
+        }
+    }
+
+    /// What is typed for it.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Request::Stats { .. } => "stats",
+            Request::TunnelShow { .. } => "tunnel show",
+            Request::Status {} => "status",
+            Request::Reload {} => "reload",
+            Request::TunnelAdd { .. } => "tunnel add",
+            Request::TunnelDel { .. } => "tunnel del",
+        }
+    }
 }
 
 /// The answer to a [`Request`].
@@ -175,8 +207,11 @@ fn listen(path: &Path) -> io::Result<StdListener> {
     Ok(StdListener::from(std::os::fd::OwnedFd::from(socket)))
 }
 
-/// Answers requests for ever. `handler` is called on this task, one request at a time, and should be quick.
-pub async fn serve(socket: &ControlSocket, handler: impl Fn(Request) -> Response) {
+/// Answers requests for ever. `handler` is called on this task; while one request waits for its answer others go on.
+pub async fn serve<F: Future<Output = Response>>(
+    socket: &ControlSocket,
+    handler: impl Fn(Request) -> F,
+) {
     let mut connections = FuturesUnordered::new();
     loop {
         tokio::select! {
@@ -206,7 +241,10 @@ fn refuse(stream: UnixStream) {
     }
 }
 
-async fn converse(mut stream: UnixStream, handler: &impl Fn(Request) -> Response) {
+async fn converse<F: Future<Output = Response>>(
+    mut stream: UnixStream,
+    handler: &impl Fn(Request) -> F,
+) {
     let (reader, mut writer) = stream.split();
     let mut reader = AsyncBufReader::new(reader);
     loop {
@@ -216,7 +254,7 @@ async fn converse(mut stream: UnixStream, handler: &impl Fn(Request) -> Response
         let complete = line.ends_with(b"\n") || (line.len() as u64) < REQUEST_LIMIT;
         let response = match serde_json::from_slice::<Request>(&line) {
             _ if !complete => Response::Error(format!("request longer than {REQUEST_LIMIT} bytes")),
-            Ok(request) => handler(request),
+            Ok(request) => handler(request).await,
             Err(e) => Response::Error(format!("not a request: {e}")),
         };
         let Ok(answer) = to_line(&response) else {
@@ -301,6 +339,10 @@ impl Client {
 
     /// Sends `request` and waits for its answer.
     pub fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ClientError> {
+        if request.changes() {
+            let patience = (self.stream.get_ref()).set_read_timeout(Some(CHANGE_TIME));
+            patience.map_err(|source| self.failed(source))?;
+        }
         let line = self.exchange(request).map_err(|e| self.failed(e))?;
         let malformed = |source| ClientError::Malformed {
             path: self.path.clone(),
@@ -329,7 +371,7 @@ impl Client {
     fn failed(&self, source: io::Error) -> ClientError {
         let source = match source.kind() {
             io::ErrorKind::WouldBlock => {
-                io::Error::new(io::ErrorKind::TimedOut, "no answer in 5 s")
+                io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
             }
             _ => source,
         };

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, sync::Arc};
 
 use super::{
-    config::{Config, Mtu, TunnelConfig},
+    config::{Config, Mtu, RouterConfig, TunnelConfig},
     mirror::State,
     netlink::{Device, Handle, RequestError},
     slowpath::{Tun, TunError},
@@ -35,8 +35,8 @@ pub struct TunnelEntry {
     sequences: Arc<Sequences>,
     /// By thread: the slow path first, then the workers.
     records: RefCell<Vec<Arc<TunnelRecord>>>,
-    /// The MTU that was last set because the configuration says "auto".
-    auto_mtu: Option<u16>,
+    /// The MTU that was last asked for.
+    mtu: Option<u16>,
 }
 
 impl TunnelEntry {
@@ -50,19 +50,24 @@ impl TunnelEntry {
         records[thread as usize].clone()
     }
 
+    /// The tunnel goes on under other terms; its device, counters and numbers stay.
+    pub fn alter(&mut self, config: TunnelConfig) {
+        self.config = config;
+    }
+
     /// Every record that there is, the slow path's first.
     pub fn records(&self) -> Vec<Arc<TunnelRecord>> {
         self.records.borrow().clone()
     }
 
-    /// The MTU that "auto" asks for now, if it is another one than was asked for last: an operator's own setting stays
-    /// until the underlay changes.
-    pub fn new_auto_mtu(&mut self, state: &State, underlay: &[String]) -> Option<u16> {
-        if self.config.mtu != Mtu::Auto {
-            return None;
-        }
-        let wanted = auto_mtu(state, &self.config, underlay);
-        let before = self.auto_mtu.replace(wanted);
+    /// The MTU that the configuration asks for now, if it is another one than was asked for last: an operator's own setting
+    /// stays until the underlay or the configuration changes.
+    pub fn new_mtu(&mut self, state: &State, underlay: &[String]) -> Option<u16> {
+        let wanted = match self.config.mtu {
+            Mtu::Fixed(mtu) => mtu,
+            Mtu::Auto => auto_mtu(state, &self.config, underlay),
+        };
+        let before = self.mtu.replace(wanted);
         (before != Some(wanted)).then_some(wanted)
     }
 }
@@ -97,7 +102,7 @@ pub async fn create(
 ) -> Result<Vec<(TunnelEntry, Tun)>, TunnelError> {
     let mut made = Vec::new();
     for (slot, tunnel) in config.tunnels.iter().enumerate() {
-        match create_one(TunnelId(slot as u32), tunnel, config, state, handle).await {
+        match create_one(TunnelId(slot as u32), tunnel, &config.router, state, handle).await {
             Ok(entry) => made.push(entry),
             Err(why) => {
                 for (entry, tun) in &made {
@@ -112,14 +117,15 @@ pub async fn create(
     Ok(made)
 }
 
-async fn create_one(
+/// Makes or adopts the device of one tunnel and sets it up; a device that was made is removed again when that fails.
+pub async fn create_one(
     id: TunnelId,
     tunnel: &TunnelConfig,
-    config: &Config,
+    router: &RouterConfig,
     state: &State,
     handle: &Handle,
 ) -> Result<(TunnelEntry, Tun), TunnelError> {
-    let tun = Tun::open(&tunnel.name, config.router.persist)?;
+    let tun = Tun::open(&tunnel.name, router.persist)?;
     let device =
         (handle.device(&tunnel.name)?).ok_or_else(|| TunnelError::Vanished(tunnel.name.clone()))?;
     let mut entry = TunnelEntry {
@@ -128,9 +134,9 @@ async fn create_one(
         device,
         sequences: Arc::default(),
         records: RefCell::default(),
-        auto_mtu: None,
+        mtu: None,
     };
-    match set_up(&mut entry, &config.router.underlay, state, handle).await {
+    match set_up(&mut entry, &router.underlay, state, handle).await {
         Ok(()) => {
             let how = if tun.adopted() { "adopted" } else { "created" };
             tracing::info!("tunnel {}: device {how}", tunnel.name);
@@ -151,11 +157,7 @@ async fn set_up(
     state: &State,
     handle: &Handle,
 ) -> Result<(), RequestError> {
-    let mtu = match entry.config.mtu {
-        Mtu::Fixed(mtu) => Some(mtu),
-        Mtu::Auto => entry.new_auto_mtu(state, underlay),
-    };
-    if let Some(mtu) = mtu {
+    if let Some(mtu) = entry.new_mtu(state, underlay) {
         handle.set_mtu(&entry.device, mtu.into()).await?;
     }
     for address in &entry.config.address {

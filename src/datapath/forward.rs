@@ -101,7 +101,7 @@ pub fn forward_handover<B: PacketBuf>(
     state: &mut ForwardState,
 ) -> Verdict {
     match kind {
-        HandoverKind::IntoTunnel(id) => into_tunnel(packet, id, fib, state),
+        HandoverKind::IntoTunnel(id, remote) => into_tunnel(packet, (id, remote), fib, state),
         HandoverKind::FromUnderlay => from_underlay(packet, None, fib, state),
         HandoverKind::FromOverlay(from) => match fib.port(from) {
             Some(port) => from_overlay(packet, port, fib, state),
@@ -113,7 +113,7 @@ pub fn forward_handover<B: PacketBuf>(
 /// Where a handed-over packet comes from; see [`super::Handover`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandoverKind {
-    IntoTunnel(TunnelId),
+    IntoTunnel(TunnelId, IpAddr),
     FromUnderlay,
     FromOverlay(PortId),
 }
@@ -214,17 +214,20 @@ fn from_overlay<B: PacketBuf>(
     if !port.forwards.family_of(inner.destination) {
         return Verdict::Drop(DropReason::ForwardingOff);
     }
-    let (id, mtu) = match state.resolutions.resolve(fib, inner.destination) {
-        Resolution::Tunnel { id, mtu } => (id, mtu),
+    let (id, remote, mtu) = match state.resolutions.resolve(fib, inner.destination) {
+        Resolution::Tunnel { id, remote, mtu } => (id, remote, mtu),
         Resolution::Local => return to_kernel(PuntReason::LocalDelivery),
         _ => return to_kernel(PuntReason::NoRoute),
     };
-    let (Some(tunnel), Some(adjacency)) = (fib.tunnels().get(id), fib.egress(id).adjacency) else {
+    let Some(tunnel) = fib.tunnels().get(id).filter(|tunnel| tunnel.up) else {
         return to_kernel(PuntReason::TunnelNotReady);
     };
-    if !tunnel.up {
+    let Some(remote) = remote else {
+        return state.drop_in(id, DropReason::NoRemote);
+    };
+    let Some(adjacency) = fib.adjacency(tunnel, remote) else {
         return to_kernel(PuntReason::TunnelNotReady);
-    }
+    };
     if inner.len > usize::from(mtu) || inner.len + tunnel.overhead() > usize::from(adjacency.mtu) {
         return to_kernel(PuntReason::TooBig);
     }
@@ -234,23 +237,26 @@ fn from_overlay<B: PacketBuf>(
     if port.partial_checksums && transport::complete_checksum(packet.data_mut()) {
         state.stats.checksums_completed.add(1);
     }
+    if let Some(record) = state.tunnel(id) {
+        tunnel.clamp_mss(packet.data_mut(), &record.state.counters);
+    }
     decrement(packet.data_mut(), inner.destination);
-    encapsulate(packet, tunnel, &adjacency, inner.len, state)
+    encapsulate(packet, tunnel, (remote, &adjacency), inner.len, state)
 }
 
-/// Encapsulates and addresses a packet that is known to fit.
+/// Encapsulates a packet that is known to fit, and addresses it to `remote` and the neighbour on the way there.
 #[inline]
 fn encapsulate<B: PacketBuf>(
     packet: &mut B,
     tunnel: &Tunnel,
-    adjacency: &Adjacency,
+    (remote, adjacency): (IpAddr, &Adjacency),
     inner_len: usize,
     state: &ForwardState,
 ) -> Verdict {
     let Some(record) = state.tunnel(tunnel.id) else {
         return Verdict::Drop(DropReason::TunnelDown);
     };
-    if let Err(refusal) = tunnel::encapsulate(tunnel, packet, &record.state) {
+    if let Err(refusal) = tunnel::encapsulate(tunnel, remote, packet, &record.state) {
         return state.drop_in(tunnel.id, refusal);
     }
     let verdict = transmit(packet, adjacency);
@@ -264,7 +270,7 @@ fn encapsulate<B: PacketBuf>(
 /// An inner packet that the kernel has forwarded into the tunnel's device, for the owner of its sequence numbers.
 fn into_tunnel<B: PacketBuf>(
     packet: &mut B,
-    id: TunnelId,
+    (id, remote): (TunnelId, IpAddr),
     fib: &Fib,
     state: &mut ForwardState,
 ) -> Verdict {
@@ -275,12 +281,12 @@ fn into_tunnel<B: PacketBuf>(
         return state.drop_in(id, DropReason::TunnelDown);
     }
     let inner_len = packet.data().len();
-    match fib.egress(id).adjacency {
+    match fib.adjacency(tunnel, remote) {
         Some(adjacency) if inner_len + tunnel.overhead() <= usize::from(adjacency.mtu) => {
-            encapsulate(packet, tunnel, &adjacency, inner_len, state)
+            encapsulate(packet, tunnel, (remote, &adjacency), inner_len, state)
         }
         // The number is taken here, in order; the kernel resolves the next hop or the slow path fragments.
-        _ => match tunnel::encapsulate(tunnel, packet, &record.state) {
+        _ => match tunnel::encapsulate(tunnel, remote, packet, &record.state) {
             Ok(()) => Verdict::Punt(PuntReason::TunnelNotReady, PuntTo::Underlay(id)),
             Err(refusal) => state.drop_in(id, refusal),
         },
@@ -323,6 +329,7 @@ fn from_underlay<B: PacketBuf>(
     {
         state.stats.checksums_completed.add(1);
     }
+    tunnel.clamp_mss(packet.data_mut(), &record.state.counters);
     let (inner, adjacency) = match forwardable(packet.data(), id, fib, &mut state.resolutions) {
         Ok(found) => found,
         // The slow path counts these for the tunnel when it delivers them.

@@ -61,6 +61,7 @@ impl Bed {
         let mut routes = RouteTable::default();
         let to = |n, mtu| NextHop::Tunnel {
             id: TunnelId(n),
+            gateway: None,
             mtu,
         };
         let connected = NextHop::Connected {
@@ -165,7 +166,13 @@ fn inbound(inner: &[u8], numbered: bool) -> Vec<u8> {
         ..tunnel().far_end()
     };
     let mut buf = VecBuf::new(64, inner);
-    tunnel::encapsulate(&far, &mut buf, &TunnelState::new(0, 1, Arc::default())).unwrap();
+    tunnel::encapsulate(
+        &far,
+        far.remote,
+        &mut buf,
+        &TunnelState::new(0, 1, Arc::default()),
+    )
+    .unwrap();
     framed(mac(UNDERLAY), buf.data())
 }
 
@@ -461,14 +468,14 @@ fn handed_over_packets_take_the_same_ways() {
         forward_handover(&mut buf, kind, &fib, &mut bed.state)
     };
     let inner = ipv4(INSIDE, [10, 3, 0, 2], 64, 8);
-    let into = HandoverKind::IntoTunnel(TunnelId(1));
+    let into = HandoverKind::IntoTunnel(TunnelId(1), tunnel().remote);
     assert_eq!(run(into, &inner), Verdict::Transmit(UNDERLAY));
     let from = HandoverKind::FromOverlay(OVERLAY);
     assert_eq!(run(from, &inner), Verdict::Transmit(UNDERLAY));
     let arriving = inbound(&ipv4([10, 3, 0, 2], INSIDE, 64, 8), true);
     let outer = HandoverKind::FromUnderlay;
     assert_eq!(run(outer, &arriving[14..]), Verdict::Transmit(OVERLAY));
-    let unknown = HandoverKind::IntoTunnel(TunnelId(9));
+    let unknown = HandoverKind::IntoTunnel(TunnelId(9), tunnel().remote);
     assert_eq!(run(unknown, &inner), Verdict::Drop(DropReason::TunnelDown));
 
     let mut bed = Bed::new();
@@ -504,6 +511,67 @@ fn unfinished_checksums_are_completed_on_ports_that_have_them_only() {
         let expected = if veth { &whole } else { &unfinished };
         assert_eq!(sent, &expected[40..42]);
         assert_eq!(bed.state.stats.checksums_completed.get(), u64::from(veth));
+    }
+}
+
+/// A TCP SYN that announces 1460 bytes, and where that stands.
+fn syn(v6: bool, outbound: bool) -> (Vec<u8>, usize) {
+    let six = |a: &str| a.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let (v4_ends, v6_ends) = match outbound {
+        true => ((INSIDE, OUTSIDE), ("fd01::2", "fd02::2")),
+        false => ((OUTSIDE, INSIDE), ("fd02::2", "fd01::2")),
+    };
+    let builder = match v6 {
+        true => PacketBuilder::ipv6(six(v6_ends.0), six(v6_ends.1), 64),
+        false => PacketBuilder::ipv4(v4_ends.0, v4_ends.1, 64),
+    };
+    let mut out = Vec::new();
+    builder
+        .tcp(1000, 80, 7, 64_000)
+        .syn()
+        .options_raw(&[2, 4, 0x05, 0xb4])
+        .unwrap()
+        .write(&mut out, &[])
+        .unwrap();
+    (out, if v6 { 62 } else { 42 })
+}
+
+#[test]
+fn connections_are_held_to_the_tunnels_size_in_both_directions_where_asked() {
+    for clamp_mss in [None, Some(1376)] {
+        for v6 in [false, true] {
+            let announced = match (clamp_mss, v6) {
+                (None, _) => 1460u16,
+                (Some(mtu), false) => mtu - 40,
+                (Some(mtu), true) => mtu - 60,
+            };
+            let mut bed = Bed::new();
+            bed.ports[1].partial_checksums = true;
+            bed.tunnels[0].0.clamp_mss = clamp_mss;
+            let (mut packet, at) = syn(v6, true);
+            // As a container's own SYN comes over a veth: the checksum is left to the device.
+            let tcp = at - 22;
+            let pseudo = crate::packet::Checksum::new()
+                .add_bytes(&packet[if v6 { 8..40 } else { 12..20 }])
+                .add_u16(6)
+                .add_u16(24);
+            packet[tcp + 16..tcp + 18].copy_from_slice(&pseudo.fold().to_be_bytes());
+            let (verdict, frame) = bed.run(&framed(mac(OVERLAY), &packet), OVERLAY);
+            assert_eq!(verdict, Verdict::Transmit(UNDERLAY));
+            let sent = &frame[14 + 24..];
+            assert_eq!(sent[at..at + 2], announced.to_be_bytes());
+            assert!(pseudo.add_bytes(&sent[tcp..]).is_valid());
+
+            bed.routes = Bed::new().routes;
+            let (packet, _) = syn(v6, false);
+            let (verdict, frame) = bed.run(&inbound(&packet, false), UNDERLAY);
+            assert_eq!(verdict, Verdict::Transmit(OVERLAY));
+            let sent = &frame[14..];
+            assert_eq!(sent[at..at + 2], announced.to_be_bytes());
+            assert!(pseudo.add_bytes(&sent[tcp..]).is_valid());
+            let counted = bed.record(0).state.counters.mss_clamped.get();
+            assert_eq!(counted, if clamp_mss.is_some() { 2 } else { 0 });
+        }
     }
 }
 
@@ -556,7 +624,7 @@ fn v6_1_every_kind_carries_its_payloads_both_ways() {
 
             let mut buf = VecBuf::new(64, &back);
             let state = TunnelState::new(0, 1, Arc::default());
-            tunnel::encapsulate(&far, &mut buf, &state).unwrap();
+            tunnel::encapsulate(&far, far.remote, &mut buf, &state).unwrap();
             bed.routes = Bed::new().routes;
             let (verdict, frame) = bed.run(&framed(mac(UNDERLAY), buf.data()), UNDERLAY);
             assert_eq!(verdict, Verdict::Transmit(OVERLAY), "{mode:?}");
@@ -571,7 +639,7 @@ fn v6_4_sit_lets_no_martian_out_and_no_stranger_in() {
     let state = TunnelState::new(0, 1, Arc::default());
     let mut arrives = |far: &Tunnel, source: &str| {
         let mut buf = VecBuf::new(64, &ipv6(source, "fd01::2", 64, 8));
-        tunnel::encapsulate(far, &mut buf, &state).unwrap();
+        tunnel::encapsulate(far, far.remote, &mut buf, &state).unwrap();
         bed.routes = Bed::new().routes;
         bed.verdict(&framed(mac(UNDERLAY), buf.data()), UNDERLAY)
     };
@@ -605,7 +673,7 @@ fn v6_5_both_addresses_decide_over_ipv6() {
     ];
     for stranger in strangers {
         let mut buf = VecBuf::new(64, &ipv6("fd02::2", "fd01::2", 64, 8));
-        tunnel::encapsulate(&stranger, &mut buf, &state).unwrap();
+        tunnel::encapsulate(&stranger, stranger.remote, &mut buf, &state).unwrap();
         bed.routes = Bed::new().routes;
         let verdict = bed.verdict(&framed(mac(UNDERLAY), buf.data()), UNDERLAY);
         assert_eq!(verdict, service(PuntReason::UnknownTunnel));

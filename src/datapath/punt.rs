@@ -1,5 +1,7 @@
 //! The ways between a worker and the slow path: bounded, counted, and free of allocation on the worker's side.
 
+use std::net::IpAddr;
+
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use super::{PuntReason, PuntTo};
@@ -127,8 +129,9 @@ impl PuntSource {
 /// A packet on its way to the worker that owns a tunnel's sequence numbers. Each begins with its IP header.
 #[derive(Debug)]
 pub enum Handover {
-    /// An inner packet that the kernel has already forwarded into the tunnel's device (its TTL is decremented).
-    IntoTunnel(TunnelId, Box<[u8]>),
+    /// An inner packet that the kernel has already forwarded into the tunnel's device (its TTL is decremented), and the outer
+    /// address that it goes to.
+    IntoTunnel(TunnelId, IpAddr, Box<[u8]>),
     /// An outer packet as received: a tunnel packet, whole.
     FromUnderlay(Box<[u8]>),
     /// An inner packet as another worker received it on an overlay device; still to be forwarded.

@@ -165,8 +165,8 @@ impl<P: Port> Worker<P> {
             };
             self.state.stats.handed_over.add(1);
             let (kind, bytes, from) = match &handover {
-                Handover::IntoTunnel(id, bytes) => {
-                    (HandoverKind::IntoTunnel(*id), bytes, PortId(0))
+                Handover::IntoTunnel(id, remote, bytes) => {
+                    (HandoverKind::IntoTunnel(*id, *remote), bytes, PortId(0))
                 }
                 Handover::FromUnderlay(bytes) => (HandoverKind::FromUnderlay, bytes, PortId(0)),
                 Handover::FromOverlay(port, bytes) => {

@@ -59,6 +59,7 @@ fn fib() -> Fib {
     let mut routes = RouteTable::default();
     let hop = NextHop::Tunnel {
         id: TunnelId(0),
+        gateway: None,
         mtu: 1476,
     };
     routes.insert("10.2.0.0/24".parse().unwrap(), hop);
@@ -151,7 +152,7 @@ proptest! {
             }
             for kind in arrivals {
                 match kind % 7 {
-                    6 => bed.handovers.send(Handover::IntoTunnel(TunnelId(0), packet(kind)[14..].into())).unwrap(),
+                    6 => bed.handovers.send(Handover::IntoTunnel(TunnelId(0), tunnel().remote, packet(kind)[14..].into())).unwrap(),
                     n => bed.worker.ports[usize::from(n == 5)].wire_in.push_back(packet(kind)),
                 }
                 if kind % 7 < 5 {
@@ -247,7 +248,7 @@ fn a_handed_over_packet_of_full_size_keeps_its_headroom() {
         .udp(1, 2)
         .write(&mut big, &vec![0; 1476 - 28])
         .unwrap();
-    let handover = Handover::IntoTunnel(TunnelId(0), big.into());
+    let handover = Handover::IntoTunnel(TunnelId(0), tunnel().remote, big.into());
     bed.handovers.send(handover).unwrap();
     bed.worker.turn();
     bed.worker.turn();
@@ -259,7 +260,7 @@ fn a_handed_over_packet_of_full_size_keeps_its_headroom() {
 fn a_packet_is_handed_over_under_the_snapshot_that_was_published_before_it() {
     let mut bed = Bed::new(8, 4);
     // As if both came in the middle of a turn that has looked for snapshots already.
-    let handover = Handover::IntoTunnel(TunnelId(0), packet(0)[14..].into());
+    let handover = Handover::IntoTunnel(TunnelId(0), tunnel().remote, packet(0)[14..].into());
     bed.handovers.send(handover).unwrap();
     assert_eq!(bed.worker.take_handovers(), 1);
     bed.worker.transmit();

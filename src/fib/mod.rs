@@ -91,8 +91,12 @@ pub enum NextHop {
         gateway: IpAddr,
         mtu: u16,
     },
-    /// Into a tunnel. The MTU is the route's or the tunnel's.
-    Tunnel { id: TunnelId, mtu: u16 },
+    /// Into a tunnel; what the gateway is for, [`Tunnel::remote_of`] says. The MTU is the route's or the tunnel's.
+    Tunnel {
+        id: TunnelId,
+        gateway: Option<IpAddr>,
+        mtu: u16,
+    },
     /// The router's own address.
     Local,
     /// Anything that only the kernel can follow.
@@ -105,6 +109,8 @@ pub enum Resolution {
     Adjacent(Adjacency),
     Tunnel {
         id: TunnelId,
+        /// The outer destination; none where the tunnel has none for this packet.
+        remote: Option<IpAddr>,
         mtu: u16,
     },
     Local,
@@ -117,7 +123,7 @@ pub enum Resolution {
 /// How a tunnel's packets leave and enter this router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Egress {
-    /// The neighbour on the underlay that outer packets go to; none while it is not resolved.
+    /// The neighbour on the underlay that outer packets to the tunnel's remote go to; none while it is not resolved.
     pub adjacency: Option<Adjacency>,
     /// Whether decapsulated packets are forwarded: the tunnel device's setting.
     pub forwards: Forwards,
@@ -127,8 +133,10 @@ pub struct Egress {
 #[derive(Debug, Default)]
 pub struct Fib {
     ports: Vec<PortInfo>,
-    tunnels: Arc<TunnelTable>,
+    tunnels: TunnelTable,
     egress: Vec<Egress>,
+    /// The same neighbour for each outer address of a tunnel without a remote, where it is resolved.
+    peers: HashMap<(TunnelId, IpAddr), Adjacency, FxBuildHasher>,
     routes: Arc<RouteTable>,
     neighbours: HashMap<(PortId, IpAddr), MacAddr, FxBuildHasher>,
     /// The router's own addresses: nobody else may send from them.
@@ -160,8 +168,9 @@ impl Fib {
         }));
         Self {
             ports,
-            tunnels: Arc::new(tunnels),
+            tunnels,
             egress,
+            peers: HashMap::default(),
             routes: routes.into(),
             neighbours: HashMap::default(),
             own: HashSet::default(),
@@ -173,6 +182,11 @@ impl Fib {
     pub fn add_neighbour(&mut self, port: PortId, address: IpAddr, mac: MacAddr) {
         self.neighbours.insert((port, address), mac);
         self.number = next_number();
+    }
+
+    /// Adds the neighbour on the underlay that outer packets to `remote` go to, of a tunnel without a remote of its own.
+    pub fn add_peer(&mut self, id: TunnelId, remote: IpAddr, adjacency: Adjacency) {
+        self.peers.insert((id, remote), adjacency);
     }
 
     /// Adds an address of the router.
@@ -200,11 +214,6 @@ impl Fib {
         &self.tunnels
     }
 
-    /// The tunnels, for those who need no more than them.
-    pub fn shared_tunnels(&self) -> Arc<TunnelTable> {
-        self.tunnels.clone()
-    }
-
     pub fn routes(&self) -> &RouteTable {
         &self.routes
     }
@@ -220,12 +229,34 @@ impl Fib {
         self.egress.get(id.index()).copied().unwrap_or_default()
     }
 
+    /// The neighbour on the underlay for a tunnel's packets to `remote`; none where it is not resolved.
+    #[inline]
+    pub fn adjacency(&self, tunnel: &Tunnel, remote: IpAddr) -> Option<Adjacency> {
+        match tunnel.remote == remote {
+            true => self.egress(tunnel.id).adjacency,
+            false => self.peers.get(&(tunnel.id, remote)).copied(),
+        }
+    }
+
+    /// The outer destination of a unicast packet for `destination` that the kernel has routed into a tunnel.
+    pub fn remote_of(&self, tunnel: &Tunnel, destination: IpAddr) -> Option<IpAddr> {
+        let gateway = match self.routes.lookup(destination) {
+            Some(NextHop::Tunnel { id, gateway, .. }) if id == tunnel.id => gateway,
+            _ => None,
+        };
+        tunnel.remote_of(gateway, destination)
+    }
+
     /// Where a packet for `destination` goes.
     pub fn resolve(&self, destination: IpAddr) -> Resolution {
         match self.routes.lookup(destination) {
             Some(NextHop::Connected { port, mtu }) => self.adjacent(port, destination, mtu),
             Some(NextHop::Via { port, gateway, mtu }) => self.adjacent(port, gateway, mtu),
-            Some(NextHop::Tunnel { id, mtu }) => Resolution::Tunnel { id, mtu },
+            Some(NextHop::Tunnel { id, gateway, mtu }) => {
+                let tunnel = self.tunnels.get(id);
+                let remote = tunnel.and_then(|tunnel| tunnel.remote_of(gateway, destination));
+                Resolution::Tunnel { id, remote, mtu }
+            }
             Some(NextHop::Local) => Resolution::Local,
             Some(NextHop::Kernel) | None => Resolution::Kernel,
         }

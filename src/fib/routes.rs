@@ -84,6 +84,7 @@ mod tests {
             },
             1 => NextHop::Tunnel {
                 id: TunnelId(n.into()),
+                gateway: None,
                 mtu: 1476,
             },
             _ => NextHop::Kernel,

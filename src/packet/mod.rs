@@ -4,6 +4,8 @@
 //! when it is parsed; afterwards its accessors cannot fail. Nothing here allocates, except [`VecBuf`],
 //! which the slow path and the tests use.
 
+use std::net::IpAddr;
+
 mod buf;
 pub mod checksum;
 pub mod ethernet;
@@ -11,6 +13,7 @@ pub mod flow;
 pub mod gre;
 pub mod ipv4;
 pub mod ipv6;
+pub mod mss;
 pub mod transport;
 
 pub use buf::{NoRoom, PacketBuf, VecBuf};
@@ -19,6 +22,14 @@ pub use ethernet::{EtherType, Ethernet, MacAddr};
 pub use gre::{Gre, GreHeader, GreKey};
 pub use ipv4::{Ipv4, Ipv4Header};
 pub use ipv6::{Ipv6, Ipv6Header};
+
+/// Where an IP packet goes.
+pub fn destination(packet: &[u8]) -> Result<IpAddr, ParseError> {
+    match packet.first().map(|byte| byte >> 4) {
+        Some(6) => Ok(Ipv6::parse(packet)?.destination().into()),
+        _ => Ok(Ipv4::parse(packet)?.destination().into()),
+    }
+}
 
 /// IP protocol numbers (IANA "Assigned Internet Protocol Numbers") that a router has to know.
 pub mod protocol {

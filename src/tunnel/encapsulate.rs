@@ -1,19 +1,22 @@
 //! Into the tunnel.
 
+use std::net::IpAddr;
+
 use super::{Refusal, Shim, Tunnel, TunnelState, inner::Inner, outer};
 use crate::packet::{GreHeader, PacketBuf, ParseError};
 
-/// Turns an inner packet into an outer one, in place. The packet begins with its IP header (an Ethernet tunnel's with its
+/// Turns an inner packet into an outer one to `remote`, in place. The packet begins with its IP header (an Ethernet tunnel's with its
 /// Ethernet header) and afterwards with the outer IP header; bytes behind an inner IP packet, which a frame was padded
 /// with, are cut off (gre-9).
 #[inline]
 pub fn encapsulate<B: PacketBuf>(
     tunnel: &Tunnel,
+    remote: IpAddr,
     packet: &mut B,
     state: &TunnelState,
 ) -> Result<(), Refusal> {
-    let inner = Inner::parse(packet.data(), tunnel)?;
-    if tunnel.remote.is_unspecified() {
+    let mut inner = Inner::parse(packet.data(), tunnel, remote)?;
+    if remote.is_unspecified() {
         return Err(Refusal::NoRemote);
     }
     let overhead = tunnel.overhead();
@@ -21,10 +24,9 @@ pub fn encapsulate<B: PacketBuf>(
         return Err(Refusal::NoRoom);
     }
     // Only an IPv6 header has room for it.
-    let hash = match tunnel.local.is_ipv6() {
-        true => inner.flow_hash(packet.data()),
-        false => 0,
-    };
+    if remote.is_ipv6() {
+        inner.hash = inner.flow_hash(packet.data());
+    }
     // Both were checked above; nothing is changed before this point.
     packet
         .truncate(inner.len)
@@ -39,5 +41,5 @@ pub fn encapsulate<B: PacketBuf>(
         };
         header.emit(&mut out[outer::header_len(tunnel)..]);
     }
-    outer::emit(tunnel, out, &inner, hash, state)
+    outer::emit(tunnel, remote, out, &inner, state)
 }

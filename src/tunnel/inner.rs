@@ -19,14 +19,16 @@ pub(super) struct Inner {
     pub ttl: u8,
     pub dont_fragment: bool,
     pub flow_label: u32,
+    /// Of its flow; 0 until somebody needs it.
+    pub hash: u32,
     /// What GRE calls the payload.
     pub ether_type: EtherType,
 }
 
 impl Inner {
-    /// Looks at a packet that is about to enter `tunnel`.
+    /// Looks at a packet that is about to enter `tunnel`, on the way to `remote`.
     #[inline(always)]
-    pub fn parse(packet: &[u8], tunnel: &Tunnel) -> Result<Inner, Refusal> {
+    pub fn parse(packet: &[u8], tunnel: &Tunnel, remote: IpAddr) -> Result<Inner, Refusal> {
         let payload = tunnel.mode.kind().payload;
         if payload == Payload::Ethernet {
             return Inner::frame(packet);
@@ -34,7 +36,7 @@ impl Inner {
         match packet.first().map(|byte| byte >> 4) {
             Some(6) if payload != Payload::Ipv4 => {
                 let ip = Ipv6::parse(packet).map_err(Refusal::Inner)?;
-                refuse_round(packet, ip.next_header(), tunnel)?;
+                refuse_round(packet, ip.next_header(), tunnel, remote)?;
                 Ok(Inner::ipv6(&ip))
             }
             Some(6) => Err(Refusal::UnknownProtocol),
@@ -44,7 +46,7 @@ impl Inner {
             },
             _ => {
                 let ip = Ipv4::parse(packet).map_err(Refusal::Inner)?;
-                refuse_round(packet, ip.protocol(), tunnel)?;
+                refuse_round(packet, ip.protocol(), tunnel, remote)?;
                 Ok(Inner::ipv4(&ip))
             }
         }
@@ -58,6 +60,7 @@ impl Inner {
             ttl: ip.ttl(),
             dont_fragment: ip.dont_fragment(),
             flow_label: 0,
+            hash: 0,
             ether_type: EtherType::IPV4,
         }
     }
@@ -70,6 +73,7 @@ impl Inner {
             ttl: ip.hop_limit(),
             dont_fragment: false,
             flow_label: ip.flow_label(),
+            hash: 0,
             ether_type: EtherType::IPV6,
         }
     }
@@ -96,6 +100,7 @@ impl Inner {
             ttl,
             dont_fragment,
             flow_label,
+            hash: 0,
             ether_type: EtherType::TRANSPARENT_ETHERNET,
         })
     }
@@ -131,19 +136,24 @@ impl Inner {
 /// Tunnel headers that a packet may have inside each other before it gets another one.
 pub(super) const DEPTH: usize = 8;
 
-/// Refuses a packet that has been in this tunnel before, in others since, or in too many altogether (gre-8). Tunnels whose
+/// Refuses a packet that has been in this tunnel and on the way to `remote` before, in others since, or in too many altogether (gre-8). Tunnels whose
 /// outer routes lead into each other would otherwise send a packet round for ever: locally sent packets lose no TTL.
 #[inline(always)]
-fn refuse_round(packet: &[u8], protocol: u8, tunnel: &Tunnel) -> Result<(), Refusal> {
+fn refuse_round(
+    packet: &[u8],
+    protocol: u8,
+    tunnel: &Tunnel,
+    remote: IpAddr,
+) -> Result<(), Refusal> {
     match protocol {
-        GRE | IPIP | IPV6 | DESTINATION_OPTIONS if goes_round(packet, tunnel) => {
+        GRE | IPIP | IPV6 | DESTINATION_OPTIONS if goes_round(packet, tunnel, remote) => {
             Err(Refusal::Recursion)
         }
         _ => Ok(()),
     }
 }
 
-fn goes_round(packet: &[u8], tunnel: &Tunnel) -> bool {
+fn goes_round(packet: &[u8], tunnel: &Tunnel, remote: IpAddr) -> bool {
     let mut rest = packet;
     for _ in 0..DEPTH {
         let Some((ends, protocol, at)) = head(rest) else {
@@ -153,7 +163,7 @@ fn goes_round(packet: &[u8], tunnel: &Tunnel) -> bool {
             Shim::Gre => protocol == GRE,
             Shim::None => matches!(protocol, IPIP | IPV6),
         };
-        if ours && ends == (tunnel.local, tunnel.remote) {
+        if ours && ends == (tunnel.local, remote) {
             return true;
         }
         // Only the first fragment has a tunnel header; of the others the addresses tell enough.

@@ -10,6 +10,7 @@ mod encapsulate;
 mod inner;
 mod kind;
 mod outer;
+mod peers;
 mod state;
 mod table;
 
@@ -17,12 +18,13 @@ pub use decapsulate::{Outer, decapsulate};
 pub use encapsulate::encapsulate;
 pub use kind::{Family, Kind, Mode, Payload, Shim};
 pub use outer::{Overhead, overhead};
+pub use peers::Peers;
 pub use state::{Counter, Sequences, TunnelCounters, TunnelState};
 pub use table::{Class, TunnelTable};
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
-use crate::packet::{GreKey, ParseError};
+use crate::packet::{GreKey, ParseError, mss};
 
 /// A tunnel's slot: an index that stays the same as long as the tunnel lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,8 +71,11 @@ pub struct Tunnel {
     pub mode: Mode,
     /// Outer source, of the family that the mode says; unspecified matches any (Linux: wildcard local).
     pub local: IpAddr,
-    /// Outer destination; unspecified matches any (Linux: wildcard remote).
+    /// Outer destination, one end or a multicast group; unspecified: the packets say it, and any is received from (Linux:
+    /// wildcard remote).
     pub remote: IpAddr,
+    /// Where packets go that have no remote to go to.
+    pub peers: Arc<Peers>,
     /// Key expected on receipt; `None` never matches a keyed packet (gre-4).
     pub ikey: Option<GreKey>,
     /// Key sent.
@@ -91,6 +96,9 @@ pub struct Tunnel {
     pub dev: Option<u32>,
     /// The tunnel device's MTU: the largest inner packet, in bytes.
     pub mtu: u16,
+    /// Bytes of inner packets that passing TCP connections are held to (RFC 9293 section 3.7.1): what the tunnel carries at the
+    /// moment, where that was asked for.
+    pub clamp_mss: Option<u16>,
     /// The tunnel device is administratively up. A tunnel that is down takes no packets (gre-11).
     pub up: bool,
 }
@@ -108,6 +116,7 @@ impl Tunnel {
             mode,
             local: local.into(),
             remote: remote.into(),
+            peers: Arc::default(),
             ikey: None,
             okey: None,
             icsum: false,
@@ -122,6 +131,7 @@ impl Tunnel {
             encaplimit,
             dev: None,
             mtu: mtu as u16,
+            clamp_mss: None,
             up: true,
         }
     }
@@ -146,6 +156,15 @@ impl Tunnel {
     pub fn overhead(&self) -> usize {
         let key = self.okey.is_some();
         overhead(self.mode, key, self.ocsum, self.oseq, self.encaplimit).total()
+    }
+
+    /// Holds the TCP connection that an inner packet opens to what the tunnel carries, where that was asked for. The packet's
+    /// checksum is a finished one.
+    #[inline]
+    pub fn clamp_mss(&self, inner: &mut [u8], counters: &TunnelCounters) {
+        if self.clamp_mss.is_some_and(|mtu| mss::clamp(inner, mtu)) {
+            counters.mss_clamped.add(1);
+        }
     }
 }
 
@@ -180,7 +199,7 @@ pub enum Refusal {
     Recursion,
     /// The outer packet would be longer than an IPv4 packet can be, or there is no room for its headers.
     NoRoom,
-    /// The tunnel has no remote address and the packet names none.
+    /// The tunnel has no remote, and neither peers nor routes say where the packet goes.
     NoRemote,
 }
 

@@ -131,18 +131,18 @@ fn protocol_of(tunnel: &Tunnel, inner: &Inner) -> u8 {
     }
 }
 
-/// Writes the outer header into the front of `packet`, which is whole otherwise. `hash` is the inner flow's.
+/// Writes the outer header, to `remote`, into the front of `packet`, which is whole otherwise.
 #[inline]
 pub(super) fn emit(
     tunnel: &Tunnel,
+    remote: IpAddr,
     packet: &mut [u8],
     inner: &Inner,
-    hash: u32,
     state: &TunnelState,
 ) -> Result<(), Refusal> {
     let len = packet.len();
     let tos = inner.outer_tos(tunnel);
-    match (tunnel.local, tunnel.remote) {
+    match (tunnel.local, remote) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let out = packet.first_chunk_mut().ok_or(Refusal::NoRoom)?;
             Ipv4Header {
@@ -168,7 +168,7 @@ pub(super) fn emit(
             }
             Ipv6Header {
                 traffic_class: tos,
-                flow_label: flow_label(tunnel, inner, hash),
+                flow_label: flow_label(tunnel, inner),
                 payload_len: u16::try_from(rest.len()).map_err(|_| Refusal::NoRoom)?,
                 next_header,
                 hop_limit: inner.outer_ttl(tunnel),
@@ -184,11 +184,11 @@ pub(super) fn emit(
 
 /// The outer flow label; the inner one's is copied on request where there is one.
 #[inline]
-fn flow_label(tunnel: &Tunnel, inner: &Inner, hash: u32) -> u32 {
+fn flow_label(tunnel: &Tunnel, inner: &Inner) -> u32 {
     match tunnel.flow_label {
         FlowLabel::Fixed(label) => label,
         FlowLabel::Inherit if inner.flow_label != 0 => inner.flow_label,
         // Zero means "no label" (RFC 6437 section 2).
-        _ => (hash & 0xf_ffff).max(1),
+        _ => (inner.hash & 0xf_ffff).max(1),
     }
 }

@@ -7,8 +7,9 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from topology import DEADLINE, Namespace, wait_until
 
@@ -94,6 +95,21 @@ class Greyhound:
         )
         assert not check or done.returncode == 0, f"greyhound {' '.join(verb)}: {done.returncode}\n{done.stderr}"
         return done
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[Callable[[dict], dict]]:
+        """One connection to the control socket, for many requests."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(DEADLINE)
+            connection.connect(str(self.socket))
+            lines = connection.makefile("rwb")
+
+            def ask(request: dict) -> dict:
+                lines.write(json.dumps(request).encode() + b"\n")
+                lines.flush()
+                return json.loads(lines.readline())
+
+            yield ask
 
     def stats(self) -> dict:
         """`greyhound stats --json`."""

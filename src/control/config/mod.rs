@@ -8,11 +8,13 @@ mod reader;
 mod router;
 mod rules;
 mod tunnel;
+mod words;
 
 use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -20,7 +22,7 @@ use thiserror::Error;
 
 use crate::{
     packet::GreKey,
-    tunnel::{self as family, FlowLabel, Mode, Overhead, Tos, Ttl, Tunnel, TunnelId},
+    tunnel::{self as family, FlowLabel, Mode, Overhead, Peers, Tos, Ttl, Tunnel, TunnelId},
 };
 
 use reader::{Section, Source};
@@ -91,6 +93,8 @@ pub struct TunnelConfig {
     pub local: IpAddr,
     /// As `local`, and another.
     pub remote: IpAddr,
+    /// None but without a remote.
+    pub peers: Arc<Peers>,
     /// Keys, checksums and sequence numbers: none but with the GRE kinds.
     pub ikey: Option<u32>,
     pub okey: Option<u32>,
@@ -110,6 +114,8 @@ pub struct TunnelConfig {
     pub pmtudisc: bool,
     pub ignore_df: bool,
     pub mtu: Mtu,
+    /// Passing TCP connections are held to what the tunnel carries.
+    pub clamp_mss: bool,
     /// The underlay device that the tunnel is bound to.
     pub dev: Option<String>,
     /// Put on the device: interface address and prefix length.
@@ -130,6 +136,9 @@ pub enum ConfigError {
         line: usize,
         message: String,
     },
+    /// What a verb of the command line said about a tunnel.
+    #[error("{0}")]
+    Words(String),
 }
 
 impl Config {
@@ -166,6 +175,34 @@ impl Config {
             router,
             tunnels: tunnels.into_iter().map(|(_, tunnel)| tunnel).collect(),
         })
+    }
+
+    /// Adds a tunnel in the words of `ip tunnel add`, by the rules that the file's tunnels obey.
+    pub fn add_tunnel(&mut self, name: &str, words: &[String]) -> Result<(), ConfigError> {
+        let text = words::to_toml(name, words).map_err(ConfigError::Words)?;
+        let source = Source {
+            file: "",
+            text: &text,
+        };
+        let parsed = source.parse().and_then(|document| {
+            let root = Section::root(&source, document.get_ref());
+            let sections = root.tables("tunnel")?;
+            let section = sections.first().ok_or_else(|| root.error("no tunnel"))?;
+            let tunnel = tunnel::parse(section)?;
+            rules::tunnel_alone(section, &tunnel)?;
+            rules::tunnel_on_router(section, &tunnel, &self.router)?;
+            for other in &self.tunnels {
+                rules::tunnel_beside(section, &tunnel, other)?;
+            }
+            Ok(tunnel)
+        });
+        match parsed {
+            Ok(tunnel) => self.tunnels.push(tunnel),
+            // There is no file, and the line is none that anybody wrote.
+            Err(ConfigError::Refused { message, .. }) => return Err(ConfigError::Words(message)),
+            Err(other) => return Err(other),
+        }
+        Ok(())
     }
 }
 
@@ -217,6 +254,7 @@ impl TunnelConfig {
             mode: self.mode,
             local: self.local,
             remote: self.remote,
+            peers: self.peers.clone(),
             ikey: self.ikey.map(GreKey),
             okey: self.okey.map(GreKey),
             icsum: self.icsum,
@@ -231,6 +269,7 @@ impl TunnelConfig {
             encaplimit: self.encaplimit,
             dev,
             mtu,
+            clamp_mss: self.clamp_mss.then_some(mtu),
             up,
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -37,6 +38,7 @@ const ACCEPTED: &[&str] = &[
     "pmtudisc",
     "ignore_df",
     "mtu",
+    "clamp_mss",
     "dev",
     "address",
     "routes",
@@ -45,7 +47,6 @@ const LATER: &[&str] = &[
     "encap",
     "encap_sport",
     "bridge",
-    "clamp_mss",
     "keepalive",
     "nvgre",
     "peer",
@@ -108,6 +109,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         mode,
         local,
         remote,
+        peers: Arc::default(),
         ikey,
         okey,
         icsum,
@@ -121,6 +123,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         pmtudisc: section.optional("pmtudisc", true, |v| v.boolean())?,
         ignore_df: section.optional("ignore_df", false, |v| v.boolean())?,
         mtu: Mtu::Auto,
+        clamp_mss: section.optional("clamp_mss", false, |v| v.boolean())?,
         dev: section.optional("dev", None, |v| device(v).map(Some))?,
         address: section.optional("address", Vec::new(), addresses)?,
         routes: section.optional("routes", Vec::new(), routes)?,

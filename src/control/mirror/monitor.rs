@@ -119,6 +119,18 @@ impl Monitor {
         }
     }
 
+    /// Takes in what the kernel has said up to now: a change that it has acknowledged before this call is then known here.
+    /// [`changed`](Self::changed) reports it all the same.
+    pub async fn catch_up(&mut self) {
+        loop {
+            match self.socket.receive(&mut self.buffer) {
+                Ok(Received::Nothing) if self.sync.in_sync() => return self.confirm(),
+                Ok(Received::Nothing) => self.turn().await,
+                received => self.drain(received),
+            }
+        }
+    }
+
     fn report(&mut self, now: Instant) -> Option<Change> {
         let gathered = self.drained || now >= self.pending_since + self.options.gather;
         if self.pending.is_empty() || !gathered || now < self.report_at() {

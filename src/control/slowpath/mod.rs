@@ -35,7 +35,8 @@ use raw::{Hears, RawReceiver};
 
 use crate::{
     datapath::{Handover, PuntSource, TunnelRecord, Wake},
-    tunnel::{Family, TunnelId, TunnelTable},
+    fib::Fib,
+    tunnel::{Family, TunnelId},
 };
 
 /// Why the slow path did not start.
@@ -66,8 +67,8 @@ pub struct Owner {
 /// The tunnels as of now.
 #[derive(Default)]
 pub struct SlowSnapshot {
-    pub table: Arc<TunnelTable>,
-    /// By slot, as in the table. The slow path's own records: no other thread writes them, and every snapshot brings the
+    pub fib: Arc<Fib>,
+    /// By slot, as the tunnels. The slow path's own records: no other thread writes them, and every snapshot brings the
     /// same ones again.
     pub records: Vec<Option<Arc<TunnelRecord>>>,
     /// Where packets of tunnels with sequence numbers go; without, they are numbered and judged here.
@@ -77,6 +78,7 @@ pub struct SlowSnapshot {
 enum Command {
     /// The tunnels, and the sockets that they need and that are not open yet.
     Snapshot(SlowSnapshot, Vec<RawReceiver>),
+    SetService(ServiceTun),
     AddTun(TunnelId, Tun),
     RemoveTun(TunnelId),
     AddPunts(u32, PuntSource),
@@ -134,7 +136,7 @@ impl SlowPath {
         snapshot: SlowSnapshot,
         filter: &dyn Fn(BorrowedFd<'_>, Family),
     ) -> Result<(), RawError> {
-        let needed = Hears::needed(&snapshot.table);
+        let needed = Hears::needed(snapshot.fib.tunnels());
         self.hears.retain(|hears| needed.contains(hears));
         let mut opened = Vec::new();
         let mut outcome = Ok(());
@@ -153,6 +155,11 @@ impl SlowPath {
         }
         self.command(Command::Snapshot(snapshot, opened));
         outcome
+    }
+
+    /// Gives the slow path a service device; it had none.
+    pub fn set_service(&self, service: ServiceTun) {
+        self.command(Command::SetService(service));
     }
 
     /// Gives a tunnel its device. Takes the place of an earlier one.

@@ -1,6 +1,6 @@
 //! The slow path's thread: one turn takes a burst from every source that has something.
 
-use std::{collections::HashMap, io, ops::ControlFlow, sync::Arc};
+use std::{collections::HashMap, io, net::IpAddr, ops::ControlFlow, sync::Arc};
 
 use crossbeam_channel::Receiver;
 use rustix::{
@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
-    packet::{PacketBuf, VecBuf, gre, ipv6, transport},
-    tunnel::{Family, Outer, Tunnel, TunnelId, decapsulate, encapsulate},
+    packet::{self, PacketBuf, VecBuf, gre, ipv6, transport},
+    tunnel::{Family, Outer, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
 };
 
 /// Packets taken from one source before the next has its turn.
@@ -107,10 +107,11 @@ impl Engine {
     fn obey(&mut self, command: Command, buf: &mut VecBuf) -> ControlFlow<()> {
         match command {
             Command::Snapshot(snapshot, opened) => {
-                self.change_receivers(&Hears::needed(&snapshot.table), opened);
+                self.change_receivers(&Hears::needed(snapshot.fib.tunnels()), opened);
                 self.snapshot = snapshot;
                 self.sender.forget();
             }
+            Command::SetService(service) => self.service = Some(service),
             Command::AddTun(id, tun) => self.add_tun(id, tun),
             Command::RemoveTun(id) => drop(self.tuns.remove(&id)),
             Command::AddPunts(worker, source) => {
@@ -180,10 +181,46 @@ impl Engine {
         if !tunnel.up {
             return self.drop_in(record, DropReason::TunnelDown);
         }
-        if tunnel.oseq && self.snapshot.owner.is_some() {
-            return self.hand_over(id, Handover::IntoTunnel(id, buf.data().into()));
+        tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
+        if !tunnel.remote.is_unspecified() {
+            return self.enter_for(id, tunnel.remote, buf);
         }
-        match encapsulate(tunnel, buf, &record.state) {
+        let destination = match packet::destination(buf.data()) {
+            Ok(destination) => destination,
+            Err(error) => return self.drop_in(record, Refusal::Inner(error).into()),
+        };
+        if is_for_many(destination) {
+            let peers = tunnel.peers.clone();
+            return self.enter_for_all(id, &peers, buf);
+        }
+        match self.snapshot.fib.remote_of(tunnel, destination) {
+            Some(remote) => self.enter_for(id, remote, buf),
+            None => self.drop_in(record, DropReason::NoRemote),
+        }
+    }
+
+    /// A copy to each peer, as an operator has it of a multipoint tunnel with a list of them (`ip nhrp map multicast`).
+    fn enter_for_all(&mut self, id: TunnelId, peers: &Peers, buf: &mut VecBuf) {
+        let inner: Box<[u8]> = buf.data().into();
+        for remote in peers.remotes() {
+            if copy_into(buf, &inner) {
+                self.enter_for(id, *remote, buf);
+            }
+        }
+        if let (true, Some((_, record))) = (peers.remotes().is_empty(), find(&self.snapshot, id)) {
+            self.drop_in(record, DropReason::NoRemote);
+        }
+    }
+
+    fn enter_for(&mut self, id: TunnelId, remote: IpAddr, buf: &mut VecBuf) {
+        let Some((tunnel, record)) = find(&self.snapshot, id) else {
+            return self.stats.drops.count(DropReason::UnknownTunnel);
+        };
+        if tunnel.oseq && self.snapshot.owner.is_some() {
+            let packet = Handover::IntoTunnel(id, remote, buf.data().into());
+            return self.hand_over(id, packet);
+        }
+        match encapsulate(tunnel, remote, buf, &record.state) {
             Ok(()) => self.send(id, buf),
             Err(refusal) => self.drop_in(record, refusal.into()),
         }
@@ -222,7 +259,7 @@ impl Engine {
                 Ok(len)
             });
             match received {
-                Ok(_) => match Outer::parse(buf.data(), &self.snapshot.table, device) {
+                Ok(_) => match Outer::parse(buf.data(), self.snapshot.fib.tunnels(), device) {
                     Ok(outer) => self.leave_tunnel(&outer, buf),
                     Err(refusal) => self.stats.drops.count(refusal.into()),
                 },
@@ -248,13 +285,14 @@ impl Engine {
 
     /// A decapsulated packet, into its tunnel's device.
     fn deliver(&mut self, id: TunnelId, buf: &mut VecBuf) {
-        let Some((_, record)) = find(&self.snapshot, id) else {
+        let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
         let Some(tun) = self.tuns.get(&id) else {
             return self.drop_in(record, DropReason::TunnelDown);
         };
         self.complete_checksum(buf);
+        tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         match tun.send(buf.data()) {
             Ok(()) => {
                 record.state.counters.rx_packets.add(1);
@@ -289,13 +327,7 @@ impl Engine {
 
     fn take_punt(&mut self, punt: &PuntBuf, buf: &mut VecBuf) {
         self.stats.punted.count(punt.reason);
-        let packet = punt.packet();
-        let copied = buf.refill(HEADROOM, |room| {
-            let room = room.get_mut(..packet.len()).ok_or(())?;
-            room.copy_from_slice(packet);
-            Ok::<_, ()>(packet.len())
-        });
-        if copied.is_err() {
+        if !copy_into(buf, punt.packet()) {
             return self.stats.drops.count(DropReason::NoHeadroom);
         }
         match punt.to {
@@ -320,7 +352,7 @@ impl Engine {
 
     /// A packet that its worker may not number or judge: an outer one of this tunnel, or one that routes into it.
     fn pass_to_owner(&mut self, id: TunnelId, punt: &PuntBuf, buf: &mut VecBuf) {
-        match Outer::parse(buf.data(), &self.snapshot.table, None) {
+        match Outer::parse(buf.data(), self.snapshot.fib.tunnels(), None) {
             Ok(outer) if outer.tunnel == id => self.leave_tunnel(&outer, buf),
             _ if self.snapshot.owner.is_some() => {
                 self.hand_over(id, Handover::FromOverlay(punt.from, buf.data().into()));
@@ -367,6 +399,22 @@ impl Engine {
     }
 }
 
+/// Whether a packet for this address is for every station that hears it.
+fn is_for_many(destination: IpAddr) -> bool {
+    let is_broadcast = matches!(destination, IpAddr::V4(v4) if v4.is_broadcast());
+    is_broadcast || destination.is_multicast()
+}
+
+/// Whether the packet, which replaces what `buf` held, found room.
+fn copy_into(buf: &mut VecBuf, packet: &[u8]) -> bool {
+    let copied = buf.refill(HEADROOM, |room| {
+        let room = room.get_mut(..packet.len()).ok_or(())?;
+        room.copy_from_slice(packet);
+        Ok::<_, ()>(packet.len())
+    });
+    copied.is_ok()
+}
+
 /// The number of a raw socket's events.
 fn number(hears: Hears) -> u64 {
     let family = match hears.family {
@@ -378,7 +426,7 @@ fn number(hears: Hears) -> u64 {
 
 fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord)> {
     let record = snapshot.records.get(id.index())?.as_deref()?;
-    Some((snapshot.table.get(id)?, record))
+    Some((snapshot.fib.tunnels().get(id)?, record))
 }
 
 fn again(error: &io::Error) -> bool {

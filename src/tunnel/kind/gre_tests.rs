@@ -59,7 +59,7 @@ fn state() -> TunnelState {
 
 fn wrapped(tunnel: &Tunnel, packet: &[u8]) -> VecBuf {
     let mut buf = VecBuf::new(64, packet);
-    encapsulate(tunnel, &mut buf, &state()).unwrap();
+    encapsulate(tunnel, tunnel.remote, &mut buf, &state()).unwrap();
     buf
 }
 
@@ -142,7 +142,7 @@ proptest! {
     #[test]
     fn any_bytes_are_survived(tunnel in any_tunnel(), bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
         let _ = receive(&tunnel, &state(), &bytes);
-        let _ = encapsulate(&tunnel, &mut VecBuf::new(64, &bytes), &state());
+        let _ = encapsulate(&tunnel, tunnel.remote, &mut VecBuf::new(64, &bytes), &state());
         // The same behind an outer header that is right.
         let mut outer = wrapped(&tunnel, &inner(PLAIN, b"")).data()[..20].to_vec();
         outer.extend_from_slice(&bytes);
@@ -236,7 +236,7 @@ fn gre_5_sequence_numbers() {
     let mut packets = Vec::new();
     for n in 0..3u32 {
         let mut buf = VecBuf::new(64, &inner(PLAIN, b"x"));
-        encapsulate(&with, &mut buf, &sender).unwrap();
+        encapsulate(&with, with.remote, &mut buf, &sender).unwrap();
         assert_eq!(&buf.data()[24..28], n.to_be_bytes());
         packets.push(buf.data().to_vec());
     }
@@ -284,7 +284,7 @@ fn gre_8_its_own_outer_packets_are_refused() {
     let once = wrapped(&tunnel, &inner(PLAIN, b"x"));
     let mut again = VecBuf::new(64, once.data());
     assert_eq!(
-        encapsulate(&tunnel, &mut again, &state()),
+        encapsulate(&tunnel, tunnel.remote, &mut again, &state()),
         Err(Refusal::Recursion)
     );
     assert_eq!(again.data(), once.data());
@@ -293,10 +293,10 @@ fn gre_8_its_own_outer_packets_are_refused() {
         remote: std::net::IpAddr::from([198, 51, 100, 1]),
         ..tunnel.clone()
     };
-    assert!(encapsulate(&other, &mut again, &state()).is_ok());
+    assert!(encapsulate(&other, other.remote, &mut again, &state()).is_ok());
     // Back from there it would go round through both.
     assert_eq!(
-        encapsulate(&tunnel, &mut again, &state()),
+        encapsulate(&tunnel, tunnel.remote, &mut again, &state()),
         Err(Refusal::Recursion)
     );
 }
@@ -310,16 +310,13 @@ fn gre_8_the_nesting_depth_is_bounded() {
     let mut packet = VecBuf::new(512, &inner(PLAIN, b"x"));
     for n in 0..=crate::tunnel::inner::DEPTH {
         assert_eq!(
-            encapsulate(&tunnel(n), &mut packet, &state()),
+            encapsulate(&tunnel(n), tunnel(n).remote, &mut packet, &state()),
             Ok(()),
             "{n}"
         );
     }
-    let deepest = encapsulate(
-        &tunnel(crate::tunnel::inner::DEPTH + 1),
-        &mut packet,
-        &state(),
-    );
+    let last = tunnel(crate::tunnel::inner::DEPTH + 1);
+    let deepest = encapsulate(&last, last.remote, &mut packet, &state());
     assert_eq!(deepest, Err(Refusal::Recursion));
 }
 
@@ -342,7 +339,7 @@ fn gre_9_lengths_that_lie_are_refused() {
     );
     let mut lying = VecBuf::new(64, &packet[..packet.len() - 1]);
     assert_eq!(
-        encapsulate(&tunnel(), &mut lying, &state()),
+        encapsulate(&tunnel(), tunnel().remote, &mut lying, &state()),
         Err(Refusal::Inner(ParseError::TotalLength))
     );
 }
@@ -403,7 +400,7 @@ fn a_buffer_without_room_stays_as_it_was() {
     let packet = inner(PLAIN, b"x");
     let mut buf = VecBuf::new(23, &packet);
     assert_eq!(
-        encapsulate(&tunnel(), &mut buf, &state()),
+        encapsulate(&tunnel(), tunnel().remote, &mut buf, &state()),
         Err(Refusal::NoRoom)
     );
     assert_eq!(buf.data(), packet);
