@@ -2,7 +2,7 @@
 //! neighbours. Addresses are those of tests/golden, so that its frames mean something here.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, LazyLock},
 };
 
@@ -12,7 +12,10 @@ use greyhound::{
         Adjacency, Egress, Fib, Forwards, NextHop, PortId, PortInfo, ResolutionCache, RouteTable,
     },
     packet::{GreKey, MacAddr},
-    tunnel::{Family, FlowLabel, Mode, Sequences, Shim, Tos, Ttl, Tunnel, TunnelId, TunnelTable},
+    tunnel::{
+        Family, FlowLabel, Mode, Payload, Peers, Sequences, Shim, Tos, Ttl, Tunnel, TunnelId,
+        TunnelTable,
+    },
 };
 
 /// Ports by role: underlay, overlay, both, and an overlay that is particular in every way.
@@ -65,7 +68,7 @@ fn one_way(tunnel: Tunnel) -> Tunnel {
 }
 
 /// What any kind has.
-const COMMON: [Variant; 4] = [
+const COMMON: [Variant; 5] = [
     ("", |t| t),
     ("nopmtudisc", |t| Tunnel {
         pmtudisc: false,
@@ -84,6 +87,10 @@ const COMMON: [Variant; 4] = [
         tos: Tos::Inherit,
         ttl: Ttl::Fixed(255),
         flow_label: FlowLabel::Fixed(0xf_ffff),
+        ..t
+    }),
+    ("clamp", |t| Tunnel {
+        clamp_mss: Some(1000),
         ..t
     }),
 ];
@@ -123,36 +130,56 @@ fn tunnels() -> Vec<(String, Tunnel)> {
                 id: TunnelId(all.len() as u32),
                 ..change(tunnel)
             };
-            let overhead = tunnel.overhead() as u16;
-            let tunnel = Tunnel {
-                mtu: 1500 - overhead,
-                ..tunnel
-            };
             let name = format!("{}-{variant}", mode.as_str());
             all.push((name.trim_end_matches('-').to_owned(), tunnel));
         }
     }
-    // Two that are not as they should be: one is down, one has no next hop.
-    for (name, up) in [("down", false), ("unresolved", true)] {
-        let tunnel = Tunnel {
-            id: TunnelId(all.len() as u32),
-            up,
-            ..Tunnel::new(
-                Mode::Gre,
-                end(Family::V4, 1),
-                end(Family::V4, 200 + all.len()),
-            )
-        };
-        all.push((name.to_owned(), tunnel));
-    }
+    let v4 = |n| Tunnel::new(Mode::Gre, end(Family::V4, 1), end(Family::V4, n));
+    let mut special = |name: &str, tunnel: Tunnel| {
+        let id = TunnelId(all.len() as u32);
+        all.push((name.to_owned(), Tunnel { id, ..tunnel }));
+    };
+    special(
+        "down",
+        Tunnel {
+            up: false,
+            ..v4(200)
+        },
+    );
+    special("unresolved", v4(UNRESOLVED));
+    special("gre-peers", many(Mode::Gre, Ipv4Addr::UNSPECIFIED));
+    special("ip6gre-peers", many(Mode::Ip6gre, Ipv6Addr::UNSPECIFIED));
+    special("sit-peers", many(Mode::Sit, Ipv4Addr::UNSPECIFIED));
+    special("gre-group", many(Mode::Gre, Ipv4Addr::new(239, 1, 1, 1)));
+    special("ip6gre-group", many(Mode::Ip6gre, GROUP6));
     all
+}
+
+const UNRESOLVED: usize = 201;
+const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 1);
+
+/// A tunnel that receives from anyone, with two peers: the lower and the upper half of each network behind it.
+fn many(mode: Mode, remote: impl Into<IpAddr>) -> Tunnel {
+    let underlay = mode.kind().underlay;
+    let mut peers = Peers::default();
+    for (net, n) in [("10.0.0.0/8", 100), ("10.2.0.0/16", 101), ("fd00::/8", 101)] {
+        peers.insert(net.parse().expect("a prefix"), end(underlay, n));
+    }
+    let key = (mode.kind().shim == Shim::Gre).then_some(GreKey(77));
+    Tunnel {
+        ikey: key,
+        okey: key,
+        peers: Arc::new(peers),
+        ..Tunnel::new(mode, end(underlay, 1), remote)
+    }
 }
 
 /// The router, and what its tunnels are called.
 pub struct Bed {
     pub fib: Arc<Fib>,
     pub names: Vec<String>,
-    /// The tunnels as their other ends have them.
+    /// The tunnels without a router around them, and as their other ends have them.
+    pub near: TunnelTable,
     pub far: TunnelTable,
 }
 
@@ -165,22 +192,31 @@ impl Bed {
 
     fn new() -> Bed {
         let (names, tunnels): (Vec<_>, Vec<_>) = tunnels().into_iter().unzip();
+        let near = TunnelTable::new(tunnels.clone());
         let far = TunnelTable::new(tunnels.iter().map(Tunnel::far_end));
         let routes = routes(&tunnels);
-        let with_egress = tunnels.into_iter().zip(&names).map(|(tunnel, name)| {
-            let adjacency = Adjacency {
-                port: UNDERLAY,
-                destination: PEER,
-                source: mac(UNDERLAY),
-                mtu: 1500,
-            };
+        let adjacency = Adjacency {
+            port: UNDERLAY,
+            destination: PEER,
+            source: mac(UNDERLAY),
+            mtu: 1500,
+        };
+        let with_egress = tunnels.iter().map(|tunnel| {
             let egress = Egress {
-                adjacency: (name != "unresolved").then_some(adjacency),
+                adjacency: (tunnel.remote != end(Family::V4, UNRESOLVED)).then_some(adjacency),
                 forwards: Forwards { v4: true, v6: true },
             };
-            (tunnel, egress)
+            // The configuration lets no such tunnel into a router yet.
+            let up = tunnel.up && tunnel.mode.kind().payload != Payload::Ethernet;
+            let tunnel = tunnel.clone();
+            (Tunnel { up, ..tunnel }, egress)
         });
         let mut fib = Fib::new(ports(), with_egress, routes);
+        for tunnel in &tunnels {
+            // The other peer is not resolved.
+            let first = end(tunnel.mode.kind().underlay, 101);
+            fib.add_peer(tunnel.id, first, adjacency);
+        }
         for (port, net) in [(OVERLAY, 1), (BOTH, 3), (ODD, 4)] {
             fib.add_neighbour(port, IpAddr::from([10, net, 0, 2]), HOST);
             fib.add_neighbour(port, v6_host(u16::from(net)), HOST);
@@ -191,6 +227,7 @@ impl Bed {
         Bed {
             fib: Arc::new(fib),
             names,
+            near,
             far,
         }
     }
@@ -210,7 +247,7 @@ impl Bed {
     /// The tunnel with this number, of which any is one.
     pub fn tunnel(&self, number: u8) -> &Tunnel {
         let id = TunnelId(u32::from(number) % self.names.len() as u32);
-        self.fib.tunnels().get(id).expect("slots have no gaps")
+        self.near.get(id).expect("slots have no gaps")
     }
 
     /// Fresh records for all tunnels.
@@ -303,6 +340,7 @@ fn routes(tunnels: &[Tunnel]) -> RouteTable {
         let number = tunnel.id.0 as u8;
         let hop = NextHop::Tunnel {
             id: tunnel.id,
+            gateway: None,
             mtu: tunnel.mtu,
         };
         add(&format!("{}/24", behind(number, false)), hop);

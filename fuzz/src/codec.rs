@@ -1,6 +1,6 @@
 //! Into a tunnel and out of it, without a router around.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use greyhound::{
     packet::{PacketBuf, ParseError, VecBuf},
@@ -17,6 +17,13 @@ fn number(choice: u8) -> u32 {
         2 => 100,
         _ => 0x8000_0000,
     }
+}
+
+/// The tunnel's remote, or some peer.
+fn remote_of(tunnel: &Tunnel) -> IpAddr {
+    let peer = tunnel.peers.remotes().first();
+    let own = (!tunnel.remote.is_unspecified()).then_some(tunnel.remote);
+    own.or(peer.copied()).expect("a remote or a peer")
 }
 
 fn state(tx: u32, rx: u32) -> TunnelState {
@@ -36,19 +43,21 @@ pub fn encapsulate(bytes: &[u8]) {
 
     let mut buf = VecBuf::new(headroom, packet);
     let near = state(next, 0);
-    if tunnel::encapsulate(tunnel, &mut buf, &near).is_err() {
+    let remote = remote_of(tunnel);
+    if tunnel::encapsulate(tunnel, remote, &mut buf, &near).is_err() {
         assert_eq!((buf.data(), buf.headroom()), (packet, headroom), "changed");
         assert_eq!(near.sequences.next(), next, "a number was taken");
         return;
     }
     let inner_len = buf.data().len() - tunnel.overhead();
-    judge::outer(tunnel, buf.data(), &packet[..inner_len], next);
+    judge::outer(tunnel, remote, buf.data(), &packet[..inner_len], next);
     assert_eq!(
         near.sequences.next(),
         next.wrapping_add(u32::from(tunnel.oseq))
     );
 
     let far = Tunnel {
+        local: remote,
         up: true,
         ..tunnel.far_end()
     };
@@ -76,16 +85,16 @@ pub fn decapsulate(bytes: &[u8]) {
     let mut input = Input(bytes);
     let expected = number(input.byte());
     let packet = input.rest();
-    let tunnels = Bed::get().fib.tunnels();
+    let tunnels = &Bed::get().near;
     let Ok(outer) = Outer::parse(packet, tunnels, Some(10)) else {
         return;
     };
     let tunnel = tunnels.get(outer.tunnel).expect("a tunnel that was found");
     let header = judge::Ip::read(packet);
-    assert_eq!(
-        (header.destination, header.source),
-        (tunnel.local, tunnel.remote)
-    );
+    let one = !tunnel.remote.is_unspecified() && !tunnel.remote.is_multicast();
+    assert!(!one || header.source == tunnel.remote, "from a stranger");
+    let ours = [tunnel.local, tunnel.remote].contains(&header.destination);
+    assert!(ours, "to a stranger");
     assert!(tunnel.up && header.checksum_ok && header.total_len <= packet.len());
 
     let mut buf = VecBuf::new(0, packet);
@@ -110,14 +119,16 @@ pub fn decapsulate(bytes: &[u8]) {
         "bytes from behind the outer packet"
     );
     judge::inner(tunnel, buf.data(), was, header.tos);
-    again(tunnel, buf.data());
+    if one {
+        again(tunnel, buf.data());
+    }
 }
 
 /// An inner packet into the tunnel at its far end, and out of it again.
 fn again(tunnel: &Tunnel, inner: &[u8]) {
     let far = tunnel.far_end();
     let mut buf = VecBuf::new(128, inner);
-    match tunnel::encapsulate(&far, &mut buf, &state(0, 0)) {
+    match tunnel::encapsulate(&far, far.remote, &mut buf, &state(0, 0)) {
         Ok(()) => assert_eq!(
             received(tunnel, &state(0, 0), buf.data()).as_deref(),
             Ok(inner)

@@ -57,5 +57,12 @@ fn carries(tunnel: &Tunnel) {
     }
     let mut buf = VecBuf::new(128, &packet);
     let state = TunnelState::new(0, 1, Arc::default());
-    encapsulate(tunnel, &mut buf, &state).expect("a packet of the tunnel's kind");
+    let remote = match tunnel.remote.is_unspecified() {
+        false => Some(tunnel.remote),
+        true => tunnel.peers.remotes().first().copied(),
+    };
+    // Without either, it is the gateways of routes that say where packets go.
+    if let Some(remote) = remote {
+        encapsulate(tunnel, remote, &mut buf, &state).expect("a packet of the tunnel's kind");
+    }
 }

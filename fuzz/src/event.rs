@@ -53,12 +53,16 @@ impl Event {
             RAW => (Door::Port(port), bytes.to_vec()),
             FRAMED => at(port, bytes.to_vec()),
             INTO => at(inside, toward(tunnel, bytes)),
-            SHIM => at(outside, around(&tunnel.far_end(), tos, bytes)),
-            OUT => at(outside, whole(&tunnel.far_end(), tos, bytes)),
-            INTO_HANDED => handed(HandoverKind::IntoTunnel(tunnel.id), bytes.to_vec()),
+            SHIM => at(outside, around(&sender(tunnel), tos, bytes)),
+            OUT => at(outside, whole(&sender(tunnel), tos, bytes)),
+            INTO_HANDED => {
+                let remote = tunnel.remote_of(None, bed::behind(0, false));
+                let kind = HandoverKind::IntoTunnel(tunnel.id, remote.expect("a remote or a peer"));
+                handed(kind, bytes.to_vec())
+            }
             OUT_HANDED => handed(
                 HandoverKind::FromUnderlay,
-                whole(&tunnel.far_end(), tos, bytes),
+                whole(&sender(tunnel), tos, bytes),
             ),
             _ => handed(HandoverKind::FromOverlay(inside), toward(tunnel, bytes)),
         };
@@ -71,6 +75,18 @@ impl Event {
             Door::Port(_) => self.bytes.get(ethernet::HEADER_LEN..).unwrap_or_default(),
             Door::Handover(_) => &self.bytes,
         }
+    }
+}
+
+/// The other end of `tunnel`, or one of several.
+fn sender(tunnel: &Tunnel) -> Tunnel {
+    let far = tunnel.far_end();
+    match tunnel.peers.remotes() {
+        [] => far,
+        [.., last] => Tunnel {
+            local: *last,
+            ..far
+        },
     }
 }
 

@@ -1,12 +1,15 @@
 //! One packet through the whole forwarding decision.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use greyhound::{
-    datapath::{DropReason, ForwardState, PuntTo, Verdict, forward as decide, forward_handover},
+    datapath::{
+        DropReason, ForwardState, HandoverKind, PuntTo, Verdict, forward as decide,
+        forward_handover,
+    },
     fib::PortId,
     packet::{PacketBuf, VecBuf},
-    tunnel::{self, Outer, Sequences, Tunnel, TunnelId, TunnelState},
+    tunnel::{self, Outer, Sequences, Tunnel, TunnelState},
 };
 
 use super::{
@@ -49,13 +52,14 @@ pub fn forward(bytes: &[u8]) {
             assert_eq!(buf.data(), event.packet(), "punted, and changed");
         }
         Verdict::Punt(_, PuntTo::Tunnel(id)) => {
-            let inner = taken_out(bed.tunnel(id.0 as u8), event.packet());
-            same(&event, &inner, buf.data());
+            let tunnel = bed.tunnel(id.0 as u8);
+            let inner = taken_out(tunnel, event.packet());
+            assert_eq!(buf.data(), altered(&event, tunnel, &inner, buf.data()));
         }
         Verdict::Punt(_, PuntTo::Underlay(id)) => {
             let tunnel = bed.tunnel(id.0 as u8);
             let inner = &buf.data()[tunnel.overhead()..];
-            judge::outer(tunnel, buf.data(), inner, 0);
+            judge::outer(tunnel, remote(buf.data()), buf.data(), inner, 0);
             assert_eq!(inner, &event.packet()[..inner.len()]);
         }
         Verdict::Drop(_) => {}
@@ -110,28 +114,33 @@ pub fn frame(port: PortId, frame: &[u8]) -> &[u8] {
     packet
 }
 
+/// Where a packet goes.
+fn remote(packet: &[u8]) -> IpAddr {
+    Ip::whole(packet).destination
+}
+
 /// Checks what went into `tunnel`.
 fn sent(event: &Event, tunnel: &Tunnel, packet: &[u8]) {
     let inner = &packet[tunnel.overhead()..];
-    judge::outer(tunnel, packet, inner, 0);
+    judge::outer(tunnel, remote(packet), packet, inner, 0);
     let came = &event.packet()[..inner.len()];
     match event.door {
         // The kernel has forwarded it already.
-        Door::Handover(greyhound::datapath::HandoverKind::IntoTunnel(_)) => assert_eq!(inner, came),
-        _ => forwarded(event, came, inner),
+        Door::Handover(HandoverKind::IntoTunnel(..)) => assert_eq!(inner, came),
+        _ => judge::forwarded(&altered(event, tunnel, came, inner), inner),
     }
 }
 
 /// Checks what came out of `tunnel` and goes on to a host.
 fn came_out(event: &Event, tunnel: &Tunnel, packet: &[u8]) {
     let inner = taken_out(tunnel, event.packet());
-    forwarded(event, &inner, packet);
+    judge::forwarded(&altered(event, tunnel, &inner, packet), packet);
 }
 
 /// The packet in a tunnel packet that is known to be right.
 fn taken_out(tunnel: &Tunnel, packet: &[u8]) -> Vec<u8> {
-    let outer = Outer::parse(packet, Bed::get().fib.tunnels(), None).expect("a tunnel packet");
-    assert_eq!(outer.tunnel, TunnelId(tunnel.id.0));
+    let outer = Outer::parse(packet, &Bed::get().near, None).expect("a tunnel packet");
+    assert_eq!(outer.tunnel, tunnel.id);
     let mut buf = VecBuf::new(0, packet);
     let state = TunnelState::new(0, 1, Arc::new(Sequences::default()));
     tunnel::decapsulate(tunnel, &outer, &mut buf, &state).expect("a packet in it");
@@ -140,46 +149,40 @@ fn taken_out(tunnel: &Tunnel, packet: &[u8]) -> Vec<u8> {
 
 /// Whether a transport checksum may have been finished on the way.
 fn may_be_finished(event: &Event) -> bool {
-    match event.door {
-        Door::Port(port) => Bed::get()
-            .fib
-            .port(port)
-            .is_some_and(|port| port.partial_checksums),
-        Door::Handover(greyhound::datapath::HandoverKind::FromOverlay(port)) => Bed::get()
-            .fib
-            .port(port)
-            .is_some_and(|port| port.partial_checksums),
-        Door::Handover(_) => false,
-    }
+    let (Door::Port(port) | Door::Handover(HandoverKind::FromOverlay(port))) = event.door else {
+        return false;
+    };
+    let port = Bed::get().fib.port(port);
+    port.is_some_and(|port| port.partial_checksums)
 }
 
-fn same(event: &Event, came: &[u8], got: &[u8]) {
-    assert_eq!(got, finished(event, came, got), "changed");
-}
-
-fn forwarded(event: &Event, came: &[u8], got: &[u8]) {
-    judge::forwarded(&finished(event, came, got), got);
-}
-
-/// `came` with the transport checksum of `got`, where that may have been finished: it then has to be right.
-fn finished(event: &Event, came: &[u8], got: &[u8]) -> Vec<u8> {
+/// `came` with the changes that a TCP or UDP packet may have got on its way, taken from `got`: its checksum finished, its
+/// maximum segment size lowered. A checksum that was right before, or was finished, has to be right.
+fn altered(event: &Event, tunnel: &Tunnel, came: &[u8], got: &[u8]) -> Vec<u8> {
     let mut expected = came.to_vec();
-    if !may_be_finished(event) || came.len() != got.len() {
+    let (finished, clamped) = (may_be_finished(event), tunnel.clamp_mss.is_some());
+    if came.len() != got.len() || !(finished || clamped) {
         return expected;
     }
     let ip = Ip::read(came);
-    let at = ip.header_len
-        + match ip.protocol {
-            6 => 16,
-            17 => 6,
-            _ => return expected,
-        };
-    if at + 2 <= came.len() && came[at..at + 2] != got[at..at + 2] {
+    // The checksum, and with it a TCP header's options.
+    let (from, to) = match ip.protocol {
+        6 if clamped => (16, 60),
+        6 => (16, 18),
+        17 => (6, 8),
+        // Extension headers, and behind them perhaps TCP.
+        0 | 43 | 60 if ip.v6 && clamped => (0, came.len()),
+        _ => return expected,
+    };
+    let part = ip.header_len + from..(ip.header_len + to).min(came.len());
+    if came.get(part.clone()) != got.get(part.clone()) {
+        let right = !matches!(ip.protocol, 6 | 17) || judge::transport_ok(got);
+        // Only TCP's is mended where it was wrong before, and stays wrong.
         assert!(
-            judge::transport_ok(got),
-            "an unfinished checksum became a wrong one"
+            right || clamped && !judge::transport_ok(came),
+            "a wrong checksum"
         );
-        expected[at..at + 2].copy_from_slice(&got[at..at + 2]);
+        expected[part.clone()].copy_from_slice(&got[part]);
     }
     expected
 }

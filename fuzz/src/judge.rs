@@ -89,12 +89,12 @@ fn wanted(tunnel: &Tunnel, inner: &Ip) -> (u8, u8, bool) {
     (ttl, dscp & 0xfc | inner.tos & 3, df)
 }
 
-/// Checks every field of a packet that `tunnel` sends around `inner`, which is an IP packet or a frame. `sequence` is the
+/// Checks every field of a packet that `tunnel` sends to `remote` around `inner`, which is an IP packet or a frame. `sequence` is the
 /// number that it has to carry, where the tunnel counts.
-pub fn outer(tunnel: &Tunnel, packet: &[u8], inner: &[u8], sequence: u32) {
+pub fn outer(tunnel: &Tunnel, remote: IpAddr, packet: &[u8], inner: &[u8], sequence: u32) {
     let ip = Ip::whole(packet);
     assert!(ip.checksum_ok, "outer header checksum");
-    assert_eq!((ip.source, ip.destination), (tunnel.local, tunnel.remote));
+    assert_eq!((ip.source, ip.destination), (tunnel.local, remote));
     let at = match tunnel.mode.kind().underlay {
         Family::V4 => {
             assert_eq!((ip.v6, ip.header_len), (false, 20));

@@ -122,7 +122,9 @@ impl Routers {
                 let ports = self.worker.ports_mut();
                 return ports[port.index()].wire_in.push_back(event.bytes);
             }
-            Door::Handover(HandoverKind::IntoTunnel(id)) => Handover::IntoTunnel(id, packet()),
+            Door::Handover(HandoverKind::IntoTunnel(id, remote)) => {
+                Handover::IntoTunnel(id, remote, packet())
+            }
             Door::Handover(HandoverKind::FromUnderlay) => Handover::FromUnderlay(packet()),
             Door::Handover(HandoverKind::FromOverlay(port)) => {
                 Handover::FromOverlay(port, packet())
@@ -191,7 +193,8 @@ fn sent(packet: &[u8], last: &mut [Option<u32>]) {
             .try_into()
             .expect("four bytes"),
     );
-    judge::outer(tunnel, packet, &packet[overhead..], number);
+    let remote = judge::Ip::whole(packet).destination;
+    judge::outer(tunnel, remote, packet, &packet[overhead..], number);
     if tunnel.oseq {
         let last = &mut last[tunnel.id.index()];
         assert!(
