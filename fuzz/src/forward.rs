@@ -1,6 +1,6 @@
 //! One packet through the whole forwarding decision.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use greyhound::{
     datapath::{
@@ -38,62 +38,59 @@ pub fn forward(bytes: &[u8]) {
         Door::Port(port) => decide(&mut buf, port, &bed.fib, &mut state),
         Door::Handover(kind) => forward_handover(&mut buf, kind, &bed.fib, &mut state),
     };
-    let counted = counted(&state, verdict);
+    let ways = counted(&state, verdict);
     match verdict {
-        Verdict::Transmit(port) => {
-            let packet = frame(port, buf.data());
-            match counted {
-                Some((id, true)) => sent(&event, bed.tunnel(id), packet),
-                Some((id, false)) => came_out(&event, bed.tunnel(id), packet),
-                None => panic!("transmitted, and no tunnel has counted it"),
-            }
-        }
+        Verdict::Transmit(port) => transmitted(&event, ways, frame(port, buf.data())),
         Verdict::Punt(_, PuntTo::Service | PuntTo::Owner(_)) => {
             assert_eq!(buf.data(), event.packet(), "punted, and changed");
         }
         Verdict::Punt(_, PuntTo::Tunnel(id)) => {
             let tunnel = bed.tunnel(id.0 as u8);
             let inner = taken_out(tunnel, event.packet());
-            assert_eq!(buf.data(), altered(&event, tunnel, &inner, buf.data()));
+            let clamped = tunnel.clamp_mss.is_some();
+            assert_eq!(buf.data(), altered(&event, clamped, &inner, buf.data()));
         }
         Verdict::Punt(_, PuntTo::Underlay(id)) => {
-            let tunnel = bed.tunnel(id.0 as u8);
-            let inner = &buf.data()[tunnel.overhead()..];
-            judge::outer(tunnel, remote(buf.data()), buf.data(), inner, 0);
+            let inner = sent(bed.tunnel(id.0 as u8), buf.data());
             assert_eq!(inner, &event.packet()[..inner.len()]);
         }
         Verdict::Drop(_) => {}
     }
 }
 
-/// Which tunnel has counted the packet, and whether as sent into it. What was transmitted was counted once, what was
-/// punted not yet, and a drop at most once, under its reason.
-fn counted(state: &ForwardState, verdict: Verdict) -> Option<(u8, bool)> {
-    let mut found = None;
-    let mut count = |id: usize, sent: bool, packets: u64| {
-        if packets > 0 {
-            assert!(packets == 1 && found.is_none(), "counted twice");
-            found = Some((id as u8, sent));
-        }
-    };
+/// The tunnels that have counted a packet.
+#[derive(Default)]
+struct Ways {
+    out_of: Option<&'static Tunnel>,
+    into: Option<&'static Tunnel>,
+}
+
+/// Which tunnels have counted the packet: at most one as come out, at most one as gone in. What was punted is not counted
+/// yet, and a drop at most once, under its reason.
+fn counted(state: &ForwardState, verdict: Verdict) -> Ways {
+    let mut ways = Ways::default();
     let mut drops: Vec<DropReason> = Vec::new();
-    for (id, record) in state.tunnels.iter().flatten().enumerate() {
-        count(id, true, record.state.counters.tx_packets.get());
-        count(id, false, record.state.counters.rx_packets.get());
+    for (record, id) in state.tunnels.iter().flatten().zip(0..) {
+        let counters = &record.state.counters;
+        for (way, packets) in [
+            (&mut ways.into, counters.tx_packets.get()),
+            (&mut ways.out_of, counters.rx_packets.get()),
+        ] {
+            if packets > 0 {
+                let before = way.replace(Bed::get().tunnel(id));
+                assert!(packets == 1 && before.is_none(), "counted twice");
+            }
+        }
         let counts = record.drops.iter().filter(|(_, n)| *n > 0);
         drops.extend(counts.flat_map(|(reason, n)| (0..n).map(move |_| reason)));
     }
+    let sent = ways.into.is_some();
     match verdict {
         Verdict::Transmit(_) => assert!(drops.is_empty()),
-        Verdict::Punt(..) => assert!(found.is_none() && drops.is_empty()),
-        Verdict::Drop(reason) => {
-            assert!(
-                found.is_none() && (drops.is_empty() || drops == [reason]),
-                "{drops:?}"
-            );
-        }
+        Verdict::Punt(..) => assert!(!sent && ways.out_of.is_none() && drops.is_empty()),
+        Verdict::Drop(reason) => assert!(!sent && (drops.is_empty() || drops == [reason])),
     }
-    found
+    ways
 }
 
 /// A frame that leaves by `port`: between the right stations, of the right type, not larger than the device takes.
@@ -114,27 +111,36 @@ pub fn frame(port: PortId, frame: &[u8]) -> &[u8] {
     packet
 }
 
-/// Where a packet goes.
-fn remote(packet: &[u8]) -> IpAddr {
-    Ip::whole(packet).destination
-}
-
-/// Checks what went into `tunnel`.
-fn sent(event: &Event, tunnel: &Tunnel, packet: &[u8]) {
-    let inner = &packet[tunnel.overhead()..];
-    judge::outer(tunnel, remote(packet), packet, inner, 0);
-    let came = &event.packet()[..inner.len()];
+/// Checks a packet that has left: out of a tunnel, into one, or both, and forwarded once.
+fn transmitted(event: &Event, ways: Ways, packet: &[u8]) {
+    let came = match ways.out_of {
+        Some(tunnel) => taken_out(tunnel, event.packet()),
+        None => event.packet().to_vec(),
+    };
+    let got = match ways.into {
+        Some(tunnel) => sent(tunnel, packet),
+        None => packet,
+    };
+    // What it was padded with stays behind.
+    let came = &came[..got.len()];
+    let tunnels = [ways.out_of, ways.into];
+    assert!(
+        tunnels.iter().any(Option::is_some),
+        "no tunnel has counted it"
+    );
+    let clamped = tunnels.iter().flatten().any(|t| t.clamp_mss.is_some());
     match event.door {
         // The kernel has forwarded it already.
-        Door::Handover(HandoverKind::IntoTunnel(..)) => assert_eq!(inner, came),
-        _ => judge::forwarded(&altered(event, tunnel, came, inner), inner),
+        Door::Handover(HandoverKind::IntoTunnel(..)) => assert_eq!(got, came),
+        _ => judge::forwarded(&altered(event, clamped, came, got), got),
     }
 }
 
-/// Checks what came out of `tunnel` and goes on to a host.
-fn came_out(event: &Event, tunnel: &Tunnel, packet: &[u8]) {
-    let inner = taken_out(tunnel, event.packet());
-    judge::forwarded(&altered(event, tunnel, &inner, packet), packet);
+/// Checks a packet that `tunnel` has sent; returns what is inside.
+fn sent<'p>(tunnel: &Tunnel, packet: &'p [u8]) -> &'p [u8] {
+    let inner = &packet[tunnel.overhead()..];
+    judge::outer(tunnel, Ip::whole(packet).destination, packet, inner, 0);
+    inner
 }
 
 /// The packet in a tunnel packet that is known to be right.
@@ -157,11 +163,10 @@ fn may_be_finished(event: &Event) -> bool {
 }
 
 /// `came` with the changes that a TCP or UDP packet may have got on its way, taken from `got`: its checksum finished, its
-/// maximum segment size lowered. A checksum that was right before, or was finished, has to be right.
-fn altered(event: &Event, tunnel: &Tunnel, came: &[u8], got: &[u8]) -> Vec<u8> {
+/// maximum segment size lowered (`clamped`). A checksum that was right before, or was finished, has to be right.
+fn altered(event: &Event, clamped: bool, came: &[u8], got: &[u8]) -> Vec<u8> {
     let mut expected = came.to_vec();
-    let (finished, clamped) = (may_be_finished(event), tunnel.clamp_mss.is_some());
-    if came.len() != got.len() || !(finished || clamped) {
+    if came.len() != got.len() || !(may_be_finished(event) || clamped) {
         return expected;
     }
     let ip = Ip::read(came);

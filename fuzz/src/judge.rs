@@ -121,7 +121,7 @@ pub fn outer(tunnel: &Tunnel, remote: IpAddr, packet: &[u8], inner: &[u8], seque
     };
     let kind = tunnel.mode.kind();
     if kind.payload != Payload::Ethernet {
-        let inside = Ip::read(inner);
+        let inside = Ip::whole(inner);
         let got = (ip.ttl, ip.tos, ip.dont_fragment);
         assert_eq!(got, wanted(tunnel, &inside), "TTL, TOS, DF");
         if kind.shim == Shim::None {

@@ -17,8 +17,11 @@ pub use config::config;
 pub use forward::forward;
 pub use worker::worker;
 
+/// Takes any bytes; panics when something is not as it must be.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 5] = [
+pub const TARGETS: [(&str, Target); 5] = [
     ("encapsulate", encapsulate),
     ("decapsulate", decapsulate),
     ("forward", forward),
