@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
+    fib::{Fib, Resolution},
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
     tunnel::{Family, Outer, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
 };
@@ -280,19 +281,23 @@ impl Engine {
             return self.hand_over(outer.tunnel, Handover::FromUnderlay(buf.data().into()));
         }
         match decapsulate(tunnel, outer, buf, &record.state) {
-            Ok(()) => self.deliver(outer.tunnel, buf),
+            Ok(()) => self.deliver(outer.tunnel, Some(outer.remote), buf),
             Err(refusal) => self.drop_in(record, refusal.into()),
         }
     }
 
-    /// A decapsulated packet, into its tunnel's device.
-    fn deliver(&mut self, id: TunnelId, buf: &mut VecBuf) {
+    /// A decapsulated packet, into its tunnel's device. `from` is the outer source where it is known.
+    fn deliver(&mut self, id: TunnelId, from: Option<IpAddr>, buf: &mut VecBuf) {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
         let Some(tun) = self.tuns.get(&id) else {
             return self.drop_in(record, DropReason::TunnelDown);
         };
+        // As in datapath::forward: it would go round until its TTL ends (gre-8).
+        if leads_back(&self.snapshot.fib, tunnel, from, buf.data()) {
+            return self.drop_in(record, DropReason::Recursion);
+        }
         self.complete_checksum(buf);
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         match tun.send(buf.data()) {
@@ -333,7 +338,7 @@ impl Engine {
             return self.stats.drops.count(DropReason::NoHeadroom);
         }
         match punt.to {
-            PuntTo::Tunnel(id) => self.deliver(id, buf),
+            PuntTo::Tunnel(id) => self.deliver(id, None, buf),
             PuntTo::Underlay(id) => self.send(id, buf),
             PuntTo::Service => self.hand_back(buf),
             PuntTo::Owner(id) => self.pass_to_owner(id, punt, buf),
@@ -429,6 +434,15 @@ fn number(hears: Hears) -> u64 {
 fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord)> {
     let record = snapshot.records.get(id.index())?.as_deref()?;
     Some((snapshot.fib.tunnels().get(id)?, record))
+}
+
+/// Whether the kernel would send a packet that came out of `tunnel` back to the end of it that it came from.
+fn leads_back(fib: &Fib, tunnel: &Tunnel, from: Option<IpAddr>, packet: &[u8]) -> bool {
+    let Ok(destination) = packet::destination(packet) else {
+        return false;
+    };
+    let from = from.unwrap_or(tunnel.remote);
+    matches!(fib.resolve(destination), Resolution::Tunnel(route) if route.id == tunnel.id && route.remote == Some(from))
 }
 
 fn again(error: &io::Error) -> bool {
