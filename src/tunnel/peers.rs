@@ -37,6 +37,13 @@ impl Peers {
         }
     }
 
+    /// Every entry, in the order of its prefix, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = (IpNet, IpAddr)> + '_ {
+        let v4 = self.v4.iter().map(|(net, to)| (IpNet::V4(net), *to));
+        let v6 = self.v6.iter().map(|(net, to)| (IpNet::V6(net), *to));
+        v4.chain(v6)
+    }
+
     /// Each outer address once: where a packet for everybody goes.
     pub fn remotes(&self) -> &[IpAddr] {
         &self.remotes
