@@ -97,6 +97,8 @@ reasons! {
         OuterHeaderLength = "outer_header_length",
         OuterTotalLength = "outer_total_length",
         OuterChecksum = "outer_checksum",
+        /// From an address of this host, where any other sender would do.
+        OuterMartian = "outer_martian",
         /// A fragment where only whole packets can come.
         OuterFragment = "outer_fragment",
         GreTruncated = "gre_truncated",

@@ -215,6 +215,10 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        // A packet to ourselves would come back and enter again (gre-8).
+        if remote != tunnel.remote && self.snapshot.fib.is_own(remote) {
+            return self.drop_in(record, DropReason::Recursion);
+        }
         if tunnel.oseq && self.snapshot.owner.is_some() {
             let packet = Handover::IntoTunnel(id, remote, buf.data().into());
             return self.hand_over(id, packet);
@@ -273,6 +277,10 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, outer.tunnel) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        // As in datapath::forward: we are no sender of what comes from anybody.
+        if outer.remote != tunnel.remote && self.snapshot.fib.is_own(outer.remote) {
+            return self.drop_in(record, DropReason::OuterMartian);
+        }
         if tunnel.iseq && self.snapshot.owner.is_some() {
             return self.hand_over(outer.tunnel, Handover::FromUnderlay(buf.data().into()));
         }
