@@ -730,3 +730,6 @@ proptest! {
         }
     }
 }
+
+#[path = "compile/ends_tests.rs"]
+mod ends;

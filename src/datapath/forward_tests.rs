@@ -634,3 +634,6 @@ fn a_strangers_tunnel_passes_through_a_device_of_both_roles() {
     let verdict = bed.verdict(&framed(mac(OVERLAY), &gre), OVERLAY);
     assert_eq!(verdict, Verdict::Transmit(UNDERLAY));
 }
+
+#[path = "forward_peers_tests.rs"]
+mod peers;

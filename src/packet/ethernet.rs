@@ -129,6 +129,21 @@ mod tests {
     }
 
     #[test]
+    fn a_groups_link_address_holds_its_last_bits() {
+        for (group, mac) in [
+            ("239.129.1.2", "01:00:5e:01:01:02"),
+            ("224.0.0.5", "01:00:5e:00:00:05"),
+            ("ff02::5", "33:33:00:00:00:05"),
+            ("ff05::1:2345:6789", "33:33:23:45:67:89"),
+        ] {
+            let found = MacAddr::of_group(group.parse().unwrap());
+            assert_eq!(found.to_string(), mac);
+            assert!(found.is_group());
+        }
+        assert!(MacAddr([0xff; 6]).is_group() && !MacAddr([2, 0, 0, 0, 0, 1]).is_group());
+    }
+
+    #[test]
     fn short_frames_are_refused() {
         assert!(Ethernet::parse(&[0; 13]).is_err());
         assert!(!write(

@@ -443,5 +443,10 @@ mod tests {
         assert_eq!(flags("192.0.2.1", "0.0.0.0"), abi::PORT_ANY_REMOTE);
         assert_eq!(flags("2001:db8::1", "2001:db8::3"), 0);
         assert_eq!(flags("2001:db8::1", "::"), abi::PORT_ANY_REMOTE6);
+        // Frames for many are looked into only where a tunnel has a group.
+        let group = abi::PORT_ANY_REMOTE | abi::PORT_GROUPS;
+        assert_eq!(flags("239.1.1.1", "0.0.0.0"), group);
+        let group = abi::PORT_ANY_REMOTE6 | abi::PORT_GROUPS;
+        assert_eq!(flags("ff05::1", "::"), group);
     }
 }
