@@ -30,6 +30,7 @@ pmtudisc = false
 ignore_df = true
 dev    = "eth0"
 mtu    = 1400
+clamp_mss = true
 address = ["172.16.0.1/30", "2001:db8::1/64"]
 routes  = ["10.0.2.0/24", "::/0"]
 "#;
@@ -59,7 +60,7 @@ fn the_documented_example_means_what_it_says() {
     assert_eq!((tunnel.ttl, tunnel.tos), (Ttl::Fixed(64), Tos::Inherit));
     assert_eq!((tunnel.pmtudisc, tunnel.ignore_df), (false, true));
     assert_eq!(tunnel.dev.as_deref(), Some("eth0"));
-    assert_eq!(tunnel.mtu, Mtu::Fixed(1400));
+    assert_eq!((tunnel.mtu, tunnel.clamp_mss), (Mtu::Fixed(1400), true));
     assert_eq!(tunnel.address[0].to_string(), "172.16.0.1/30");
     assert_eq!(tunnel.address[1].to_string(), "2001:db8::1/64");
     assert_eq!(tunnel.routes[1].to_string(), "::/0");
@@ -80,7 +81,8 @@ fn absent_keys_have_the_kernels_defaults() {
     assert!(!(tunnel.icsum || tunnel.ocsum || tunnel.iseq || tunnel.oseq));
     assert_eq!((tunnel.ttl, tunnel.tos), (Ttl::Inherit, Tos::Fixed(0)));
     assert_eq!((tunnel.pmtudisc, tunnel.ignore_df), (true, false));
-    assert_eq!((tunnel.mtu, &tunnel.dev), (Mtu::Auto, &None));
+    assert_eq!((tunnel.mtu, tunnel.clamp_mss), (Mtu::Auto, false));
+    assert_eq!(tunnel.dev, None);
     assert!(tunnel.address.is_empty() && tunnel.routes.is_empty());
 }
 
@@ -182,6 +184,7 @@ fn packets_see_the_tunnel_as_configured() {
         "tclass = 8",
         "flowlabel = 7",
         "encaplimit = 6",
+        "clamp_mss = true",
     ];
     let config = parse(&kind("ip6gre", &lines)).unwrap();
     let tunnel = config.tunnels[0].tunnel(TunnelId(3), Some(2), 1400, true);
@@ -201,6 +204,7 @@ fn packets_see_the_tunnel_as_configured() {
     assert_eq!((tunnel.ttl, tunnel.tos), (Ttl::Fixed(9), Tos::Fixed(8)));
     assert_eq!(tunnel.flow_label, FlowLabel::Fixed(7));
     assert_eq!(tunnel.encaplimit, Some(6));
+    assert_eq!((tunnel.mtu, tunnel.clamp_mss), (1400, Some(1400)));
     assert_eq!(tunnel.overhead(), 40 + 8 + 12);
     assert_eq!(usize::from(config.tunnels[0].overhead()), tunnel.overhead());
 }
@@ -285,7 +289,7 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
 }
 
 const TUNNEL_KEYS: &str = "name, mode, local, remote, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, tos, \
-     tclass, flowlabel, encaplimit, pmtudisc, ignore_df, mtu, dev, address, routes, peer";
+     tclass, flowlabel, encaplimit, pmtudisc, ignore_df, mtu, clamp_mss, dev, address, routes, peer";
 const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
@@ -503,8 +507,8 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
         "9: encaplimit = 4: not with mode gre; accepted with ip6gre, ip6ip6 and ipip6",
     ),
     (
-        "clamp_mss = true",
-        "9: clamp_mss is not available in this version; accepted: {tunnel}",
+        "clamp_mss = 1400",
+        "9: clamp_mss = 1400: expected true or false",
     ),
     (
         "encap = \"gre-in-udp\"",

@@ -276,6 +276,7 @@ fn differing_keys(old: &TunnelConfig, new: &TunnelConfig) -> Vec<&'static str> {
         pmtudisc = "pmtudisc",
         ignore_df = "ignore_df",
         mtu = "mtu",
+        clamp_mss = "clamp_mss",
         dev = "dev",
         address = "address",
         routes = "routes",

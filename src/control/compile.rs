@@ -224,7 +224,15 @@ impl Scene<'_> {
         // 0 is no device: bound to one that is not there, it sends nothing.
         let index = |dev| self.state.link_by_name(dev).map_or(0, |link| link.index);
         let dev = t.config.dev.as_deref().map(index);
-        t.config.tunnel(t.id, dev, status.mtu, status.up)
+        let tunnel = t.config.tunnel(t.id, dev, status.mtu, status.up);
+        let room = |mtu: u16| match status.outer {
+            Some(outer) => mtu.min(outer.mtu.saturating_sub(t.config.overhead())),
+            None => mtu,
+        };
+        Tunnel {
+            clamp_mss: tunnel.clamp_mss.map(room),
+            ..tunnel
+        }
     }
 
     fn egress(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Egress {

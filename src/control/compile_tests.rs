@@ -226,6 +226,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         pmtudisc: true,
         ignore_df: false,
         mtu: Mtu::Auto,
+        clamp_mss: false,
         dev: None,
         address: Vec::new(),
         routes: Vec::new(),
@@ -381,9 +382,14 @@ fn an_mtu_metric_counts_for_inner_and_outer_routes() {
         };
         assert_eq!(adjacency.mtu, mtu);
     }
+    net.configs[0].clamp_mss = true;
+    let clamped =
+        |net: &Net, id| (net.compile().fib.tunnels().get(TunnelId(id))).and_then(|t| t.clamp_mss);
+    assert_eq!((clamped(&net, 0), clamped(&net, 1)), (Some(ROOM), None));
     // A narrow way to the remote makes less room than the tunnel's device says.
     net.route("198.51.100.1/32", narrow(1400, ETH0, Some("192.0.2.254")));
     assert_eq!(mtu_of(&net, "10.3.0.0/16"), 1376);
+    assert_eq!(clamped(&net, 0), Some(1376));
     assert_eq!(mtu_of(&net, "10.2.0.0/16"), 1300);
 }
 

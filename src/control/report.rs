@@ -85,6 +85,8 @@ pub struct TunnelReport {
     /// Over IPv6 without meaning.
     pub pmtudisc: bool,
     pub ignore_df: bool,
+    /// Passing TCP connections are held to what the tunnel carries.
+    pub clamp_mss: bool,
     pub dev: Option<String>,
     /// Where the outer packets go, as far as it is known.
     pub next_hop: Option<NextHopReport>,
@@ -97,6 +99,8 @@ pub struct TunnelReport {
     pub tx: Traffic,
     pub fast: PathShare,
     pub slow: PathShare,
+    /// TCP SYNs whose maximum segment size was lowered (`clamp_mss`).
+    pub mss_clamped: u64,
     pub drops: Reasons,
 }
 
@@ -304,6 +308,7 @@ impl From<&TunnelConfig> for TunnelReport {
             encaplimit: is_v6.then_some(limit),
             pmtudisc: tunnel.pmtudisc,
             ignore_df: tunnel.ignore_df,
+            clamp_mss: tunnel.clamp_mss,
             dev: tunnel.dev.clone(),
             ..TunnelReport::default()
         }

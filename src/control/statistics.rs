@@ -62,6 +62,7 @@ pub fn tunnel(
         };
         share.rx_packets += rx;
         share.tx_packets += tx;
+        report.mss_clamped += c.mss_clamped.get();
         drops(&mut report.drops, &record.drops);
     }
     report

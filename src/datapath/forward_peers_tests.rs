@@ -145,7 +145,11 @@ fn arriving(mode: Mode, from: IpAddr, to: IpAddr, link: MacAddr) -> Vec<u8> {
         Payload::Ipv6 => ipv6("fd02::2", "fd01::2", 64, 8),
         _ => ipv4(OUTSIDE, INSIDE, 64, 8),
     };
-    let mut buf = VecBuf::new(64, &inner);
+    carrying(&inner, mode, (from, to), link)
+}
+
+fn carrying(inner: &[u8], mode: Mode, (from, to): (IpAddr, IpAddr), link: MacAddr) -> Vec<u8> {
+    let mut buf = VecBuf::new(64, inner);
     let state = TunnelState::new(0, 1, Arc::default());
     tunnel::encapsulate(&Tunnel::new(mode, from, to), to, &mut buf, &state).unwrap();
     framed(link, buf.data())
@@ -220,6 +224,25 @@ fn mcast_1_a_group_takes_what_any_member_sends() {
         );
         assert_eq!(arrives(member, group, PEER), other_mac);
     }
+}
+
+#[test]
+fn mcast_1_no_member_forwards_for_another() {
+    let (group, member) = (IpAddr::from([239, 1, 1, 1]), IpAddr::from([192, 0, 2, 7]));
+    let mut bed = Bed::new();
+    bed.tunnels[0].0 = Tunnel::new(Mode::Gre, tunnel().local, group);
+    let fib = bed.fib();
+    // Behind another member, by our own route: it has got the packet too.
+    let inner = ipv4([10, 2, 0, 7], [10, 2, 0, 9], 64, 8);
+    let frame = carrying(&inner, Mode::Gre, (member, group), MacAddr::of_group(group));
+    let dropped = Verdict::Drop(DropReason::OtherMember);
+    assert_eq!(received(&mut bed, &fib, &frame), dropped);
+    assert_eq!(bed.record(0).drops.total(), 1);
+    // Multicast is for the kernel, of every member.
+    let inner = ipv4([10, 2, 0, 7], [224, 0, 0, 5], 1, 8);
+    let frame = carrying(&inner, Mode::Gre, (member, group), MacAddr::of_group(group));
+    let not_plain = into_tun(PuntReason::NotPlain);
+    assert_eq!(received(&mut bed, &fib, &frame), not_plain);
 }
 
 #[test]

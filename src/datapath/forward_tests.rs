@@ -346,9 +346,9 @@ fn every_inbound_exception_goes_into_the_tunnels_device() {
             PuntReason::NoRoute,
         ),
         (
-            "into a tunnel",
-            to([10, 3, 0, 1], 64, 8),
-            PuntReason::TunnelToTunnel,
+            "into a tunnel that it does not fit",
+            to([10, 3, 0, 1], 64, 1441),
+            PuntReason::TooBig,
         ),
         ("multicast", to([224, 0, 0, 5], 1, 8), PuntReason::NotPlain),
     ];
@@ -514,6 +514,67 @@ fn unfinished_checksums_are_completed_on_ports_that_have_them_only() {
     }
 }
 
+/// A TCP SYN that announces 1460 bytes, and where that stands.
+fn syn(v6: bool, outbound: bool) -> (Vec<u8>, usize) {
+    let six = |a: &str| a.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let (v4_ends, v6_ends) = match outbound {
+        true => ((INSIDE, OUTSIDE), ("fd01::2", "fd02::2")),
+        false => ((OUTSIDE, INSIDE), ("fd02::2", "fd01::2")),
+    };
+    let builder = match v6 {
+        true => PacketBuilder::ipv6(six(v6_ends.0), six(v6_ends.1), 64),
+        false => PacketBuilder::ipv4(v4_ends.0, v4_ends.1, 64),
+    };
+    let mut out = Vec::new();
+    builder
+        .tcp(1000, 80, 7, 64_000)
+        .syn()
+        .options_raw(&[2, 4, 0x05, 0xb4])
+        .unwrap()
+        .write(&mut out, &[])
+        .unwrap();
+    (out, if v6 { 62 } else { 42 })
+}
+
+#[test]
+fn connections_are_held_to_the_tunnels_size_in_both_directions_where_asked() {
+    for clamp_mss in [None, Some(1376)] {
+        for v6 in [false, true] {
+            let announced = match (clamp_mss, v6) {
+                (None, _) => 1460u16,
+                (Some(mtu), false) => mtu - 40,
+                (Some(mtu), true) => mtu - 60,
+            };
+            let mut bed = Bed::new();
+            bed.ports[1].partial_checksums = true;
+            bed.tunnels[0].0.clamp_mss = clamp_mss;
+            let (mut packet, at) = syn(v6, true);
+            // As a container's own SYN comes over a veth: the checksum is left to the device.
+            let tcp = at - 22;
+            let pseudo = crate::packet::Checksum::new()
+                .add_bytes(&packet[if v6 { 8..40 } else { 12..20 }])
+                .add_u16(6)
+                .add_u16(24);
+            packet[tcp + 16..tcp + 18].copy_from_slice(&pseudo.fold().to_be_bytes());
+            let (verdict, frame) = bed.run(&framed(mac(OVERLAY), &packet), OVERLAY);
+            assert_eq!(verdict, Verdict::Transmit(UNDERLAY));
+            let sent = &frame[14 + 24..];
+            assert_eq!(sent[at..at + 2], announced.to_be_bytes());
+            assert!(pseudo.add_bytes(&sent[tcp..]).is_valid());
+
+            bed.routes = Bed::new().routes;
+            let (packet, _) = syn(v6, false);
+            let (verdict, frame) = bed.run(&inbound(&packet, false), UNDERLAY);
+            assert_eq!(verdict, Verdict::Transmit(OVERLAY));
+            let sent = &frame[14..];
+            assert_eq!(sent[at..at + 2], announced.to_be_bytes());
+            assert!(pseudo.add_bytes(&sent[tcp..]).is_valid());
+            let counted = bed.record(0).state.counters.mss_clamped.get();
+            assert_eq!(counted, if clamp_mss.is_some() { 2 } else { 0 });
+        }
+    }
+}
+
 /// A bed whose first tunnel is of this kind, and the far end of that tunnel.
 fn bed_of(mode: Mode) -> (Bed, Tunnel) {
     let v6 = mode.kind().underlay == Family::V6;
@@ -633,6 +694,46 @@ fn a_strangers_tunnel_passes_through_a_device_of_both_roles() {
     gre[20..24].copy_from_slice(&[0, 0, 8, 0]);
     let verdict = bed.verdict(&framed(mac(OVERLAY), &gre), OVERLAY);
     assert_eq!(verdict, Verdict::Transmit(UNDERLAY));
+}
+
+#[test]
+fn a_packet_goes_from_one_tunnel_into_another() {
+    let mut bed = Bed::new();
+    let inner = ipv4(OUTSIDE, [10, 3, 0, 1], 64, 8);
+    let (verdict, frame) = bed.run(&inbound(&inner, false), UNDERLAY);
+    assert_eq!(verdict, Verdict::Transmit(UNDERLAY));
+    let mut outer = VecBuf::new(0, &frame[ethernet::HEADER_LEN..]);
+    let (state, numbered) = (
+        TunnelState::new(0, 1, Arc::default()),
+        bed.tunnels[1].0.clone(),
+    );
+    let peer = numbered.far_end();
+    let table = tunnel::TunnelTable::new([peer.clone()]);
+    let parsed = Outer::parse(outer.data(), &table, None).unwrap();
+    tunnel::decapsulate(&peer, &parsed, &mut outer, &state).unwrap();
+    assert_eq!(outer.data()[8], 63, "forwarded once");
+    let counted = |bed: &Bed, id: usize| {
+        let counters = &bed.record(id).state.counters;
+        (counters.rx_packets.get(), counters.tx_packets.get())
+    };
+    assert_eq!((counted(&bed, 0), counted(&bed, 1)), ((1, 0), (0, 1)));
+
+    // Numbers are another thread's: the kernel routes it into the second tunnel's device, from where it gets to that thread.
+    let mut bed = Bed::new();
+    bed.state.owns_sequences = false;
+    let verdict = bed.verdict(&inbound(&inner, false), UNDERLAY);
+    let back = Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Tunnel(TunnelId(0)));
+    assert_eq!(verdict, back);
+    assert_eq!((counted(&bed, 0), counted(&bed, 1)), ((0, 0), (0, 0)));
+}
+
+#[test]
+fn gre_8_nothing_goes_back_to_where_it_came_from() {
+    let mut bed = Bed::new();
+    let inner = ipv4(OUTSIDE, [10, 2, 0, 9], 64, 8);
+    let verdict = bed.verdict(&inbound(&inner, false), UNDERLAY);
+    assert_eq!(verdict, Verdict::Drop(DropReason::Recursion));
+    assert_eq!(bed.record(0).drops.total(), 1);
 }
 
 #[path = "forward_peers_tests.rs"]

@@ -72,8 +72,6 @@ reasons! {
         TtlExpiring = "ttl_expiring",
         /// Larger than the tunnel's or the egress device's MTU: the kernel answers or fragments.
         TooBig = "too_big",
-        /// The packet routes into a tunnel after it came out of one.
-        TunnelToTunnel = "tunnel_to_tunnel",
         /// Forwarding is switched off on the device it came in by.
         ForwardingOff = "forwarding_off",
         /// Another thread owns the tunnel's sequence numbers.
@@ -119,6 +117,8 @@ reasons! {
         SequenceOld = "sequence_old",
         EcnCongestion = "ecn_congestion",
         Recursion = "recursion",
+        /// It came by a group, and is for another member of it.
+        OtherMember = "other_member",
         NoHeadroom = "no_headroom",
         NoRemote = "no_remote",
         /// The transmit ring of the egress port stayed full.

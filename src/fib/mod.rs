@@ -103,16 +103,21 @@ pub enum NextHop {
     Kernel,
 }
 
+/// A packet's route leads into a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IntoTunnel {
+    pub id: TunnelId,
+    /// The outer destination; none where the tunnel has none for this packet.
+    pub remote: Option<IpAddr>,
+    /// Largest inner packet, in bytes: the tunnel's, or the route's where that is smaller.
+    pub mtu: u16,
+}
+
 /// The outcome of a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resolution {
     Adjacent(Adjacency),
-    Tunnel {
-        id: TunnelId,
-        /// The outer destination; none where the tunnel has none for this packet.
-        remote: Option<IpAddr>,
-        mtu: u16,
-    },
+    Tunnel(IntoTunnel),
     Local,
     /// The next hop's link address is not known.
     Unresolved,
@@ -247,6 +252,12 @@ impl Fib {
         }
     }
 
+    /// Whether a packet for `destination` is routed into this tunnel.
+    pub fn leads_into(&self, tunnel: &Tunnel, destination: IpAddr) -> bool {
+        let hop = self.routes.lookup(destination);
+        matches!(hop, Some(NextHop::Tunnel { id, .. }) if id == tunnel.id)
+    }
+
     /// The outer destination of a unicast packet for `destination` that the kernel has routed into a tunnel.
     pub fn remote_of(&self, tunnel: &Tunnel, destination: IpAddr) -> Option<IpAddr> {
         let gateway = match self.routes.lookup(destination) {
@@ -267,7 +278,7 @@ impl Fib {
             Some(NextHop::Tunnel { id, gateway, mtu }) => {
                 let tunnel = self.tunnels.get(id);
                 let remote = tunnel.and_then(|tunnel| tunnel.remote_of(gateway, destination));
-                Resolution::Tunnel { id, remote, mtu }
+                Resolution::Tunnel(IntoTunnel { id, remote, mtu })
             }
             Some(NextHop::Local) => Resolution::Local,
             Some(NextHop::Kernel) | None => Resolution::Kernel,

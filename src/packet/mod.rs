@@ -13,6 +13,7 @@ pub mod flow;
 pub mod gre;
 pub mod ipv4;
 pub mod ipv6;
+pub mod mss;
 pub mod transport;
 
 pub use buf::{NoRoom, PacketBuf, VecBuf};

@@ -24,7 +24,7 @@ pub use table::{Class, TunnelTable};
 
 use std::{net::IpAddr, sync::Arc};
 
-use crate::packet::{GreKey, ParseError};
+use crate::packet::{GreKey, ParseError, mss};
 
 /// A tunnel's slot: an index that stays the same as long as the tunnel lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -96,6 +96,9 @@ pub struct Tunnel {
     pub dev: Option<u32>,
     /// The tunnel device's MTU: the largest inner packet, in bytes.
     pub mtu: u16,
+    /// Bytes of inner packets that passing TCP connections are held to (RFC 9293 section 3.7.1): what the tunnel carries at the
+    /// moment, where that was asked for.
+    pub clamp_mss: Option<u16>,
     /// The tunnel device is administratively up. A tunnel that is down takes no packets (gre-11).
     pub up: bool,
 }
@@ -128,6 +131,7 @@ impl Tunnel {
             encaplimit,
             dev: None,
             mtu: mtu as u16,
+            clamp_mss: None,
             up: true,
         }
     }
@@ -152,6 +156,15 @@ impl Tunnel {
     pub fn overhead(&self) -> usize {
         let key = self.okey.is_some();
         overhead(self.mode, key, self.ocsum, self.oseq, self.encaplimit).total()
+    }
+
+    /// Holds the TCP connection that an inner packet opens to what the tunnel carries, where that was asked for. The packet's
+    /// checksum is a finished one.
+    #[inline]
+    pub fn clamp_mss(&self, inner: &mut [u8], counters: &TunnelCounters) {
+        if self.clamp_mss.is_some_and(|mtu| mss::clamp(inner, mtu)) {
+            counters.mss_clamped.add(1);
+        }
     }
 }
 

@@ -37,6 +37,8 @@ pub struct TunnelCounters {
     pub tx_packets: Counter,
     /// Inner bytes of those.
     pub tx_bytes: Counter,
+    /// TCP connections whose maximum segment size was lowered, counted by their packets.
+    pub mss_clamped: Counter,
 }
 
 /// A tunnel's sequence numbers. Every thread can reach them, and only the one that owns them at the time may: numbers

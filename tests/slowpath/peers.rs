@@ -174,6 +174,14 @@ fn a_group_takes_everything_and_gives_what_any_member_sends() {
             };
             let joined = || run("ip maddr show dev ul").contains(group);
             let mut router = Router::start(tunnel.clone(), None);
+            let mut routes = RouteTable::default();
+            let hop = NextHop::Tunnel {
+                id: ID,
+                gateway: None,
+                mtu: 1400,
+            };
+            routes.insert("10.2.0.0/16".parse().unwrap(), hop);
+            router.publish_fib([tunnel.clone()], routes);
             assert!(joined());
             let mut judge = lab.judge();
             let header = |from: &str| match mode {
@@ -203,13 +211,22 @@ fn a_group_takes_everything_and_gives_what_any_member_sends() {
                 ),
             );
             judge.want("IP(src='10.2.0.9',dst='10.1.0.9',ttl=8)/ICMP()");
+            // For another member: it has got it too.
+            judge.send_to(
+                mac,
+                &format!(
+                    "{}/GRE()/IP(src='10.2.0.9',dst='10.2.0.8',ttl=9)/ICMP()",
+                    header(member)
+                ),
+            );
+            router.dropped(DropReason::OtherMember, 1);
             // Nothing of our own came back.
             let counters = &router.record.state.counters;
             assert_eq!(
                 (counters.tx_packets.get(), counters.rx_packets.get()),
                 (2, 1)
             );
-            assert_eq!(router.slow.stats().drops.total(), 0);
+            assert_eq!(router.slow.stats().drops.total(), 1);
             // Down is out of the group.
             router.publish(
                 Tunnel {

@@ -36,11 +36,11 @@ fn peers(net: &Net) -> Vec<String> {
 /// Where a packet for this address goes: its outer destination, and whether the worker can send there.
 fn outward(net: &Net, destination: &str) -> (String, bool) {
     let fib = net.compile().fib;
-    let Resolution::Tunnel { id, remote, .. } = fib.resolve(destination.parse().unwrap()) else {
+    let Resolution::Tunnel(route) = fib.resolve(destination.parse().unwrap()) else {
         panic!("{destination} does not route into a tunnel");
     };
-    let tunnel = fib.tunnels().get(id).unwrap();
-    match remote {
+    let tunnel = fib.tunnels().get(route.id).unwrap();
+    match route.remote {
         Some(remote) => (remote.to_string(), fib.adjacency(tunnel, remote).is_some()),
         None => ("none".to_owned(), false),
     }

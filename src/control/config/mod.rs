@@ -115,6 +115,8 @@ pub struct TunnelConfig {
     pub pmtudisc: bool,
     pub ignore_df: bool,
     pub mtu: Mtu,
+    /// Passing TCP connections are held to what the tunnel carries.
+    pub clamp_mss: bool,
     /// The underlay device that the tunnel is bound to. A tunnel to a group has one.
     pub dev: Option<String>,
     /// Put on the device: interface address and prefix length.
@@ -269,6 +271,7 @@ impl TunnelConfig {
             encaplimit: self.encaplimit,
             dev,
             mtu,
+            clamp_mss: self.clamp_mss.then_some(mtu),
             up,
         }
     }

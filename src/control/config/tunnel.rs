@@ -34,19 +34,13 @@ const ACCEPTED: &[&str] = &[
     "pmtudisc",
     "ignore_df",
     "mtu",
+    "clamp_mss",
     "dev",
     "address",
     "routes",
     "peer",
 ];
-const LATER: &[&str] = &[
-    "encap",
-    "encap_sport",
-    "bridge",
-    "clamp_mss",
-    "keepalive",
-    "nvgre",
-];
+const LATER: &[&str] = &["encap", "encap_sport", "bridge", "keepalive", "nvgre"];
 /// The kinds of this version.
 const MODES: [Mode; 6] = [
     Mode::Gre,
@@ -120,6 +114,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         pmtudisc: section.optional("pmtudisc", true, |v| v.boolean())?,
         ignore_df: section.optional("ignore_df", false, |v| v.boolean())?,
         mtu: Mtu::Auto,
+        clamp_mss: section.optional("clamp_mss", false, |v| v.boolean())?,
         dev: section.optional("dev", None, |v| device(v).map(Some))?,
         address: section.optional("address", Vec::new(), addresses)?,
         routes: section.optional("routes", Vec::new(), routes)?,

@@ -141,6 +141,9 @@ fn options(t: &TunnelReport) -> Vec<String> {
     if t.ignore_df {
         words.push("ignore-df".to_owned());
     }
+    if t.clamp_mss {
+        words.push("clamp_mss".to_owned());
+    }
     if t.mtu != 0 {
         words.push(format!("mtu {}", t.mtu));
     }

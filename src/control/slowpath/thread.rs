@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
+    fib::Fib,
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport},
-    tunnel::{Family, Outer, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
+    tunnel::{Family, Outer, Payload, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
 };
 
 /// Packets taken from one source before the next has its turn.
@@ -181,6 +182,7 @@ impl Engine {
         if !tunnel.up {
             return self.drop_in(record, DropReason::TunnelDown);
         }
+        tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         if !tunnel.remote.is_unspecified() {
             return self.enter_for(id, tunnel.remote, buf);
         }
@@ -292,13 +294,17 @@ impl Engine {
 
     /// A decapsulated packet, into its tunnel's device.
     fn deliver(&mut self, id: TunnelId, buf: &mut VecBuf) {
-        let Some((_, record)) = find(&self.snapshot, id) else {
+        let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
         let Some(tun) = self.tuns.get(&id) else {
             return self.drop_in(record, DropReason::TunnelDown);
         };
+        if tunnel.remote.is_multicast() && is_for_other_member(&self.snapshot.fib, tunnel, buf) {
+            return self.drop_in(record, DropReason::OtherMember);
+        }
         self.complete_checksum(buf);
+        tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         match tun.send(buf.data()) {
             Ok(()) => {
                 record.state.counters.rx_packets.add(1);
@@ -403,6 +409,13 @@ impl Engine {
         record.drops.count(reason);
         self.stats.drops.count(reason);
     }
+}
+
+/// Whether the kernel would send a packet that came by a tunnel's group back to the group, as every other member would.
+fn is_for_other_member(fib: &Fib, tunnel: &Tunnel, buf: &VecBuf) -> bool {
+    let is_frame = tunnel.mode.kind().payload == Payload::Ethernet;
+    let destination = packet::destination(buf.data());
+    !is_frame && destination.is_ok_and(|to| !is_for_many(to) && fib.leads_into(tunnel, to))
 }
 
 /// Whether a packet for this address is for every station that hears it.
