@@ -235,6 +235,15 @@ impl XdpMode {
 }
 
 impl TunnelConfig {
+    /// The unicast addresses outside that the configuration names: the remote, or each peer's once.
+    pub fn remotes(&self) -> &[IpAddr] {
+        match self.remote {
+            group if group.is_multicast() => &[],
+            any if any.is_unspecified() => self.peers.remotes(),
+            _ => std::slice::from_ref(&self.remote),
+        }
+    }
+
     /// Bytes that encapsulation adds.
     pub fn overhead(&self) -> u16 {
         // At most 40 + 8 + 16.
