@@ -380,6 +380,9 @@ def frame_with(frame: Ether, destination: str) -> bytes:
     raise AssertionError(f"nothing to {destination}: {frame.summary()}")
 
 
+MODES = ("auto", "off")
+
+
 class Results:
     """How many rows of each id passed, per mode; the closing table."""
 
@@ -392,20 +395,22 @@ class Results:
         mine[1] += failed
 
     def lines(self) -> Iterable[str]:
-        """The table; an id is listed although nothing of it ran."""
+        """The table; empty if nothing ran."""
+        if not self.counts:
+            return
         yield f"{'conformance':<12}{'with XDP':>12}{'without':>12}   rows passed"
         for name, modes in self.counts.items():
-            cells = "".join(f"{cell(modes.get(mode)):>12}" for mode in ("auto", "off"))
-            yield f"{name:<12}{cells}"
-        sums = [sum(modes.get(mode, [0, 0])[0] for modes in self.counts.values()) for mode in ("auto", "off")]
-        yield f"{'all':<12}{sums[0]:>12}{sums[1]:>12}"
+            yield f"{name:<12}" + "".join(f"{cell(modes.get(mode)):>12}" for mode in MODES)
+        totals = [[sum(counts[n] for m, counts in pairs if m == mode) for n in (0, 1)] for mode in MODES
+                  for pairs in [[pair for modes in self.counts.values() for pair in modes.items()]]]
+        yield f"{'all':<12}" + "".join(f"{cell(total):>12}" for total in totals)
 
 
 def cell(counts: list[int] | None) -> str:
     if counts is None:
         return "-"
     passed, failed = counts
-    return f"{passed}" if not failed else f"{passed}, {failed} not"
+    return f"{passed} of {passed + failed}"
 
 
 RESULTS = Results()

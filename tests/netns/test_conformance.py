@@ -19,7 +19,7 @@ from scapy.packet import Padding
 from beds import delivers, is_gre, payload_of
 from conformance import LOCAL, Inner, Play, Router, into, out, padded, told
 from topology import Bench, wait_until
-from wire import GRE, IP, UDP, IPv6, Options, Raw, carries, ip_bytes, sequence_of
+from wire import GRE, IP, UDP, Ether, IPv6, Options, Raw, carries, forwarded, ip_bytes, sequence_of
 
 
 @pytest.fixture(scope="module", params=["auto", "off"])
@@ -180,29 +180,60 @@ def test_gre_7(play, router):
             play.check(f"told: {row}", functools.partial(told, router, row, {"type": 11}))
 
 
-def nested(tunnel, depth: int, packet):
-    """The frame's packet behind `depth` further tunnel headers, all between strangers."""
-    frame, inner = packet.copy(), packet.payload
-    for n in range(depth):
-        header = IP(src=f"192.0.2.{n + 1}", dst=f"198.51.100.{n + 1}") / GRE(proto=0x0800)
-        inner = header / IP(bytes(inner))
+def nested(tunnel, depth: int, frame):
+    """The frame's packet behind `depth` tunnel headers, all between strangers; the outermost goes into `tunnel`."""
+    inner = frame.payload
+    for n in range(depth - 1):
+        inner = IP(src=f"192.0.2.{n + 1}", dst=f"198.51.100.{n + 1}") / GRE(proto=0x0800) / IP(bytes(inner))
     outermost = IP(src="10.1.0.2", dst=tunnel.behind(4, 9)) / GRE(proto=0x0800) / inner
-    return frame.__class__(src=frame.src, dst=frame.dst) / outermost
+    return Ether(src=frame.src, dst=frame.dst) / outermost
 
 
 def test_gre_8(play, router):
-    """No recursion: what leads back into the tunnel that it came from, the tunnel's own outer packets, and headers without end."""
+    """No recursion: what leads back into the tunnel that it came from, the tunnel's own outer packets, headers without end, and
+    an outer destination that is routed into its own tunnel."""
     for tunnel in ("gre", "ip6gre", "gre-key", "ipip", "ip6gre-none"):
         there = router.tunnels[tunnel].behind(4, 9)
-        play.rows([out(tunnel, inner={"dst": there}, drop="recursion")])
+        play.rows(out(tunnel, inner={"dst": there} | more, drop="recursion") for more in ({}, {"options": b"\1" * 4}))
     tunnel = router.tunnels["gre"]
 
     def own(frame):
         outer = IP(src=LOCAL[4], dst=tunnel.remote) / GRE() / frame.payload
-        return frame.__class__(src=frame.src, dst=frame.dst) / IP(src="10.1.0.2", dst=tunnel.behind(4, 9)) / GRE() / outer
+        return Ether(src=frame.src, dst=frame.dst) / IP(src="10.1.0.2", dst=tunnel.behind(4, 9)) / GRE() / outer
 
     play.rows([into("gre", send=own, drop="recursion")])
-    play.rows([into("gre", send=functools.partial(nested, tunnel, 9), drop="recursion")])
+    play.rows(into("gre", send=functools.partial(nested, tunnel, depth), drop="recursion") for depth in (9, 12))
+
+    def a_few_are_fine() -> None:
+        packet = Inner().there(tunnel)
+        frame = nested(tunnel, 5, Ether(src=Bench.HOST_MAC, dst=Bench.INNER_MAC) / packet)
+        router.inside.send(frame)
+        seen = router.outside.expect(carries(payload_of(packet)))
+        assert ip_bytes(seen[GRE].payload) == forwarded(frame.payload)
+
+    play.check("five headers inside each other", a_few_are_fine)
+
+    def a_hello_comes_out() -> None:
+        router.router.ip("route", "add", "224.0.0.0/4", "dev", "gre")
+        before = router.counters()
+        inner = Inner(4, {"dst": "224.0.0.5", "ttl": 1}).back(tunnel)
+        router.send_outside(tunnel.around(inner, {}, {}, 0))
+        play.risen(before, {"gre slow rx": 1})
+        router.router.ip("route", "del", "224.0.0.0/4", "dev", "gre")
+
+    play.check("a packet for the link, although multicast is routed into the tunnel", a_hello_comes_out)
+
+    def into_itself() -> None:
+        mine = router.tunnels["gre-ttl255"]
+        state = lambda: router.greyhound.tunnel(mine.name)["state"]  # noqa: E731
+        router.router.ip("route", "add", f"{mine.remote}/32", "dev", mine.name)
+        wait_until(lambda: state() == "no-route", "the tunnel has no way to its remote")
+        router.send_inside(Inner().there(mine), Inner(4, {"options": b"\1" * 4}).there(mine))
+        assert not [frame.summary() for frame in router.fence_plain() if delivers(frame)]
+        router.router.ip("route", "del", f"{mine.remote}/32", "dev", mine.name)
+        wait_until(lambda: state() == "up", "it has one again")
+
+    play.check("a remote that is routed into its own tunnel", into_itself)
 
 
 def longer(packet, pad: bytes = b"padding in the tunnel"):

@@ -19,7 +19,7 @@ use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
     fib::{Fib, Resolution},
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
-    tunnel::{Family, Outer, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
+    tunnel::{Family, Outer, Payload, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
 };
 
 /// Packets taken from one source before the next has its turn.
@@ -219,6 +219,10 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        // A packet to ourselves would come back and enter again (gre-8).
+        if remote != tunnel.remote && self.snapshot.fib.is_own(remote) {
+            return self.drop_in(record, DropReason::Recursion);
+        }
         if tunnel.oseq && self.snapshot.owner.is_some() {
             let packet = Handover::IntoTunnel(id, remote, buf.data().into());
             return self.hand_over(id, packet);
@@ -277,6 +281,10 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, outer.tunnel) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        // As in datapath::forward: we are no sender of what comes from anybody.
+        if outer.remote != tunnel.remote && self.snapshot.fib.is_own(outer.remote) {
+            return self.drop_in(record, DropReason::OuterMartian);
+        }
         if tunnel.iseq && self.snapshot.owner.is_some() {
             return self.hand_over(outer.tunnel, Handover::FromUnderlay(buf.data().into()));
         }
@@ -294,6 +302,9 @@ impl Engine {
         let Some(tun) = self.tuns.get(&id) else {
             return self.drop_in(record, DropReason::TunnelDown);
         };
+        if tunnel.remote.is_multicast() && is_for_other_member(&self.snapshot.fib, tunnel, buf) {
+            return self.drop_in(record, DropReason::OtherMember);
+        }
         // As in datapath::forward: it would go round until its TTL ends (gre-8).
         if leads_back(&self.snapshot.fib, tunnel, from, buf.data()) {
             return self.drop_in(record, DropReason::Recursion);
@@ -406,10 +417,24 @@ impl Engine {
     }
 }
 
+/// Whether the kernel would send a packet that came by a tunnel's group back to the group, as every other member would.
+fn is_for_other_member(fib: &Fib, tunnel: &Tunnel, buf: &VecBuf) -> bool {
+    let is_frame = tunnel.mode.kind().payload == Payload::Ethernet;
+    let destination = packet::destination(buf.data());
+    !is_frame && destination.is_ok_and(|to| !is_for_many(to) && fib.leads_into(tunnel, to))
+}
+
 /// Whether a packet for this address is for every station that hears it.
 fn is_for_many(destination: IpAddr) -> bool {
     let is_broadcast = matches!(destination, IpAddr::V4(v4) if v4.is_broadcast());
     is_broadcast || destination.is_multicast()
+}
+
+fn is_link_local(destination: IpAddr) -> bool {
+    match destination {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
 }
 
 /// Whether the packet, which replaces what `buf` held, found room.
@@ -438,11 +463,16 @@ fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord
 
 /// Whether the kernel would send a packet that came out of `tunnel` back to the end of it that it came from.
 fn leads_back(fib: &Fib, tunnel: &Tunnel, from: Option<IpAddr>, packet: &[u8]) -> bool {
-    let Ok(destination) = packet::destination(packet) else {
-        return false;
-    };
-    let from = from.unwrap_or(tunnel.remote);
-    matches!(fib.resolve(destination), Resolution::Tunnel(route) if route.id == tunnel.id && route.remote == Some(from))
+    let is_frame = tunnel.mode.kind().payload == Payload::Ethernet;
+    match packet::destination(packet) {
+        // The kernel forwards none of these by its routes.
+        Ok(to) if is_frame || is_for_many(to) || is_link_local(to) => false,
+        Ok(to) => {
+            let back = Some(from.unwrap_or(tunnel.remote));
+            matches!(fib.resolve(to), Resolution::Tunnel(route) if route.id == tunnel.id && route.remote == back)
+        }
+        Err(_) => false,
+    }
 }
 
 fn again(error: &io::Error) -> bool {
