@@ -6,8 +6,8 @@ use super::{DropReason, PuntReason, PuntTo, Verdict, WorkerStats, stats::TunnelR
 use crate::{
     fib::{Adjacency, Fib, PortId, PortInfo, Resolution, ResolutionCache},
     packet::{
-        EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, ipv4, ipv6, protocol,
-        transport,
+        EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, flow, ipv4, ipv6,
+        protocol, transport,
     },
     tunnel::{self, Outer, Refusal, Tunnel, TunnelId},
 };
@@ -214,7 +214,8 @@ fn from_overlay<B: PacketBuf>(
     if !port.forwards.family_of(inner.destination) {
         return Verdict::Drop(DropReason::ForwardingOff);
     }
-    let (id, remote, mtu) = match state.resolutions.resolve(fib, inner.destination) {
+    let flow = || flow::hash(packet.data());
+    let (id, remote, mtu) = match state.resolutions.resolve(fib, inner.destination, flow) {
         Resolution::Tunnel { id, remote, mtu } => (id, remote, mtu),
         Resolution::Local => return to_kernel(PuntReason::LocalDelivery),
         _ => return to_kernel(PuntReason::NoRoute),
@@ -360,12 +361,13 @@ fn forwardable(
     if !fib.egress(id).forwards.family_of(inner.destination) {
         return Err(PuntReason::ForwardingOff);
     }
-    let adjacency = match resolutions.resolve(fib, inner.destination) {
+    let flow = || flow::hash(packet);
+    let adjacency = match resolutions.resolve(fib, inner.destination, flow) {
         Resolution::Adjacent(adjacency) => adjacency,
         Resolution::Tunnel { .. } => return Err(PuntReason::TunnelToTunnel),
         Resolution::Local => return Err(PuntReason::LocalDelivery),
         Resolution::Unresolved => return Err(PuntReason::Unresolved),
-        Resolution::Kernel => return Err(PuntReason::NoRoute),
+        Resolution::Kernel | Resolution::Multipath(_) => return Err(PuntReason::NoRoute),
     };
     if inner.len > usize::from(adjacency.mtu) {
         return Err(PuntReason::TooBig);
