@@ -8,14 +8,17 @@
 mod apply;
 pub mod change;
 pub mod check;
+mod claim;
 pub mod compile;
 pub mod config;
 mod fastpath;
 pub mod mirror;
 pub mod netlink;
+mod privileges;
 pub mod report;
 mod router;
 mod run;
+mod service;
 mod slots;
 pub mod slowpath;
 pub mod socket;

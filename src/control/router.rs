@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{
+    claim::Claims,
     compile::{Compiled, TunnelDevice, TunnelStatus, compile},
     config::{Config, RouterConfig, XdpMode},
     fastpath::{self, FastPath, FoundDevice},
@@ -66,6 +67,7 @@ pub(super) struct Router {
     /// The routes in force.
     routes: Arc<RouteTable>,
     pub(super) mirror: MirrorReport,
+    claims: Claims,
 }
 
 /// A fast path that did not come up.
@@ -93,6 +95,7 @@ impl Router {
         path: &Path,
         state: &State,
         made: Vec<(TunnelEntry, Tun)>,
+        claims: Claims,
     ) -> Result<Self, RunError> {
         let devices = find_devices(&config.router, state)?;
         let off = config.router.xdp == XdpMode::Off;
@@ -126,6 +129,7 @@ impl Router {
             outgoing: BTreeMap::new(),
             routes: Arc::default(),
             mirror: MirrorReport::default(),
+            claims,
             config,
         };
         let (entries, tuns): (Vec<_>, Vec<_>) = made.into_iter().unzip();
@@ -329,6 +333,7 @@ impl Router {
         if new.xdp != XdpMode::Off {
             self.prepare_fast_path()?;
         }
+        self.claims.set(&new.devices())?;
         let old = std::mem::replace(&mut self.config.router, new);
         let devices = std::mem::replace(&mut self.devices, found);
         self.stop_fast_path();
@@ -343,6 +348,7 @@ impl Router {
         };
         self.config.router = old;
         self.devices = devices;
+        self.claims.set(&self.config.router.devices())?;
         if self.config.router.xdp != XdpMode::Off {
             self.restart_fast_path();
         }
@@ -423,6 +429,17 @@ impl Router {
             Some(KernelRequest::Refresh(device, ip))
         };
         stale.into_iter().filter_map(request).collect()
+    }
+
+    /// One line on how it is.
+    pub(super) fn summary(&self) -> String {
+        let up = self.statuses.iter().filter(|status| status.word() == "up");
+        let (up, all) = (up.count(), self.tunnels.len());
+        let path = match &self.fast {
+            Some(fast) => format!("fast path on, {} worker(s)", fast.workers().len()),
+            None => "fast path off".to_owned(),
+        };
+        format!("{up} of {all} tunnels up; {path}")
     }
 
     pub(super) fn statistics(&self) -> Statistics {

@@ -10,12 +10,15 @@ use tokio::{
 
 use super::{
     apply::apply,
+    claim::{ClaimError, Claims},
     config::{Config, RouterConfig},
     fastpath::{self, FoundDevice},
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle, RequestError},
+    privileges::{self, PrivilegeError},
     report::MirrorReport,
     router::Router,
+    service::Service,
     slowpath::{SlowPathError, Tun},
     socket::{ControlSocket, Request, Response, SocketError, serve},
     tunnels::{self, TunnelEntry, TunnelError},
@@ -32,6 +35,10 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// Why the router did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error(transparent)]
@@ -61,6 +68,7 @@ impl RunError {
 
 /// Runs the router in the foreground until SIGTERM or SIGINT; `path` is where the configuration came from.
 pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
+    privileges::reduce(config.router.xdp)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -74,6 +82,8 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(&signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(&signals)?;
     let socket = ControlSocket::bind(&config.router.control)?;
+    let mut claims = Claims::default();
+    claims.set(&config.router.devices())?;
     let mut monitor = Monitor::open(Options::default()).await?;
     let handle = Handle::open().map_err(RunError::io("cannot open a netlink socket"))?;
 
@@ -83,7 +93,7 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
         .map(|(entry, _)| entry.device.clone())
         .collect();
     settle(&mut monitor, &made).await;
-    let router = match Router::start(config, path, monitor.state(), made) {
+    let router = match Router::start(config, path, monitor.state(), made, claims) {
         Ok(router) => RefCell::new(router),
         Err(why) => {
             for device in &new {
@@ -93,12 +103,15 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
         }
     };
     tracing::info!("ready");
+    let mut service = Service::find();
+    service.status(router.borrow().summary());
+    service.ready();
     let (orders, mut inbox) = mpsc::channel(ORDERS);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = serve(&socket, |request| answer(&router, &orders, request)) => {}
-        () = follow(&router, &mut monitor, &handle, &mut inbox) => {}
+        () = follow(&router, &mut monitor, &handle, (&mut inbox, &mut service)) => {}
         () = async {
             while hangup.recv().await.is_some() {
                 order(&orders, Request::Reload {}).await;
@@ -106,6 +119,7 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
         } => {}
     }
     tracing::info!("stopping");
+    service.stopping();
     let stopped = router.into_inner().stop();
     for entry in &stopped {
         tunnels::remove(&entry.device, &handle).await;
@@ -190,7 +204,7 @@ async fn follow(
     router: &RefCell<Router>,
     monitor: &mut Monitor,
     handle: &Handle,
-    orders: &mut mpsc::Receiver<Order>,
+    (orders, service): (&mut mpsc::Receiver<Order>, &mut Service),
 ) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -200,6 +214,7 @@ async fn follow(
             change = monitor.changed() => Some(change.what),
             _ = tick.tick() => None,
             Some((request, asked)) = orders.recv() => {
+                service.reloading();
                 reply = Some((asked, obey(router, monitor, handle, &request).await));
                 // What was changed is known, and in force, before it is said to be.
                 let _ = tokio::time::timeout(SETTLE, monitor.catch_up()).await;
@@ -217,7 +232,10 @@ async fn follow(
         for request in requests {
             request.carry_out(handle).await;
         }
+        service.status(router.borrow().summary());
+        service.alive();
         if let Some((asked, response)) = reply {
+            service.ready();
             // Whoever asked may have gone.
             let _ = asked.send(response);
         }

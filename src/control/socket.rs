@@ -23,7 +23,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader as AsyncBufReader},
-    net::{UnixListener, UnixStream},
+    net::{UnixListener, UnixStream, unix::UCred},
     time::timeout,
 };
 
@@ -245,6 +245,7 @@ async fn converse<F: Future<Output = Response>>(
     mut stream: UnixStream,
     handler: &impl Fn(Request) -> F,
 ) {
+    let peer = stream.peer_cred();
     let (reader, mut writer) = stream.split();
     let mut reader = AsyncBufReader::new(reader);
     loop {
@@ -254,7 +255,10 @@ async fn converse<F: Future<Output = Response>>(
         let complete = line.ends_with(b"\n") || (line.len() as u64) < REQUEST_LIMIT;
         let response = match serde_json::from_slice::<Request>(&line) {
             _ if !complete => Response::Error(format!("request longer than {REQUEST_LIMIT} bytes")),
-            Ok(request) => handler(request).await,
+            Ok(request) => match may_ask(&request, &peer) {
+                Ok(()) => handler(request).await,
+                Err(why) => Response::Error(why),
+            },
             Err(e) => Response::Error(format!("not a request: {e}")),
         };
         let Ok(answer) = to_line(&response) else {
@@ -264,6 +268,26 @@ async fn converse<F: Future<Output = Response>>(
         if sent.is_none() || !complete {
             return;
         }
+    }
+}
+
+/// Everybody who can open the socket may read. Changes are for root and for the user that the router runs as.
+fn may_ask(request: &Request, peer: &io::Result<UCred>) -> Result<(), String> {
+    if !request.changes() {
+        return Ok(());
+    }
+    let verb = request.verb();
+    match peer {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw() => {
+            let pid = peer.pid().unwrap_or_default();
+            tracing::info!("{verb}: asked for by uid {}, pid {pid}", peer.uid());
+            Ok(())
+        }
+        Ok(peer) => Err(format!(
+            "{verb}: uid {} may only look: changes are for root and the router's own user",
+            peer.uid()
+        )),
+        Err(why) => Err(format!("{verb}: who asks cannot be seen: {why}")),
     }
 }
 

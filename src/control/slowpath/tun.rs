@@ -35,6 +35,10 @@ pub enum TunError {
         "{0}: creating a TUN device needs CAP_NET_ADMIN in this network namespace; run as root"
     )]
     Denied(Box<str>),
+    #[error(
+        "{0}: /dev/net/tun may not be opened by this user; mend it with: chmod 666 /dev/net/tun"
+    )]
+    NoAccess(Box<str>),
     #[error("{0}: /dev/net/tun is not there; load the driver with: modprobe tun")]
     NoDriver(Box<str>),
     #[error("{name}: cannot {what}: {source}")]
@@ -59,7 +63,9 @@ impl TunError {
         match source.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::BUSY) => TunError::Held(name.into()),
             Some(Errno::INVAL) if existed => TunError::NotTun(name.into()),
-            Some(Errno::PERM | Errno::ACCESS) => TunError::Denied(name.into()),
+            Some(Errno::PERM) => TunError::Denied(name.into()),
+            // open(2) by the file's mode; TUNSETIFF says EPERM.
+            Some(Errno::ACCESS) => TunError::NoAccess(name.into()),
             Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => TunError::NoDriver(name.into()),
             _ => TunError::io(name, "create the TUN device", source),
         }
