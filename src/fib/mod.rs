@@ -165,6 +165,8 @@ pub struct Fib {
     neighbours: Sharded<(PortId, IpAddr), MacAddr>,
     /// The router's own addresses: nobody else may send from them.
     own: Arc<HashSet<IpAddr, FxBuildHasher>>,
+    /// Policy rules decide where packets go, which only the kernel can follow.
+    has_rules: bool,
     /// Two tables with different contents never have the same number; the empty one's is 0.
     number: u64,
     /// What makes this router choose otherwise among several next hops than the one before it (RFC 2992 section 2).
@@ -243,6 +245,13 @@ impl Fib {
         self.number = next_number();
     }
 
+    /// Whether every packet is left to the kernel, because policy rules decide. The routes go on to say what the gateways of
+    /// tunnels are.
+    pub fn set_rules(&mut self, has_rules: bool) {
+        self.has_rules = has_rules;
+        self.number = next_number();
+    }
+
     /// The addresses of the router.
     pub fn set_own(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.own = Arc::new(addresses.into_iter().collect());
@@ -287,22 +296,34 @@ impl Fib {
         }
     }
 
+    /// Whether a packet for `destination` is routed into this tunnel, or may be.
+    pub fn leads_into(&self, tunnel: &Tunnel, destination: IpAddr) -> bool {
+        self.into(tunnel, destination).is_some()
+    }
+
     /// The outer destination of a unicast packet for `destination` that the kernel has routed into a tunnel.
     pub fn remote_of(&self, tunnel: &Tunnel, destination: IpAddr) -> Option<IpAddr> {
+        let gateway = self.into(tunnel, destination).flatten();
+        tunnel.remote_of(gateway, destination)
+    }
+
+    /// Whether a packet's route leads into a tunnel, and the gateway there.
+    fn into(&self, tunnel: &Tunnel, destination: IpAddr) -> Option<Option<IpAddr>> {
         let gateway = |hop: &NextHop| match hop {
-            NextHop::Tunnel { id, gateway, .. } if *id == tunnel.id => *gateway,
+            NextHop::Tunnel { id, gateway, .. } if *id == tunnel.id => Some(*gateway),
             _ => None,
         };
-        let hop = self.routes.lookup(destination).map(|id| self.routes.hop(id));
-        let gateway = match hop {
-            Some(NextHop::Multipath(hops)) => hops.hops().find_map(gateway),
-            hop => hop.and_then(gateway),
-        };
-        tunnel.remote_of(gateway, destination)
+        match self.routes.hop(self.routes.lookup(destination)?) {
+            NextHop::Multipath(hops) => hops.hops().find_map(gateway),
+            hop => gateway(hop),
+        }
     }
 
     /// Where a packet for `destination` goes.
     pub fn resolve(&self, destination: IpAddr) -> Resolution {
+        if self.has_rules {
+            return Resolution::Kernel;
+        }
         match self.routes.lookup(destination) {
             Some(id) => match self.routes.hop(id) {
                 NextHop::Multipath(_) => Resolution::Multipath(id),

@@ -40,6 +40,7 @@ pub const PORT_FORWARD6: u16 = 1 << 3;
 pub const PORT_PARTIAL_CHECKSUMS: u16 = 1 << 4;
 pub const PORT_ANY_REMOTE: u16 = 1 << 5;
 pub const PORT_ANY_REMOTE6: u16 = 1 << 6;
+pub const PORT_GROUPS: u16 = 1 << 9;
 
 /// `struct steer_port`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -132,6 +133,7 @@ mod tests {
             ("PARTIAL_CHECKSUMS", PORT_PARTIAL_CHECKSUMS),
             ("ANY_REMOTE", PORT_ANY_REMOTE),
             ("ANY_REMOTE6", PORT_ANY_REMOTE6),
+            ("GROUPS", PORT_GROUPS),
         ];
         for (name, value) in flags {
             let line = format!("STEER_PORT_{name} = 1 << {},", value.trailing_zeros());

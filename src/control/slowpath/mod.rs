@@ -11,6 +11,7 @@
 
 mod fragment;
 mod fragment6;
+mod groups;
 mod raw;
 mod send;
 mod stats;
@@ -31,6 +32,7 @@ use std::{
 
 use crossbeam_channel::{Sender, unbounded};
 
+use groups::Groups;
 use raw::{Hears, RawReceiver};
 
 use crate::{
@@ -93,6 +95,7 @@ pub struct SlowPath {
     stats: Arc<SlowStats>,
     /// What the thread's raw sockets hear.
     hears: Vec<Hears>,
+    groups: Groups,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -112,6 +115,7 @@ impl SlowPath {
             waker,
             stats,
             hears: Vec::new(),
+            groups: Groups::default(),
             thread: Some(thread),
         })
     }
@@ -125,7 +129,8 @@ impl SlowPath {
         self.stats.clone()
     }
 
-    /// Replaces the tunnels, and opens and closes raw sockets as these need them, in the caller's network namespace.
+    /// Replaces the tunnels, and opens and closes raw sockets, joins and leaves groups as these need it, in the caller's
+    /// network namespace.
     ///
     /// `filter` sees every socket right after it was opened and before anything is received from it: the place to attach a
     /// socket filter. Over IPv4 what the socket hears begins with the IPv4 header, over IPv6 behind the IPv6 header and its
@@ -153,6 +158,7 @@ impl SlowPath {
                 Err(e) => outcome = Err(e),
             }
         }
+        self.groups.follow(snapshot.fib.tunnels());
         self.command(Command::Snapshot(snapshot, opened));
         outcome
     }
