@@ -137,7 +137,7 @@ fn fib(others: u32) -> Fib {
     let mut fib = Fib::new(
         vec![port(2, "eth0"), port(3, "eth1")],
         [(tunnel(), egress)],
-        routes,
+        &routes,
     );
     for host in 0..HOSTS {
         fib.add_neighbour(OVERLAY, Ipv4Addr::from(near(host)).into(), PEER);

@@ -137,6 +137,9 @@ mod tests {
         let host = IpAddr::from([10, 0, 0, 1]);
         assert_eq!(cache.resolve(&fib, host, || 0), Resolution::Unresolved);
         fib.add_neighbour(PortId(0), host, Default::default());
-        assert!(matches!(cache.resolve(&fib, host, || 0), Resolution::Adjacent(_)));
+        assert!(matches!(
+            cache.resolve(&fib, host, || 0),
+            Resolution::Adjacent(_)
+        ));
     }
 }

@@ -152,8 +152,6 @@ pub struct Egress {
 struct Tunnels {
     table: TunnelTable,
     egress: Vec<Egress>,
-    /// The neighbour on the underlay for each outer address of a tunnel without a remote, where it is resolved.
-    peers: HashMap<(TunnelId, IpAddr), Adjacency, FxBuildHasher>,
 }
 
 /// The forwarding table in use. A clone shares everything with it, and a change of the clone copies what it touches.
@@ -161,6 +159,8 @@ struct Tunnels {
 pub struct Fib {
     ports: Arc<[PortInfo]>,
     tunnels: Arc<Tunnels>,
+    /// The neighbour on the underlay for each outer address of a tunnel without a remote, where it is resolved.
+    peers: Arc<HashMap<(TunnelId, IpAddr), Adjacency, FxBuildHasher>>,
     routes: Routes,
     neighbours: Sharded<(PortId, IpAddr), MacAddr>,
     /// The router's own addresses: nobody else may send from them.
@@ -187,24 +187,24 @@ impl Fib {
     ) -> Self {
         let mut fib = Self::default();
         fib.set_ports(ports);
-        fib.set_tunnels(tunnels, []);
+        fib.set_tunnels(tunnels);
         fib.set_routes(routes.snapshot());
         fib
     }
 
     pub fn set_ports(&mut self, ports: Vec<PortInfo>) {
-        let of = |mac: MacAddr| mac.0.iter().fold(0u32, |sum, byte| sum.rotate_left(8) ^ u32::from(*byte));
+        let of = |mac: MacAddr| {
+            mac.0
+                .iter()
+                .fold(0u32, |sum, byte| sum.rotate_left(8) ^ u32::from(*byte))
+        };
         self.seed = ports.first().map_or(0, |port| of(port.mac));
         self.ports = ports.into();
         self.number = next_number();
     }
 
-    /// Other tunnels, and the neighbours on the underlay that outer packets go to of those without a remote.
-    pub fn set_tunnels(
-        &mut self,
-        tunnels: impl IntoIterator<Item = (Tunnel, Egress)>,
-        peers: impl IntoIterator<Item = ((TunnelId, IpAddr), Adjacency)>,
-    ) {
+    /// A tunnel without an egress is not ready.
+    pub fn set_tunnels(&mut self, tunnels: impl IntoIterator<Item = (Tunnel, Egress)>) {
         let mut egress = Vec::new();
         let table = TunnelTable::new(tunnels.into_iter().map(|(tunnel, out)| {
             let slot = tunnel.id.index();
@@ -214,12 +214,13 @@ impl Fib {
             egress[slot] = out;
             tunnel
         }));
-        self.tunnels = Arc::new(Tunnels {
-            table,
-            egress,
-            peers: peers.into_iter().collect(),
-        });
+        self.tunnels = Arc::new(Tunnels { table, egress });
         self.number = next_number();
+    }
+
+    /// The neighbours on the underlay that outer packets go to, of tunnels without a remote of their own.
+    pub fn set_peers(&mut self, peers: impl IntoIterator<Item = ((TunnelId, IpAddr), Adjacency)>) {
+        self.peers = Arc::new(peers.into_iter().collect());
     }
 
     pub fn set_routes(&mut self, routes: Routes) {
@@ -284,7 +285,11 @@ impl Fib {
     /// How a tunnel's packets leave; not ready for a slot that is empty.
     #[inline]
     pub fn egress(&self, id: TunnelId) -> Egress {
-        self.tunnels.egress.get(id.index()).copied().unwrap_or_default()
+        self.tunnels
+            .egress
+            .get(id.index())
+            .copied()
+            .unwrap_or_default()
     }
 
     /// The neighbour on the underlay for a tunnel's packets to `remote`; none where it is not resolved.
@@ -292,7 +297,7 @@ impl Fib {
     pub fn adjacency(&self, tunnel: &Tunnel, remote: IpAddr) -> Option<Adjacency> {
         match tunnel.remote == remote {
             true => self.egress(tunnel.id).adjacency,
-            false => self.tunnels.peers.get(&(tunnel.id, remote)).copied(),
+            false => self.peers.get(&(tunnel.id, remote)).copied(),
         }
     }
 

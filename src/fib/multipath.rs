@@ -27,14 +27,23 @@ impl Multipath {
                 hop: hop.clone(),
             }
         };
-        (total > 0).then(|| Self(hops.iter().filter(|(_, weight)| *weight > 0).map(member).collect()))
+        (total > 0).then(|| {
+            Self(
+                hops.iter()
+                    .filter(|(_, weight)| *weight > 0)
+                    .map(member)
+                    .collect(),
+            )
+        })
     }
 
     /// The next hop of flows with this hash.
     #[inline]
     pub fn choose(&self, hash: u32) -> &NextHop {
         let last = self.0.len() - 1;
-        let at = self.0[..last].iter().position(|member| hash <= member.upper);
+        let at = self.0[..last]
+            .iter()
+            .position(|member| hash <= member.upper);
         &self.0[at.unwrap_or(last)].hop
     }
 
@@ -62,11 +71,11 @@ mod tests {
         assert_eq!(Multipath::new(&[(hop(0), 0)]), None);
         let hops = Multipath::new(&[(hop(0), 1), (hop(1), 0), (hop(2), 2), (hop(3), 1)]).unwrap();
         let mut seen = [0; 4];
-        for n in 0..4000u32 {
-            let chosen = hops.choose(n * (u32::MAX / 4000));
+        for n in 0..4096u32 {
+            let chosen = hops.choose(n << 20);
             seen[(0..4).find(|n| *chosen == hop(*n)).unwrap() as usize] += 1;
         }
-        assert_eq!(seen, [1000, 0, 2000, 1000]);
+        assert_eq!(seen, [1024, 0, 2048, 1024]);
         assert_eq!(*hops.choose(u32::MAX), hop(3));
     }
 

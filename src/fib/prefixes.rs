@@ -133,9 +133,9 @@ mod tests {
                 around.max_by_key(|n| n.prefix_len())
             };
             prop_assert_eq!(prefixes.parent(this).map(|(n, ())| n), above(this));
-            let inside = || nets.iter().copied().filter(|n| this.contains(n));
+            let inside = || nets.iter().copied().filter(|n| Ipv4Net::contains(&this, n));
             let is_child = |n: &Ipv4Net| {
-                *n != this && above(*n).is_none_or(|above| !(above != this && this.contains(&above)))
+                *n != this && above(*n).is_none_or(|above| !(above != this && Ipv4Net::contains(&this, &above)))
             };
             let mut children: Vec<_> = inside().filter(is_child).collect();
             children.sort();

@@ -148,9 +148,9 @@ impl RouteTable {
         self.routes.hop(id)
     }
 
-    /// The numbers of next hops are below this.
-    pub fn hop_limit(&self) -> usize {
-        self.last as usize + 1
+    /// The numbers of all next hops, and of some that there were.
+    pub fn hop_ids(&self) -> impl Iterator<Item = HopId> {
+        (0..=self.last).map(HopId)
     }
 
     /// How many routes there are.
@@ -185,7 +185,9 @@ mod tests {
     /// The longest prefix that contains the destination.
     fn linear(routes: &BTreeMap<IpNet, HopId>, destination: IpAddr) -> Option<HopId> {
         let around = routes.iter().filter(|(net, _)| net.contains(&destination));
-        around.max_by_key(|(net, _)| net.prefix_len()).map(|(_, id)| *id)
+        around
+            .max_by_key(|(net, _)| net.prefix_len())
+            .map(|(_, id)| *id)
     }
 
     /// Prefixes that get in each other's way, and some from anywhere.
@@ -206,8 +208,12 @@ mod tests {
     fn probes(net: IpNet) -> [IpAddr; 4] {
         let step = |ip: IpAddr, n: i8| -> IpAddr {
             match ip {
-                IpAddr::V4(ip) => std::net::Ipv4Addr::from(ip.to_bits().wrapping_add_signed(n.into())).into(),
-                IpAddr::V6(ip) => std::net::Ipv6Addr::from(ip.to_bits().wrapping_add_signed(n.into())).into(),
+                IpAddr::V4(ip) => {
+                    std::net::Ipv4Addr::from(ip.to_bits().wrapping_add_signed(n.into())).into()
+                }
+                IpAddr::V6(ip) => {
+                    std::net::Ipv6Addr::from(ip.to_bits().wrapping_add_signed(n.into())).into()
+                }
             }
         };
         let (first, last) = (net.network(), net.broadcast());
@@ -258,10 +264,21 @@ mod tests {
     #[test]
     fn a_table_that_was_emptied_holds_nothing() {
         let mut table = RouteTable::default();
-        let nets = ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.1.0/24", "10.1.1.9/32", "::/0", "fd00::/8", "fd00::1/128"];
+        let nets = [
+            "0.0.0.0/0",
+            "10.0.0.0/8",
+            "10.1.0.0/16",
+            "10.1.1.0/24",
+            "10.1.1.9/32",
+            "::/0",
+            "fd00::/8",
+            "fd00::1/128",
+        ];
         let nets = nets.map(|net| net.parse::<IpNet>().unwrap());
         nets.iter().for_each(|net| table.insert(*net, hop(1)));
-        nets.iter().rev().for_each(|net| assert!(table.remove(*net).is_some()));
+        nets.iter()
+            .rev()
+            .for_each(|net| assert!(table.remove(*net).is_some()));
         assert!(table.is_empty());
         for net in nets {
             assert_eq!(table.snapshot().lookup(net.addr()), None);
@@ -273,7 +290,8 @@ mod tests {
         let mut table = RouteTable::default();
         let id = table.add_hop(hop(1));
         let nets = ["10.1.0.0/16", "fd00::/64"].map(|net| net.parse::<IpNet>().unwrap());
-        nets.iter().for_each(|net| assert_eq!(table.set(*net, id), None));
+        nets.iter()
+            .for_each(|net| assert_eq!(table.set(*net, id), None));
         let before = table.snapshot();
         table.set_hop(id, hop(2));
         let after = table.snapshot();
@@ -291,7 +309,7 @@ mod tests {
         assert!(first != second && first != HopId::KERNEL);
         table.remove_hop(first);
         assert_eq!(*table.hop(first), NextHop::Kernel);
-        assert_eq!((table.add_hop(hop(3)), table.hop_limit()), (first, 3));
+        assert_eq!((table.add_hop(hop(3)), table.hop_ids().count()), (first, 3));
         table.set_hop(HopId::KERNEL, hop(1));
         assert_eq!(*table.hop(HopId::KERNEL), NextHop::Kernel);
     }

@@ -94,7 +94,12 @@ impl Program {
 impl SharedMaps {
     pub(super) fn perform(&self, step: &plan::Step) -> Result<()> {
         let map = &self.tables[step.table as usize];
-        write(map, &step.key, step.value, "change the steering program's tunnels")
+        write(
+            map,
+            &step.key,
+            step.value,
+            "change the steering program's tunnels",
+        )
     }
 
     pub(super) fn set_prefix(&self, (net, hop): plan::PrefixStep) -> Result<()> {

@@ -130,6 +130,12 @@ pub struct Changes {
 }
 
 impl Changes {
+    pub(super) fn count_hops(&mut self, old: &[u16], new: &[u16]) {
+        let of = |hops: &[u16], at: usize| hops.get(at).copied().unwrap_or(0);
+        let all = 0..old.len().max(new.len());
+        self.changed += all.filter(|at| of(old, *at) != of(new, *at)).count();
+    }
+
     pub(super) fn count_ports(&mut self, old: &Plan, new: &Plan) {
         for (ifindex, port) in &new.ports {
             match old.ports.get(ifindex) {
@@ -275,16 +281,16 @@ pub(super) type PrefixStep = (IpNet, Option<u32>);
 
 /// The way to other prefixes, of those that differ.
 ///
-/// Those that lead to the kernel are written first, then those that lead into tunnels; then old tunnel prefixes are removed,
-/// and last the old kernel prefixes, which until then kept packets beneath them from a tunnel prefix above. So a longest
-/// match that finds a tunnel is always the longest match of the old plan or of the new one. Hops have the lower MTU of
-/// the two plans meanwhile.
+/// What is new is written first, longer prefixes before shorter ones, and then what is old removed, the other way round. So
+/// a longest match is always that of the old plan or of the new one. Hops have the lower MTU of the two plans meanwhile.
 pub(super) fn prefix_steps(now: &PrefixTable, plan: &PrefixPlan) -> Vec<PrefixStep> {
     let mut steps: Vec<PrefixStep> = match plan {
         PrefixPlan::All(wanted) => {
             let gone = now.keys().filter(|net| !wanted.contains_key(net));
             let gone = gone.map(|net| (*net, None));
-            let wanted = wanted.iter().map(|(net, action)| (*net, Some(action.value())));
+            let wanted = wanted
+                .iter()
+                .map(|(net, action)| (*net, Some(action.value())));
             wanted.chain(gone).collect()
         }
         PrefixPlan::Changes(changes) => {
@@ -295,11 +301,12 @@ pub(super) fn prefix_steps(now: &PrefixTable, plan: &PrefixPlan) -> Vec<PrefixSt
         }
     };
     steps.retain(|(net, value)| now.get(net) != value.as_ref());
-    steps.sort_by_cached_key(|(net, value)| match value {
-        Some(KERNEL) => 0,
-        Some(_) => 1,
-        None if now.get(net) != Some(&KERNEL) => 2,
-        None => 3,
+    steps.sort_by_key(|(net, value)| {
+        let length = i16::from(net.prefix_len());
+        match value {
+            Some(_) => (0, -length),
+            None => (1, length),
+        }
     });
     steps
 }
@@ -318,7 +325,9 @@ pub(super) fn removals_of(now: &Tables, wanted: &Tables) -> Vec<Step> {
         Table::Peers6,
     ];
     let steps = tables.into_iter();
-    steps.flat_map(|table| removals(now, wanted, table)).collect()
+    steps
+        .flat_map(|table| removals(now, wanted, table))
+        .collect()
 }
 
 /// See [`removals_of`].
@@ -383,7 +392,7 @@ mod tests {
 
     /// The largest packet that is redirected: longest match by linear scan.
     fn room(now: &PrefixTable, hops: &[u16], address: u32) -> u16 {
-        let address = std::net::Ipv4Addr::from(address).into();
+        let address = IpAddr::from(std::net::Ipv4Addr::from(address));
         let around = now.iter().filter(|(net, _)| net.contains(&address));
         let longest = around.max_by_key(|(net, _)| net.prefix_len());
         let hop = longest.map_or(KERNEL, |(_, hop)| *hop);
@@ -394,7 +403,9 @@ mod tests {
     }
 
     fn table(nets: &BTreeMap<IpNet, PrefixAction>) -> PrefixTable {
-        nets.iter().map(|(net, action)| (*net, action.value())).collect()
+        nets.iter()
+            .map(|(net, action)| (*net, action.value()))
+            .collect()
     }
 
     proptest! {

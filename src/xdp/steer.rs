@@ -137,12 +137,13 @@ impl Steer {
             self.maps.perform(&step)?;
             self.tables.note(step, &mut changes);
         }
-        self.set_hops(&plan::lower(&self.hops, &plan.hops), &mut Changes::default())?;
+        changes.count_hops(&self.hops, &plan.hops);
+        self.set_hops(&plan::lower(&self.hops, &plan.hops))?;
         for step in steps {
             self.maps.set_prefix(step)?;
             self.note_prefix(step, &mut changes);
         }
-        self.set_hops(&plan.hops, &mut changes)?;
+        self.set_hops(&plan.hops)?;
         for step in plan::additions_of(&self.tables, &wanted) {
             self.maps.perform(&step)?;
             self.tables.note(step, &mut changes);
@@ -179,7 +180,7 @@ impl Steer {
     }
 
     /// Hops beyond the end are the kernel's.
-    fn set_hops(&mut self, wanted: &[u16], changes: &mut Changes) -> Result<()> {
+    fn set_hops(&mut self, wanted: &[u16]) -> Result<()> {
         for number in 0..wanted.len().max(self.hops.len()) {
             let mtu = wanted.get(number).copied().unwrap_or(0);
             if self.hops.get(number).copied().unwrap_or(0) == mtu {
@@ -190,7 +191,6 @@ impl Steer {
                 self.hops.resize(number + 1, 0);
             }
             self.hops[number] = mtu;
-            changes.changed += 1;
         }
         Ok(())
     }
@@ -361,8 +361,16 @@ impl Steer {
             now.saturating_add_signed(steps.map(change).sum())
         };
         let limits = [
-            (wanted.get(Table::Tunnels4).len(), "tunnel keys", self.limits.tunnels),
-            (wanted.get(Table::Tunnels6).len(), "IPv6 tunnel keys", self.limits.tunnels),
+            (
+                wanted.get(Table::Tunnels4).len(),
+                "tunnel keys",
+                self.limits.tunnels,
+            ),
+            (
+                wanted.get(Table::Tunnels6).len(),
+                "IPv6 tunnel keys",
+                self.limits.tunnels,
+            ),
             (prefixes(true), "IPv4 prefixes", self.limits.prefixes),
             (prefixes(false), "IPv6 prefixes", self.limits.prefixes),
             (hops, "next hops", self.limits.hops),

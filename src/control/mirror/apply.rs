@@ -37,8 +37,7 @@ impl State {
             Event::DelNeighbour(ifindex, ip) => {
                 let gone = self.neighbours.remove(&(ifindex, ip));
                 let gone = gone.is_some_and(|n| n.nud.usable());
-                self.touched
-                    .add_neighbours(gone.then_some((ifindex, ip)));
+                self.touched.add_neighbours(gone.then_some((ifindex, ip)));
                 changed_if(gone, Parts::NEIGHBOURS)
             }
             Event::NetConf {
@@ -66,7 +65,7 @@ impl State {
     }
 
     /// Takes one part over from a state that was dumped afresh. Whether something differed.
-    pub(super) fn take_part(&mut self, part: Parts, fresh: State) -> bool {
+    pub(in crate::control) fn take_part(&mut self, part: Parts, fresh: State) -> bool {
         fn take<T: PartialEq>(mine: &mut T, fresh: T) -> bool {
             let differs = *mine != fresh;
             *mine = fresh;
@@ -110,7 +109,9 @@ impl State {
     fn take_neighbours(&mut self, fresh: BTreeMap<(u32, IpAddr), Neighbour>) -> bool {
         let old = std::mem::replace(&mut self.neighbours, fresh);
         let new = &self.neighbours;
-        let changed = new.iter().filter(|(key, entry)| old.get(key) != Some(entry));
+        let changed = new
+            .iter()
+            .filter(|(key, entry)| old.get(key) != Some(entry));
         let gone = old.keys().filter(|key| !new.contains_key(key));
         let differing: Vec<_> = changed.map(|(key, _)| *key).chain(gone.copied()).collect();
         let differs = !differing.is_empty();
@@ -195,9 +196,8 @@ impl State {
     fn del_address(&mut self, address: &Address) -> Effect {
         let mut effect = changed_if(self.addresses.remove(address), Parts::ADDRESSES);
         // Routes that prefer this source go silently, and with a device's last address all its routes.
-        let at_risk = |route: &Route| {
-            route.prefsrc == Some(address.ip) || route.uses_device(address.ifindex)
-        };
+        let at_risk =
+            |route: &Route| route.prefsrc == Some(address.ip) || route.uses_device(address.ifindex);
         if address.ip.is_ipv4() && self.v4.any(at_risk) {
             effect.doubt |= Parts::ROUTES4;
         }

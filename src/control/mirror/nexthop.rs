@@ -80,7 +80,10 @@ impl Nexthops {
             }
             Nexthop::Other => Vec::new(),
         };
-        let all = self.objects.iter().map(|(id, object)| (*id, hops_of(object)));
+        let all = self
+            .objects
+            .iter()
+            .map(|(id, object)| (*id, hops_of(object)));
         self.hops = all.collect();
     }
 }
@@ -105,7 +108,11 @@ mod tests {
     fn a_group_has_the_hops_that_its_members_have() {
         let mut nexthops = Nexthops::default();
         let outs = |nexthops: &Nexthops| -> Vec<_> {
-            nexthops.hops(9).iter().map(|hop| (hop.oif, hop.weight)).collect()
+            nexthops
+                .hops(9)
+                .iter()
+                .map(|hop| (hop.oif, hop.weight))
+                .collect()
         };
         assert!(nexthops.insert(1, Nexthop::Hop(hop(4))));
         assert!(!nexthops.insert(1, Nexthop::Hop(hop(4))));

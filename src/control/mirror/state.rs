@@ -128,7 +128,7 @@ impl<P: Prefix + Into<IpNet>> Tables<P> {
 /// keeps both in one trie, where the longer prefix wins, until the first policy rule is made, and apart ever after.
 /// [`State::lookup4`] and [`State::lookup6`] follow the rules: the two ways differ only where theirs leads to local
 /// delivery, and that is left to the kernel anyway.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct State {
     pub(super) links: HashMap<u32, Link>,
     pub(super) names: HashMap<Box<str>, u32>,
@@ -235,9 +235,14 @@ impl State {
     /// hops, has none.
     pub fn hops<'a>(&'a self, route: &'a Route) -> &'a [Hop] {
         match route.nexthop_id {
-            Some(id) => self.nexthops.hops(id),
+            Some(id) => self.nexthop_hops(id),
             None => &route.hops,
         }
+    }
+
+    /// The hops of a nexthop object; none where there is no such, or it has something else than hops.
+    pub fn nexthop_hops(&self, id: u32) -> &[Hop] {
+        self.nexthops.hops(id)
     }
 
     /// How many nexthop objects there are.
