@@ -23,3 +23,5 @@ mod maps;
 mod raw_socket;
 #[path = "steering/tables.rs"]
 mod tables;
+#[path = "steering/udp.rs"]
+mod udp;

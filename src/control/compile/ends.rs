@@ -274,11 +274,17 @@ impl Scene<'_> {
 /// How a tunnel's packets name it on receipt: once for every outer protocol that it takes.
 fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
     let kind = config.mode.kind();
-    let classes: &[TunnelClass] = match (kind.shim, kind.payload) {
-        (Shim::Gre, _) => &[TunnelClass::Gre],
-        (Shim::None, Payload::Ipv4) => &[TunnelClass::Ipv4],
-        (Shim::None, Payload::Ipv6) => &[TunnelClass::Ipv6],
-        (Shim::None, _) => &[TunnelClass::Ipv4, TunnelClass::Ipv6],
+    let classes = match (kind.shim, config.udp, kind.payload) {
+        (Shim::Gre, Some(udp), _) => [
+            Some(TunnelClass::GreInUdp {
+                zero_checksum: !udp.checksum,
+            }),
+            None,
+        ],
+        (Shim::Gre, None, _) => [Some(TunnelClass::Gre), None],
+        (Shim::None, _, Payload::Ipv4) => [Some(TunnelClass::Ipv4), None],
+        (Shim::None, _, Payload::Ipv6) => [Some(TunnelClass::Ipv6), None],
+        (Shim::None, ..) => [Some(TunnelClass::Ipv4), Some(TunnelClass::Ipv6)],
     };
     // What is sent to a group comes from any member.
     let (local, remote) = match config.remote {
@@ -286,8 +292,8 @@ fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
         IpAddr::V6(group) if group.is_multicast() => (group.into(), Ipv6Addr::UNSPECIFIED.into()),
         remote => (config.local, remote),
     };
-    classes.iter().map(move |class| TunnelMatch {
-        class: *class,
+    classes.into_iter().flatten().map(move |class| TunnelMatch {
+        class,
         local,
         remote,
         key: config.ikey,

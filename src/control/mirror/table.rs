@@ -266,7 +266,8 @@ pub(super) fn differences<P: Prefix>(a: &RouteTable<P>, b: &RouteTable<P>) -> Ve
                 if here != there {
                     differing.push(*p);
                 }
-                (a.next(), b.next());
+                a.next();
+                b.next();
             }
             (Some(_), None) => differing.extend(a.next().map(|x| x.0)),
             (None, Some(_)) => differing.extend(b.next().map(|x| x.0)),

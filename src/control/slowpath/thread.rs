@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, io, net::IpAddr, ops::ControlFlow, sync::Arc};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::Receiver as Inbox;
 use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
@@ -12,13 +12,13 @@ use rustix::{
 
 use super::{
     Command, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
-    raw::{Hears, RawReceiver},
+    raw::{Hears, Receiver},
     send::{RawSender, Sent},
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
     fib::Fib,
-    packet::{self, PacketBuf, VecBuf, gre, ipv6, transport},
+    packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
     tunnel::{Family, Outer, Payload, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
 };
 
@@ -26,8 +26,8 @@ use crate::{
 const BURST: usize = 64;
 /// Bursts taken from a punt queue that is about to go, however fast a worker still fills it.
 const LAST_TURNS: usize = 64;
-/// For the longest outer header: IPv6 with the encapsulation limit, and GRE with everything.
-const HEADROOM: usize = ipv6::HEADER_LEN + 8 + gre::MAX_HEADER_LEN;
+/// For the longest outer header: IPv6 with the encapsulation limit, UDP, and GRE with everything.
+const HEADROOM: usize = ipv6::HEADER_LEN + 8 + udp::HEADER_LEN + gre::MAX_HEADER_LEN;
 /// The largest IP packet: an IPv6 header and what its length field can say.
 const MAX_PACKET: usize = ipv6::HEADER_LEN + 65_535;
 
@@ -39,7 +39,7 @@ const RECEIVERS: u64 = 1 << 32;
 pub(super) struct Engine {
     epoll: OwnedFd,
     waker: Waker,
-    receivers: Vec<RawReceiver>,
+    receivers: Vec<Receiver>,
     sender: RawSender,
     service: Option<ServiceTun>,
     tuns: HashMap<TunnelId, Tun>,
@@ -74,7 +74,7 @@ impl Engine {
         })
     }
 
-    pub(super) fn run(mut self, inbox: &Receiver<Command>) {
+    pub(super) fn run(mut self, inbox: &Inbox<Command>) {
         let mut buf = VecBuf::with_capacity(HEADROOM, MAX_PACKET);
         let mut events = Vec::with_capacity(BURST);
         let mut busy = false;
@@ -109,6 +109,8 @@ impl Engine {
         match command {
             Command::Snapshot(snapshot, opened) => {
                 self.change_receivers(&Hears::needed(snapshot.fib.tunnels()), opened);
+                let receivers = self.receivers.iter();
+                receivers.for_each(|receiver| receiver.follow(snapshot.fib.tunnels()));
                 self.snapshot = snapshot;
                 self.sender.forget();
             }
@@ -134,7 +136,7 @@ impl Engine {
     }
 
     /// Closes the sockets that hear what is not needed, and listens to new ones.
-    fn change_receivers(&mut self, needed: &[Hears], opened: Vec<RawReceiver>) {
+    fn change_receivers(&mut self, needed: &[Hears], opened: Vec<Receiver>) {
         // A closed descriptor leaves the epoll set by itself.
         self.receivers.retain(|r| needed.contains(&r.hears()));
         for receiver in opened {
@@ -252,7 +254,7 @@ impl Engine {
 
     /// Outer packets that the kernel received.
     fn receive(&mut self, socket: u64, buf: &mut VecBuf) {
-        let found = |r: &RawReceiver| number(r.hears()) == socket;
+        let found = |r: &Receiver| number(r.hears()) == socket;
         let Some(at) = self.receivers.iter().position(found) else {
             return;
         };
