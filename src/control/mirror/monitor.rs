@@ -11,7 +11,6 @@ use super::{
     socket::{Received, RouteSocket},
     state::State,
     sync::{Statistics, Sync},
-    touched::Touched,
 };
 
 /// How a monitor listens.
@@ -99,11 +98,6 @@ impl Monitor {
     /// The mirror as of the last turn.
     pub fn state(&self) -> &State {
         &self.sync.state
-    }
-
-    /// The prefixes and neighbours that have changed since the last call, whether or not that has been reported.
-    pub fn take_touched(&mut self) -> Touched {
-        self.sync.state.take_touched()
     }
 
     pub fn statistics(&self) -> Statistics {
