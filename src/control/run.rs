@@ -13,14 +13,13 @@ use super::{
     claim::{ClaimError, Claims},
     config::{Config, RouterConfig},
     fastpath::{self, FoundDevice},
-    heard::Reports,
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle, RequestError},
     privileges::{self, PrivilegeError},
     report::MirrorReport,
     router::Router,
     service::Service,
-    slowpath::{OuterError, SlowPathError, Tun},
+    slowpath::{SlowPathError, Tun},
     socket::{ControlSocket, Request, Response, SocketError, serve},
     tunnels::{self, TunnelEntry, TunnelError},
 };
@@ -94,6 +93,8 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
         .map(|(entry, _)| entry.device.clone())
         .collect();
     settle(&mut monitor, &made).await;
+    // What is there already is compiled at the start.
+    let _ = monitor.take_touched();
     let router = match Router::start(config, path, monitor.state(), made, claims) {
         Ok(router) => RefCell::new(router),
         Err(why) => {
@@ -200,16 +201,6 @@ async fn obey(
     }
 }
 
-/// What the router's task wakes for.
-enum News {
-    /// The kernel's state has changed.
-    Kernel(Parts),
-    /// A second has passed.
-    Second,
-    /// Routers said something about outer packets.
-    Errors(Vec<OuterError>),
-}
-
 /// Keeps the router in step with the kernel, and makes the changes that are asked for, for ever.
 async fn follow(
     router: &RefCell<Router>,
@@ -219,28 +210,28 @@ async fn follow(
 ) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut reports = Reports::of(&mut router.borrow_mut());
     loop {
         let mut reply = None;
-        let news = tokio::select! {
-            change = monitor.changed() => News::Kernel(change.what),
-            _ = tick.tick() => News::Second,
-            errors = reports.next() => News::Errors(errors),
+        let changed = tokio::select! {
+            change = monitor.changed() => Some(change.what),
+            _ = tick.tick() => None,
             Some((request, asked)) = orders.recv() => {
                 service.reloading();
                 reply = Some((asked, obey(router, monitor, handle, &request).await));
                 // What was changed is known, and in force, before it is said to be.
                 let _ = tokio::time::timeout(SETTLE, monitor.catch_up()).await;
-                News::Kernel(Parts::ALL)
+                Some(Parts::ALL)
             }
         };
         let requests = {
             let mut router = router.borrow_mut();
             router.mirror = mirror_report(monitor);
-            match news {
-                News::Kernel(what) => router.follow(monitor.state(), what),
-                News::Second => router.heartbeat(monitor.state()),
-                News::Errors(errors) => router.take_to_heart(monitor.state(), &errors),
+            match changed {
+                Some(what) => {
+                    let touched = monitor.take_touched();
+                    router.follow(monitor.state(), what, touched)
+                }
+                None => router.heartbeat(monitor.state()),
             }
         };
         for request in requests {

@@ -8,7 +8,6 @@ mod devices;
 mod endpoints;
 mod forwarding;
 mod host;
-mod mtu;
 mod netlink;
 mod observe;
 mod programs;
