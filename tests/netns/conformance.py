@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import pathlib
 from collections.abc import Callable, Iterable
 
 from scapy.layers.inet6 import IPv6ExtHdrDestOpt, PadN
+from scapy.packet import bind_layers
 
 from beds import Single, delivers, payload_of, token
 from topology import Bench, wait_until
@@ -44,6 +46,7 @@ TUNNELS: dict[str, dict] = {
     "ip6gre": {"mode": "ip6gre"},
     "ip6gre-none": {"mode": "ip6gre", "encaplimit": "none"},
     "ip6gre-all": {"mode": "ip6gre", "encaplimit": "none", **ALL},
+    "ip6gre-key": {"mode": "ip6gre", "key": 42},
     "ip6gre-limit": {"mode": "ip6gre", "encaplimit": 9},
     "ip6gre-inherit": {"mode": "ip6gre", "flowlabel": "inherit", "tclass": "inherit", "hoplimit": "inherit"},
     "ip6gre-fixed": {"mode": "ip6gre", "flowlabel": 0x12345, "tclass": 0xB8, "hoplimit": 9},
@@ -56,7 +59,28 @@ TUNNELS: dict[str, dict] = {
     "ip6ip6-inherit": {"mode": "ip6ip6", "flowlabel": "inherit", "tclass": "inherit", "hoplimit": "inherit"},
     "ipip6": {"mode": "ipip6"},
     "ipip6-none": {"mode": "ipip6", "encaplimit": "none", "tclass": 0xB8, "hoplimit": 9},
+    "gre-clamp": {"clamp_mss": True},
+    # Without a remote: from anyone, and to whom the peers' table says.
+    "gre-many": {"key": 7, "remote": None},
+    "gre-one": {"key": 7},
+    "gre-bound": {"key": 8, "remote": None, "dev": "outer0"},
+    "gre-unbound": {"key": 8, "remote": None},
+    "ip6gre-many": {"mode": "ip6gre", "key": 7, "remote": None},
+    # A group: to everybody in it.
+    "gre-group": {"remote": "239.1.1.1", "key": 9, "ttl": 64},
+    "ipip-group": {"mode": "ipip", "remote": "239.1.1.2", "ttl": 64},
+    "sit-group": {"mode": "sit", "remote": "239.1.1.3", "ttl": 64},
+    "ip6gre-group": {"mode": "ip6gre", "remote": "ff05::1:1"},
+    # GRE in UDP.
+    "udp": {"encap": "gre-in-udp"},
+    "udp-all": {"encap": "gre-in-udp", "encap_csum": True, **ALL},
+    "udp-fixed": {"encap": "gre-in-udp", "encap_sport": 4754},
+    "udp6": {"mode": "ip6gre", "encap": "gre-in-udp"},
+    "udp6-all": {"mode": "ip6gre", "encap": "gre-in-udp", "encaplimit": "none", **ALL},
+    "udp6-none": {"mode": "ip6gre", "encap": "gre-in-udp", "encap_csum": False},
 }
+GRE_IN_UDP = 4754
+bind_layers(UDP, GRE, dport=GRE_IN_UDP)
 
 
 class Tunnel:
@@ -64,13 +88,17 @@ class Tunnel:
 
     def __init__(self, name: str, number: int, options: dict, beside: Tunnel | None = None):
         self.name, self.number = name, number
-        self.options = {key: value for key, value in options.items() if key != "beside"}
+        self.options = {key: value for key, value in options.items() if key not in ("beside", "remote")}
         self.mode = self.options.setdefault("mode", "gre")
         self.outer_family = 6 if self.mode in OVER6 else 4
         self.families = CARRIES.get(self.mode, (4, 6))
-        self.remote = beside.remote if beside else f"fd09::{number + 100:x}" if self.outer_family == 6 else f"10.9.0.{number + 100}"
+        # The far end that scapy plays, or one of several.
+        self.far = beside.far if beside else f"fd09::{number + 100:x}" if self.outer_family == 6 else f"10.9.0.{number + 100}"
+        self.remote = options.get("remote", self.far)
+        self.is_group = self.remote is not None and ipaddress.ip_address(self.remote).is_multicast
         self.rx, self.tx = self._gre("i"), self._gre("o")
         self.limit = self.options.get("encaplimit", 4) if self.outer_family == 6 else "none"
+        self.in_udp = "encap" in self.options
 
     def _gre(self, way: str) -> Options:
         get = lambda name, default: self.options.get(way + name, self.options.get(name, default))  # noqa: E731
@@ -83,21 +111,41 @@ class Tunnel:
     def configuration(self) -> dict:
         """The `[[tunnel]]` section."""
         nets = {4: f"10.2.{self.number}.0/24", 6: f"fd02:0:0:{self.number:x}::/64"}
-        ends = {"local": LOCAL[self.outer_family], "remote": self.remote}
+        peers = [{"address": self.behind(family), "remote": self.far} for family in self.families]
+        ends = {"local": LOCAL[self.outer_family], **({"remote": self.remote} if self.remote else {"peer": peers})}
         return {"name": self.name, "routes": [nets[family] for family in self.families], **ends, **self.options}
 
-    def around(self, inner: Packet | bytes, outer: dict, gre: dict, sequence: int) -> Packet:
-        """The far end's packet around `inner`; `outer` and `gre` override its fields."""
+    def arrives_at(self) -> tuple[str, str]:
+        """Where the far end's packets go: a link address and an outer address."""
+        if self.is_group:
+            return group_mac(self.remote), self.remote
+        return Bench.OUTER_MAC, LOCAL[self.outer_family]
+
+    def leaves_to(self) -> tuple[str, str]:
+        """Where the router's go."""
+        return (group_mac(self.remote), self.remote) if self.is_group else (Bench.FAR_MAC, self.far)
+
+    def around(self, inner: Packet | bytes, outer: dict, gre: dict, sequence: int, udp: dict | None = None) -> Packet:
+        """The far end's packet around `inner`; `outer`, `gre` and `udp` override its fields."""
         layer, outer = (IPv6 if self.outer_family == 6 else IP), dict(outer)
         extension = outer.pop("extension", None)
-        header = layer(**({"src": self.remote, "dst": LOCAL[self.outer_family]} | outer))
+        header = layer(**({"src": self.far, "dst": self.arrives_at()[1]} | outer))
         if extension is not None:
             header = header / extension
+        if self.in_udp:
+            header = header / UDP(**({"sport": 51515, "dport": GRE_IN_UDP} | (udp or {})))
         if self.mode not in WITH_GRE:
             return header / inner
         options = gre.get("options", self.rx)
         fields = {name: value for name, value in gre.items() if name != "options"}
         return header / gre_around(inner, options, sequence, **fields)
+
+
+def group_mac(address: str) -> str:
+    """The link address of a multicast group (RFC 1112 section 6.4, RFC 2464 section 7)."""
+    octets = ipaddress.ip_address(address).packed
+    ends = b"\x01\x00\x5e" + bytes([octets[1] & 0x7F]) + octets[2:] if len(octets) == 4 else b"\x33\x33" + octets[12:]
+    return ends.hex(":")
 
 
 class Router(Single):
@@ -128,10 +176,20 @@ class Router(Single):
         for version in (1, 2):
             self.router.sysctl(f"net.ipv6.conf.default.mldv{version}_unsolicited_report_interval", 10)
         self.router.ip("address", "add", "fd09::1/64", "dev", "outer0", "nodad")
-        for address in {tunnel.remote for tunnel in self.tunnels.values() if "." in tunnel.remote or ":" in tunnel.remote}:
+        for address in {tunnel.far for tunnel in self.tunnels.values()}:
             self.router.ip("neigh", "replace", address, "lladdr", Bench.FAR_MAC, "dev", "outer0", "nud", "permanent")
         for address in ("10.1.0.2", "fd01::2"):
             self.router.ip("neigh", "replace", address, "lladdr", Bench.HOST_MAC, "dev", "inner0", "nud", "permanent")
+
+    def settle(self) -> None:
+        """Until the kernel has said into a tunnel what it says when the device comes up."""
+        seen: list[dict] = []
+        wait_until(lambda: (seen.append(self.counters()), len(seen) > 10 and seen[-1] == seen[-10])[1], "no counter rises")
+
+    def send_far(self, tunnel: Tunnel, *packets: Packet) -> None:
+        """The far end sends these packets to the tunnel's end."""
+        header = Ether(src=Bench.FAR_MAC, dst=tunnel.arrives_at()[0])
+        self.outside.send(*(header / packet for packet in packets))
 
     def recorded(self, device: str) -> list[Ether]:
         """Every frame that the router has sent to a device since before it started."""
@@ -181,7 +239,7 @@ class Router(Single):
         for outer in (option, {}):
             inner = Inner(family).back(tunnel)
             self.sent[tunnel.name] = self.sent.get(tunnel.name, -1) + 1
-            self.send_outside(tunnel.around(inner, outer, {}, self.sent[tunnel.name]))
+            self.send_far(tunnel, tunnel.around(inner, outer, {}, self.sent[tunnel.name]))
             seen += self._until(self.inside, [inner])
         return seen
 
@@ -235,6 +293,8 @@ class Row:
     """Nothing comes of it, and nothing of ours counts it."""
     counted: str = ""
     """The tunnel that counts it, if it is another."""
+    udp: dict = dataclasses.field(default_factory=dict)
+    """Fields of the UDP header in front of GRE."""
 
     def __str__(self) -> str:
         """What is not as in every row."""
@@ -265,7 +325,7 @@ class Row:
         if self.drop or self.ignored:
             return
         seen = bed.outside.expect(carries(payload_of(packet)), "the outer packet")
-        judge_outer(tunnel, seen, packet, self.outer, self.gre)
+        judge_outer(tunnel, seen, packet, self)
 
     def _out(self, bed: Router, tunnel: Tunnel) -> None:
         inner = self.inner.back(tunnel)
@@ -276,9 +336,9 @@ class Row:
             number = bed.sent.get(tunnel.name, -1) + 1
         if not refused:
             bed.sent[tunnel.name] = number
-        packet = tunnel.around(inner, self.outer, gre, number)
+        packet = tunnel.around(inner, self.outer, gre, number, self.udp)
         sent = self.send(packet) if self.send else packet
-        bed.send_outside(*(sent if isinstance(sent, list) else [sent]))
+        bed.send_far(tunnel, *(sent if isinstance(sent, list) else [sent]))
         if refused:
             return
         seen = bed.inside.expect(carries(payload_of(inner)), "the inner packet")
@@ -302,15 +362,16 @@ def out(tunnel: str, family: int = 4, inner: dict | None = None, outer: dict | N
     return Row(tunnel, "r", Inner(family, inner or {}, size), outer or {}, gre or {}, **more)
 
 
-def judge_outer(tunnel: Tunnel, frame: Ether, packet: Packet, fields: dict, gre_fields: dict) -> None:
+def judge_outer(tunnel: Tunnel, frame: Ether, packet: Packet, row: Row) -> None:
     """Every field around `packet`, and in it nothing but one TTL less."""
-    assert (frame.src, frame.dst) == (Bench.OUTER_MAC, Bench.FAR_MAC)
+    mac, remote = tunnel.leaves_to()
+    assert (frame.src, frame.dst) == (Bench.OUTER_MAC, mac)
     over6 = tunnel.outer_family == 6
     outer = frame[IPv6 if over6 else IP]
-    assert (outer.src, outer.dst) == (LOCAL[tunnel.outer_family], tunnel.remote)
-    assert checksums_ok(outer)
+    assert (outer.src, outer.dst) == (LOCAL[tunnel.outer_family], remote)
+    assert checksums_ok(outer) or tunnel.in_udp and outer[UDP].chksum == 0
     inside = 41 if isinstance(packet, IPv6) else 4
-    protocol, layer = (47 if tunnel.mode in WITH_GRE else inside), outer
+    protocol, layer = (17 if tunnel.in_udp else 47 if tunnel.mode in WITH_GRE else inside), outer
     if over6:
         assert (outer.version, outer.plen) == (6, len(ip_bytes(outer)) - 40)
         if tunnel.limit == "none":
@@ -322,17 +383,34 @@ def judge_outer(tunnel: Tunnel, frame: Ether, packet: Packet, fields: dict, gre_
     else:
         assert (outer.version, outer.ihl, outer.frag, outer.proto) == (4, 5, 0, protocol) and outer.id != 0
         assert not outer.flags.MF and not outer.flags.evil
-    for name, value in fields.items():
-        got = getattr(outer, name)
-        assert (str(got) if name == "flags" else got) == value, f"{name}: {got}, not {value}"
+    wanted(outer, row.outer)
+    if tunnel.in_udp:
+        judge_udp(tunnel, outer[UDP])
+        wanted(outer[UDP], row.udp)
     if tunnel.mode in WITH_GRE:
-        judge_gre(tunnel.tx, outer[GRE], packet, gre_fields)
+        judge_gre(tunnel.tx, outer[GRE], packet)
+        wanted(outer[GRE], {SEQUENCE if name == "number" else name: value for name, value in row.gre.items()})
         layer = outer[GRE]
     assert ip_bytes(layer.payload) == forwarded(packet)
     assert frame.original.endswith(forwarded(packet)), "something behind the packet"
 
 
-def judge_gre(options: Options, header: GRE, packet: Packet, fields: dict) -> None:
+def wanted(layer: Packet, fields: dict) -> None:
+    """These fields of a header."""
+    for name, value in fields.items():
+        got = getattr(layer, name)
+        assert (str(got) if name == "flags" and isinstance(layer, IP) else got) == value, f"{name}: {got}, not {value}"
+
+
+def judge_udp(tunnel: Tunnel, header: UDP) -> None:
+    """The UDP header of RFC 8086: its port, a source port of the dynamic range, a checksum where one is wanted."""
+    assert (header.dport, header.len) == (GRE_IN_UDP, len(header.original))
+    fixed = tunnel.options.get("encap_sport")
+    assert header.sport == fixed if fixed else 49152 <= header.sport <= 65535
+    assert (header.chksum != 0) == tunnel.options.get("encap_csum", tunnel.outer_family == 6)
+
+
+def judge_gre(options: Options, header: GRE, packet: Packet) -> None:
     """The GRE header as the options want it."""
     present = bool(header.chksum_present), bool(header.key_present), bool(header.seqnum_present)
     assert present == (options.csum, options.key is not None, options.seq)
@@ -341,9 +419,6 @@ def judge_gre(options: Options, header: GRE, packet: Packet, fields: dict) -> No
     assert (header.key if header.key_present else None) == options.key
     if options.csum:
         assert gre_checksum_ok(header) and header.offset == 0
-    for name, value in fields.items():
-        got = getattr(header, SEQUENCE if name == "number" else name)
-        assert got == value, f"{name}: {got}, not {value}"
 
 
 def told(bed: Router, row: Row, error: dict) -> None:
@@ -354,7 +429,7 @@ def told(bed: Router, row: Row, error: dict) -> None:
         bed.send_inside(packet)
     else:
         packet, tap = row.inner.back(tunnel), bed.outside
-        bed.send_outside(tunnel.around(packet, row.outer, row.gre, 0))
+        bed.send_far(tunnel, tunnel.around(packet, row.outer, row.gre, 0))
     layer, name = (IPv6, "ICMPv6") if row.inner.family == 6 else (IP, "ICMP")
     quote = bytes(packet)[: 48 if row.inner.family == 6 else 28]
 
@@ -398,12 +473,15 @@ class Results:
         """The table; empty if nothing ran."""
         if not self.counts:
             return
-        yield f"{'conformance':<12}{'with XDP':>12}{'without':>12}   rows passed"
+        yield f"{'conformance':<14}{'with XDP':>14}{'without':>14}   rows passed"
         for name, modes in self.counts.items():
-            yield f"{name:<12}" + "".join(f"{cell(modes.get(mode)):>12}" for mode in MODES)
-        totals = [[sum(counts[n] for m, counts in pairs if m == mode) for n in (0, 1)] for mode in MODES
-                  for pairs in [[pair for modes in self.counts.values() for pair in modes.items()]]]
-        yield f"{'all':<12}" + "".join(f"{cell(total):>12}" for total in totals)
+            yield f"{name:<14}" + "".join(f"{cell(modes.get(mode)):>14}" for mode in MODES)
+        yield f"{'all':<14}" + "".join(f"{cell(self.total(mode)):>14}" for mode in MODES)
+
+    def total(self, mode: str) -> list[int]:
+        """Passed and failed of all ids in a mode."""
+        counts = [modes[mode] for modes in self.counts.values() if mode in modes]
+        return [sum(count[n] for count in counts) for n in (0, 1)]
 
 
 def cell(counts: list[int] | None) -> str:
