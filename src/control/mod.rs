@@ -11,6 +11,7 @@ pub mod check;
 mod claim;
 pub mod compile;
 pub mod config;
+mod descriptors;
 mod fastpath;
 pub mod mirror;
 pub mod netlink;
