@@ -55,6 +55,8 @@ enum steer_port_flags {
 	STEER_PORT_ANY_REMOTE = 1 << 5,
 	/* The same over IPv6. */
 	STEER_PORT_ANY_REMOTE6 = 1 << 6,
+	/* Some tunnel receives what is sent to a group. */
+	STEER_PORT_GROUPS = 1 << 9,
 };
 
 /* The device that a program is attached to; each attachment has its own. */

@@ -3,13 +3,17 @@
 //! A plain function of its inputs: no I/O, no clock. What it cannot express exactly as the kernel would do it, it leaves
 //! to the kernel.
 
+mod ends;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+pub use ends::PeerStatus;
 
 use super::{
     config::TunnelConfig,
@@ -55,25 +59,40 @@ pub struct OuterHop {
 }
 
 /// A tunnel's state at the moment of compilation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelStatus {
     /// The tunnel device is there and administratively up.
     pub up: bool,
     /// The tunnel device's MTU; 0 when there is no device.
     pub mtu: u16,
-    /// None: the remote cannot be reached.
+    /// None: the remote cannot be reached, or there is none.
     pub outer: Option<OuterHop>,
+    /// Of a tunnel without a remote: each outer address that a peer or a route names, once.
+    pub peers: Option<Vec<PeerStatus>>,
+}
+
+fn word(outer: Option<&OuterHop>) -> &'static str {
+    match outer {
+        None => "no-route",
+        Some(outer) if outer.mac.is_none() => "unresolved",
+        Some(_) => "up",
+    }
 }
 
 impl TunnelStatus {
-    /// The word for it in the statistics.
+    /// The word for it in the statistics. A tunnel without a remote is up with its device: its peers have words of their own.
     pub fn word(&self) -> &'static str {
-        match (self.up, &self.outer) {
+        match (self.up, &self.peers) {
             (false, _) => "down",
-            (true, None) => "no-route",
-            (true, Some(outer)) if outer.mac.is_none() => "unresolved",
             (true, Some(_)) => "up",
+            (true, None) => word(self.outer.as_ref()),
         }
+    }
+
+    /// Every neighbour on the underlay that it sends to.
+    pub fn outers(&self) -> impl Iterator<Item = OuterHop> + '_ {
+        let peers = self.peers.iter().flatten().filter_map(|peer| peer.outer);
+        self.outer.into_iter().chain(peers)
     }
 }
 
@@ -100,14 +119,24 @@ pub fn compile(
         tunnels,
         by_ifindex: tunnels.iter().map(|t| (t.ifindex, *t)).collect(),
     };
-    let statuses: Vec<TunnelStatus> = tunnels.iter().map(|t| scene.status(t)).collect();
     let routes = known.unwrap_or_else(|| Arc::new(scene.routes()));
+    let statuses = scene.statuses(&routes);
     let plan = scene.plan(&statuses, &routes);
     let entries = tunnels
         .iter()
         .zip(&statuses)
         .map(|(t, status)| (scene.tunnel(t, status), scene.egress(t, status)));
     let mut fib = Fib::new(scene.ports(), entries, routes);
+    if state.foreign_rules() {
+        fib.leave_to_kernel();
+    }
+    for (t, status) in tunnels.iter().zip(&statuses) {
+        for peer in status.peers.iter().flatten() {
+            if let Some(adjacency) = scene.adjacency(peer.outer) {
+                fib.add_peer(t.id, peer.remote, adjacency);
+            }
+        }
+    }
     for address in state.addresses() {
         fib.add_own(address.ip);
     }
@@ -156,19 +185,13 @@ impl Scene<'_> {
         clamp(route.mtu.map_or(device, |metric| metric.min(device)))
     }
 
-    fn status(&self, tunnel: &TunnelDevice<'_>) -> TunnelStatus {
-        let link = self.state.link(tunnel.ifindex);
-        TunnelStatus {
-            up: link.is_some_and(|link| link.up),
-            mtu: link.map_or(0, |link| clamp(link.mtu)),
-            outer: self.outer_hop(tunnel.config),
-        }
-    }
-
     /// Where the kernel sends the outer packets. A route into one of our tunnels is none: the packet would go round
     /// (gre-8).
-    fn outer_hop(&self, config: &TunnelConfig) -> Option<OuterHop> {
-        let found = self.state.lookup(config.remote)?;
+    fn outer_hop(&self, config: &TunnelConfig, remote: IpAddr) -> Option<OuterHop> {
+        if remote.is_multicast() {
+            return self.group_hop(config, remote);
+        }
+        let found = self.state.lookup(remote)?;
         let route = found.route;
         if found.table == Table::Local || route.kind != RouteKind::Unicast {
             return None;
@@ -182,7 +205,7 @@ impl Scene<'_> {
         if self.by_ifindex.contains_key(&hop.oif) {
             return None;
         }
-        let neighbour = hop.gateway.unwrap_or(config.remote);
+        let neighbour = hop.gateway.unwrap_or(remote);
         Some(OuterHop {
             ifindex: hop.oif,
             neighbour,
@@ -198,8 +221,9 @@ impl Scene<'_> {
     }
 
     fn tunnel(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Tunnel {
-        let dev = (t.config.dev.as_deref()).and_then(|dev| self.state.link_by_name(dev));
-        let dev = dev.map(|link| link.index);
+        // 0 is no device: bound to one that is not there, it sends nothing.
+        let index = |dev| self.state.link_by_name(dev).map_or(0, |link| link.index);
+        let dev = t.config.dev.as_deref().map(index);
         let tunnel = t.config.tunnel(t.id, dev, status.mtu, status.up);
         let room = |mtu: u16| match status.outer {
             Some(outer) => mtu.min(outer.mtu.saturating_sub(t.config.overhead())),
@@ -212,24 +236,24 @@ impl Scene<'_> {
     }
 
     fn egress(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Egress {
-        let adjacency = status
-            .outer
-            .filter(|outer| !outer.kernel_only)
-            .and_then(|outer| {
-                let port = self.port(outer.ifindex)?;
-                let device = &self.devices[port.index()];
-                let link = self.state.link(outer.ifindex)?;
-                (device.underlay && can_send(link)).then_some(Adjacency {
-                    port,
-                    destination: outer.mac?,
-                    source: link.mac?,
-                    mtu: outer.mtu,
-                })
-            });
         Egress {
-            adjacency,
+            adjacency: self.adjacency(status.outer),
             forwards: self.forwards(t.ifindex),
         }
+    }
+
+    /// The next hop of outer packets as workers use it, where they can.
+    fn adjacency(&self, outer: Option<OuterHop>) -> Option<Adjacency> {
+        let outer = outer.filter(|outer| !outer.kernel_only)?;
+        let port = self.port(outer.ifindex)?;
+        let device = &self.devices[port.index()];
+        let link = self.state.link(outer.ifindex)?;
+        (device.underlay && can_send(link)).then_some(Adjacency {
+            port,
+            destination: outer.mac?,
+            source: link.mac?,
+            mtu: outer.mtu,
+        })
     }
 
     fn ports(&self) -> Vec<PortInfo> {
@@ -261,10 +285,6 @@ impl Scene<'_> {
     /// the main table beneath a prefix of the local one is never reached.
     fn routes(&self) -> RouteTable {
         let mut table = RouteTable::default();
-        // With policy rules the main table does not decide alone.
-        if self.state.foreign_rules() {
-            return table;
-        }
         let local: Vec<(IpNet, Best<'_>)> = (self.state.local_v4().iter())
             .map(|(net, best)| (IpNet::V4(net), best))
             .chain(
@@ -340,14 +360,21 @@ impl Scene<'_> {
             .filter(|(t, status)| status.up && own(t.config.local))
             .flat_map(|(t, _)| matches(t.config))
             .collect();
-        let ready: HashMap<TunnelId, u16> = (self.tunnels.iter().zip(statuses))
-            .filter_map(|(t, status)| {
-                let outer = self.egress(t, status).adjacency.filter(|_| status.up)?;
-                Some((t.id, outer.mtu.saturating_sub(t.config.overhead())))
-            })
-            .collect();
-        let (v4, v6) = prefixes(routes, &ready);
-        (plan.v4, plan.v6) = (v4, v6);
+        let rooms = self.rooms(statuses);
+        let configs: HashMap<TunnelId, &TunnelConfig> =
+            self.tunnels.iter().map(|t| (t.id, t.config)).collect();
+        let room = |id, gateway: Option<IpAddr>| {
+            let config = configs.get(&id)?;
+            let remote = match gateway {
+                Some(gateway) if config.remote.is_unspecified() => {
+                    let underlay = config.mode.kind().underlay;
+                    config.peers.remote_of(underlay, Some(gateway), gateway)?
+                }
+                _ => config.remote,
+            };
+            rooms.get(&(id, remote)).copied()
+        };
+        (plan.v4, plan.v6) = prefixes(routes, room);
         plan
     }
 
@@ -404,10 +431,16 @@ fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
         (Shim::None, _, Payload::Ipv6) => [Some(TunnelClass::Ipv6), None],
         (Shim::None, ..) => [Some(TunnelClass::Ipv4), Some(TunnelClass::Ipv6)],
     };
-    classes.into_iter().flatten().map(|class| TunnelMatch {
+    // What is sent to a group comes from any member.
+    let (local, remote) = match config.remote {
+        IpAddr::V4(group) if group.is_multicast() => (group.into(), Ipv4Addr::UNSPECIFIED.into()),
+        IpAddr::V6(group) if group.is_multicast() => (group.into(), Ipv6Addr::UNSPECIFIED.into()),
+        remote => (config.local, remote),
+    };
+    classes.into_iter().flatten().map(move |class| TunnelMatch {
         class,
-        local: config.local,
-        remote: config.remote,
+        local,
+        remote,
         key: config.ikey,
     })
 }
@@ -424,16 +457,19 @@ type Prefixes = (
 
 /// The routes into tunnels that are ready, and beneath them those that lead elsewhere: nothing that a longer or shorter
 /// entry says already.
-fn prefixes(routes: &RouteTable, ready: &HashMap<TunnelId, u16>) -> Prefixes {
+///
+/// `room` is the largest inner packet for a tunnel and its route's gateway, if it can be sent there.
+fn prefixes(
+    routes: &RouteTable,
+    room: impl Fn(TunnelId, Option<IpAddr>) -> Option<u16>,
+) -> Prefixes {
     let (mut v4, mut v6) = Prefixes::default();
     // Entries that cover the prefix at hand, widest first; a parent always comes before its children.
     let mut above: Vec<(IpNet, PrefixAction)> = Vec::new();
     for (net, hop) in routes.iter() {
         let action = match hop {
-            NextHop::Tunnel { id, mtu, .. } => match ready.get(&id) {
-                Some(room) => PrefixAction::Tunnel {
-                    mtu: mtu.min(*room),
-                },
+            NextHop::Tunnel { id, gateway, mtu } => match room(id, gateway) {
+                Some(room) => PrefixAction::Tunnel { mtu: mtu.min(room) },
                 None => PrefixAction::Kernel,
             },
             _ => PrefixAction::Kernel,

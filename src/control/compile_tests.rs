@@ -512,7 +512,8 @@ fn with_somebodys_policy_rules_nothing_is_steered_and_nothing_routed() {
         plain: false,
     }));
     let compiled = net.compile();
-    assert!(compiled.fib.routes().is_empty());
+    let far = "10.2.0.1".parse().unwrap();
+    assert_eq!(compiled.fib.resolve(far), Resolution::Kernel);
     assert!(compiled.plan.v4.is_empty() && compiled.plan.v6.is_empty());
     assert!(!net.is_ready(0));
     let ports = &compiled.plan.ports;
@@ -736,3 +737,6 @@ proptest! {
         }
     }
 }
+
+#[path = "compile/ends_tests.rs"]
+mod ends;

@@ -209,7 +209,7 @@ impl Router {
                 tracing::info!("tunnel {}: {}", entry.config.name, now.word());
             }
         }
-        let outer = tunnels.iter().filter_map(|status| status.outer);
+        let outer = tunnels.iter().flat_map(TunnelStatus::outers);
         self.outgoing = outer
             .filter_map(|outer| Some((outer.ifindex, state.link(outer.ifindex)?.name.clone())))
             .collect();
@@ -417,7 +417,8 @@ impl Router {
             neighbour.nud == Nud::Stale && ports.iter().any(|port| port.ifindex == *ifindex)
         });
         let mut stale: BTreeSet<_> = inner.map(|(key, _)| *key).take(REFRESHES).collect();
-        for outer in self.statuses.iter().filter_map(|status| status.outer) {
+        let outers = self.statuses.iter().flat_map(TunnelStatus::outers);
+        for outer in outers.filter(|outer| !outer.neighbour.is_multicast()) {
             let entry = state.neighbour_entry(outer.ifindex, outer.neighbour);
             // One that is not resolved is asked for too: a tunnel is ready before its first packet.
             if outer.mac.is_none() || entry.is_some_and(|neighbour| neighbour.nud == Nud::Stale) {

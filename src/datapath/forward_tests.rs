@@ -738,3 +738,6 @@ fn gre_8_nothing_goes_back_to_where_it_came_from() {
     assert_eq!(verdict, Verdict::Drop(DropReason::Recursion));
     assert_eq!(bed.record(0).drops.total(), 1);
 }
+
+#[path = "forward_peers_tests.rs"]
+mod peers;

@@ -146,6 +146,8 @@ pub struct Fib {
     neighbours: HashMap<(PortId, IpAddr), MacAddr, FxBuildHasher>,
     /// The router's own addresses: nobody else may send from them.
     own: HashSet<IpAddr, FxBuildHasher>,
+    /// Policy rules decide where packets go, which only the kernel can follow.
+    has_rules: bool,
     /// Two tables with different contents never have the same number; the empty one's is 0.
     number: u64,
 }
@@ -179,6 +181,7 @@ impl Fib {
             routes: routes.into(),
             neighbours: HashMap::default(),
             own: HashSet::default(),
+            has_rules: false,
             number: next_number(),
         }
     }
@@ -192,6 +195,12 @@ impl Fib {
     /// Adds the neighbour on the underlay that outer packets to `remote` go to, of a tunnel without a remote of its own.
     pub fn add_peer(&mut self, id: TunnelId, remote: IpAddr, adjacency: Adjacency) {
         self.peers.insert((id, remote), adjacency);
+    }
+
+    /// Leaves every packet to the kernel. Its routes go on to say what the gateways of tunnels are.
+    pub fn leave_to_kernel(&mut self) {
+        self.has_rules = true;
+        self.number = next_number();
     }
 
     /// Adds an address of the router.
@@ -243,6 +252,12 @@ impl Fib {
         }
     }
 
+    /// Whether a packet for `destination` is routed into this tunnel.
+    pub fn leads_into(&self, tunnel: &Tunnel, destination: IpAddr) -> bool {
+        let hop = self.routes.lookup(destination);
+        matches!(hop, Some(NextHop::Tunnel { id, .. }) if id == tunnel.id)
+    }
+
     /// The outer destination of a unicast packet for `destination` that the kernel has routed into a tunnel.
     pub fn remote_of(&self, tunnel: &Tunnel, destination: IpAddr) -> Option<IpAddr> {
         let gateway = match self.routes.lookup(destination) {
@@ -254,6 +269,9 @@ impl Fib {
 
     /// Where a packet for `destination` goes.
     pub fn resolve(&self, destination: IpAddr) -> Resolution {
+        if self.has_rules {
+            return Resolution::Kernel;
+        }
         match self.routes.lookup(destination) {
             Some(NextHop::Connected { port, mtu }) => self.adjacent(port, destination, mtu),
             Some(NextHop::Via { port, gateway, mtu }) => self.adjacent(port, gateway, mtu),

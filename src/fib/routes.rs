@@ -1,30 +1,52 @@
 //! Longest-prefix match.
 
-use std::net::IpAddr;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::IpAddr,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
 use super::NextHop;
+use crate::tunnel::TunnelId;
 
 /// Routes of both families, looked up by longest prefix.
 #[derive(Debug, Default)]
 pub struct RouteTable {
     v4: PrefixMap<Ipv4Net, NextHop>,
     v6: PrefixMap<Ipv6Net, NextHop>,
+    /// The gateways of routes into tunnels, and how many routes have them.
+    gateways: HashMap<(TunnelId, IpAddr), usize>,
 }
 
 impl RouteTable {
     /// Adds a route, or replaces the one with the same prefix.
     pub fn insert(&mut self, prefix: IpNet, next_hop: NextHop) {
-        match prefix {
-            IpNet::V4(net) => {
-                self.v4.insert(net.trunc(), next_hop);
-            }
-            IpNet::V6(net) => {
-                self.v6.insert(net.trunc(), next_hop);
+        let before = match prefix {
+            IpNet::V4(net) => self.v4.insert(net.trunc(), next_hop),
+            IpNet::V6(net) => self.v6.insert(net.trunc(), next_hop),
+        };
+        if let Some(gateway) = tunnel_gateway(next_hop) {
+            *self.gateways.entry(gateway).or_default() += 1;
+        }
+        if let Some(gateway) = before.and_then(tunnel_gateway) {
+            self.forget(gateway);
+        }
+    }
+
+    fn forget(&mut self, gateway: (TunnelId, IpAddr)) {
+        if let Entry::Occupied(mut routes) = self.gateways.entry(gateway) {
+            *routes.get_mut() -= 1;
+            if *routes.get() == 0 {
+                routes.remove();
             }
         }
+    }
+
+    /// Each gateway of a route into a tunnel, once.
+    pub fn tunnel_gateways(&self) -> impl Iterator<Item = (TunnelId, IpAddr)> + '_ {
+        self.gateways.keys().copied()
     }
 
     /// The next hop of the longest prefix that contains `destination`.
@@ -59,10 +81,17 @@ impl RouteTable {
     }
 }
 
+fn tunnel_gateway(hop: NextHop) -> Option<(TunnelId, IpAddr)> {
+    match hop {
+        NextHop::Tunnel { id, gateway, .. } => Some((id, gateway?)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fib::PortId, tunnel::TunnelId};
+    use crate::fib::PortId;
     use proptest::prelude::*;
 
     fn linear(routes: &[(IpNet, NextHop)], destination: IpAddr) -> Option<NextHop> {
@@ -89,6 +118,30 @@ mod tests {
             },
             _ => NextHop::Kernel,
         }
+    }
+
+    #[test]
+    fn gateways_into_tunnels_are_known_as_long_as_a_route_has_them() {
+        let into = |id, gateway: &str| NextHop::Tunnel {
+            id: TunnelId(id),
+            gateway: Some(gateway.parse().unwrap()),
+            mtu: 1476,
+        };
+        let mut table = RouteTable::default();
+        let mut put = |prefix: &str, hop| {
+            table.insert(prefix.parse().unwrap(), hop);
+            let mut known: Vec<_> = (table.tunnel_gateways())
+                .map(|(id, gateway)| format!("{} {gateway}", id.0))
+                .collect();
+            known.sort();
+            known
+        };
+        assert_eq!(put("10.1.0.0/24", into(0, "192.0.2.1")), ["0 192.0.2.1"]);
+        assert_eq!(put("10.2.0.0/24", into(0, "192.0.2.1")), ["0 192.0.2.1"]);
+        let both = ["0 192.0.2.1", "1 192.0.2.1"];
+        assert_eq!(put("10.2.0.0/24", into(1, "192.0.2.1")), both);
+        assert_eq!(put("10.1.0.0/24", NextHop::Kernel), ["1 192.0.2.1"]);
+        assert_eq!(put("10.2.0.0/24", NextHop::Local), [""; 0]);
     }
 
     proptest! {

@@ -38,6 +38,7 @@ pub const PORT_FORWARD6: u16 = 1 << 3;
 pub const PORT_PARTIAL_CHECKSUMS: u16 = 1 << 4;
 pub const PORT_ANY_REMOTE: u16 = 1 << 5;
 pub const PORT_ANY_REMOTE6: u16 = 1 << 6;
+pub const PORT_GROUPS: u16 = 1 << 9;
 
 /// `enum steer_tunnel_flags`.
 pub const TUNNEL_KNOWN: u32 = 1 << 0;
@@ -126,6 +127,7 @@ mod tests {
             ("PARTIAL_CHECKSUMS", PORT_PARTIAL_CHECKSUMS),
             ("ANY_REMOTE", PORT_ANY_REMOTE),
             ("ANY_REMOTE6", PORT_ANY_REMOTE6),
+            ("GROUPS", PORT_GROUPS),
         ];
         let flags = flags.map(|(name, value)| (format!("PORT_{name}"), u32::from(value)));
         let tunnel = [

@@ -86,7 +86,7 @@ impl TunnelClass {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TunnelMatch {
     pub class: TunnelClass,
-    /// Outer destination; `0.0.0.0` or `::` is any of that family in [`Plan::addresses`].
+    /// Outer destination, an address or a group; `0.0.0.0` or `::` is any of that family in [`Plan::addresses`].
     pub local: IpAddr,
     /// Outer source; `0.0.0.0` or `::` is any.
     pub remote: IpAddr,
@@ -217,6 +217,11 @@ impl Plan {
             .any(|t| t.remote.is_unspecified() && t.remote.is_ipv4() == ipv4)
     }
 
+    /// Whether some tunnel receives what is sent to a group.
+    fn groups(&self) -> bool {
+        self.possible().any(|t| t.local.is_multicast())
+    }
+
     /// The plan as the maps shall hold it.
     pub(super) fn tables(&self) -> Tables {
         let mut tables = Tables::default();
@@ -265,6 +270,7 @@ impl Plan {
             (port.partial_checksums, abi::PORT_PARTIAL_CHECKSUMS),
             (self.any_remote(true), abi::PORT_ANY_REMOTE),
             (self.any_remote(false), abi::PORT_ANY_REMOTE6),
+            (self.groups(), abi::PORT_GROUPS),
         ];
         abi::PortEntry {
             mac: port.mac,
@@ -454,5 +460,10 @@ mod tests {
         assert_eq!(flags("192.0.2.1", "0.0.0.0"), abi::PORT_ANY_REMOTE);
         assert_eq!(flags("2001:db8::1", "2001:db8::3"), 0);
         assert_eq!(flags("2001:db8::1", "::"), abi::PORT_ANY_REMOTE6);
+        // Frames for many are looked into only where a tunnel has a group.
+        let group = abi::PORT_ANY_REMOTE | abi::PORT_GROUPS;
+        assert_eq!(flags("239.1.1.1", "0.0.0.0"), group);
+        let group = abi::PORT_ANY_REMOTE6 | abi::PORT_GROUPS;
+        assert_eq!(flags("ff05::1", "::"), group);
     }
 }
