@@ -24,6 +24,7 @@ mod slots;
 pub mod slowpath;
 pub mod socket;
 mod statistics;
+mod takeover;
 mod tunnels;
 mod wake;
 mod worker_thread;
