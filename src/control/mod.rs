@@ -13,6 +13,8 @@ pub mod compile;
 pub mod config;
 mod descriptors;
 mod fastpath;
+mod handover;
+mod heirs;
 pub mod mirror;
 pub mod netlink;
 mod privileges;

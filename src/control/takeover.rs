@@ -29,7 +29,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::descriptors;
+use super::{claim::Claims, descriptors, socket::ControlSocket};
 
 /// How long each side waits for the other's next word.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -67,7 +67,7 @@ impl TakeoverError {
 /// What is handed over. The descriptors come behind it, in the order of the fields.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct State {
-    protocol: u32,
+    pub protocol: u32,
     /// The control socket's directory was made for it.
     pub made_directory: Option<PathBuf>,
     /// Devices that are claimed.
@@ -80,8 +80,8 @@ pub struct State {
     pub service: Option<String>,
     /// Devices with the steering program: index, and whether generically.
     pub links: Vec<(u32, bool)>,
-    /// Devices on which VLAN tags were told to stay in the frame.
-    pub tags: Vec<String>,
+    /// Devices on which VLAN tags were told to stay in the frame, and the features to switch on again in the end.
+    pub tags: Vec<(String, Vec<usize>)>,
     /// Tunnels that were added by words.
     pub commanded: BTreeMap<String, Vec<String>>,
 }
@@ -175,8 +175,8 @@ impl Giving {
 pub struct Taken {
     stream: UnixStream,
     pub state: State,
-    pub control: OwnedFd,
-    pub claims: Vec<OwnedFd>,
+    control: Option<OwnedFd>,
+    claims: Vec<OwnedFd>,
     pub tunnels: BTreeMap<String, OwnedFd>,
     pub receivers: Vec<OwnedFd>,
     pub service: Option<OwnedFd>,
@@ -225,7 +225,7 @@ impl Taken {
         let service = state.service.as_ref().and_then(|_| all.next());
         Some(Taken {
             stream,
-            control,
+            control: Some(control),
             claims,
             tunnels,
             receivers,
@@ -233,6 +233,19 @@ impl Taken {
             links: all.collect(),
             state,
         })
+    }
+
+    /// The control socket, still the other one's. To be asked for once.
+    pub fn control(&mut self, path: &Path) -> Result<ControlSocket, TakeoverError> {
+        let failed = TakeoverError::io("the control socket does not come along");
+        let gone = || failed(io::ErrorKind::NotFound.into());
+        let control = self.control.take().ok_or_else(gone)?;
+        ControlSocket::handed(control, path, self.state.made_directory.clone()).map_err(&failed)
+    }
+
+    /// The claims on devices. To be asked for once.
+    pub fn claims(&mut self) -> Claims {
+        Claims::handed(self.state.claims.clone(), std::mem::take(&mut self.claims))
     }
 
     /// From here on this router's slow path carries.
