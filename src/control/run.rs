@@ -121,6 +121,8 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
         .map(|(entry, _)| entry.device.clone())
         .collect();
     settle(&mut monitor, &made).await;
+    // What is there already is compiled at the start.
+    let _ = monitor.take_touched();
     let state = monitor.state();
     let router = match Router::start(config, path, state, made, claims, taken.as_mut()) {
         Ok(router) => RefCell::new(router),
@@ -281,7 +283,10 @@ async fn follow(
             let mut router = router.borrow_mut();
             router.mirror = mirror_report(monitor);
             match changed {
-                Some(what) => router.follow(monitor.state(), what),
+                Some(what) => {
+                    let touched = monitor.take_touched();
+                    router.follow(monitor.state(), what, touched)
+                }
                 None => router.heartbeat(monitor.state()),
             }
         };
