@@ -392,6 +392,7 @@ impl Router {
     fn prepare_fast_path(&mut self) -> Result<(), RunError> {
         if self.steer.is_none() {
             self.steer = Some(Steer::load(Limits::default())?);
+            self.compiler.retell_prefixes();
         }
         if !self.has_service {
             let service = open_service_device().map_err(TunnelError::from)?;
