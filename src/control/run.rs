@@ -136,7 +136,11 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
     if let Some(taken) = taken {
         taken.done()?;
         socket.own();
-        heirs.settle(&router.borrow(), &handle).await;
+        let requests = heirs.settled(&router.borrow());
+        for request in requests {
+            request.carry_out(&handle).await;
+        }
+        heirs.end(&handle).await;
         tracing::info!("taken over");
     }
     tracing::info!("ready");
