@@ -69,18 +69,18 @@ impl Heirs {
         Ok(made)
     }
 
-    /// Moves what moves, and removes the devices that nobody has any more.
-    pub async fn settle(self, router: &Router, handle: &Handle) {
-        for (name, route) in self.moving {
-            let entry = router
-                .tunnels
-                .iter()
-                .find(|entry| entry.config.name == name);
-            if let Some(entry) = entry {
-                let request = KernelRequest::ReplaceRoute(entry.device.clone(), route);
-                request.carry_out(handle).await;
-            }
-        }
+    /// What moves the routes, once the router carries.
+    pub fn settled(&self, router: &Router) -> Vec<KernelRequest> {
+        let moved = self.moving.iter().filter_map(|(name, route)| {
+            let mut entries = router.tunnels.iter();
+            let entry = entries.find(|entry| entry.config.name == *name)?;
+            Some(KernelRequest::ReplaceRoute(entry.device.clone(), *route))
+        });
+        moved.collect()
+    }
+
+    /// Removes the devices that nobody has any more.
+    pub async fn end(self, handle: &Handle) {
         for (device, _) in self.orphans {
             tracing::info!("tunnel {}: removed", device.name);
             tunnels::remove(&device, handle).await;

@@ -65,10 +65,8 @@ pub(super) fn link(program: BorrowedFd, ifindex: u32, generic: bool) -> io::Resu
     };
     let fd = check(fd)?;
     // SAFETY: the kernel has just opened this descriptor for us and nobody else knows it.
-    Ok(Link {
-        fd: unsafe { OwnedFd::from_raw_fd(fd) },
-        left: false,
-    })
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(Link { fd, left: false })
 }
 
 /// The id of an XDP program on this device that is not one of ours.
