@@ -14,6 +14,7 @@ use super::{
     claim::{ClaimError, Claims},
     config::{Config, RouterConfig},
     fastpath::{self, FoundDevice},
+    heard::Reports,
     heirs::Heirs,
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle, RequestError},
@@ -21,7 +22,7 @@ use super::{
     report::MirrorReport,
     router::Router,
     service::Service,
-    slowpath::{SlowPathError, Tun},
+    slowpath::{OuterError, SlowPathError, Tun},
     socket::{ControlSocket, Request, Response, SocketError, serve},
     takeover::{Taken, TakeoverError},
     tunnels::{self, TunnelEntry, TunnelError},
@@ -147,13 +148,14 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
     let mut service = Service::find();
     service.status(router.borrow().summary());
     service.ready();
+    let mut reports = Reports::of(&mut router.borrow_mut());
     loop {
         let (orders, mut inbox) = mpsc::channel(ORDERS);
         let taker = tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             taker = serve(&socket, |request| answer(&router, &orders, request)) => taker,
-            () = follow(&router, &mut monitor, &handle, (&mut inbox, &mut service)) => break,
+            () = follow(&router, &mut monitor, &handle, (&mut inbox, &mut reports, &mut service)) => break,
             () = async {
                 while hangup.recv().await.is_some() {
                     order(&orders, Request::Reload {}).await;
@@ -256,20 +258,31 @@ async fn obey(
     }
 }
 
+/// What the router's task wakes for.
+enum News {
+    /// The kernel's state has changed.
+    Kernel(Parts),
+    /// A second has passed.
+    Second,
+    /// Routers said something about outer packets.
+    Errors(Vec<OuterError>),
+}
+
 /// Keeps the router in step with the kernel, and makes the changes that are asked for, for ever.
 async fn follow(
     router: &RefCell<Router>,
     monitor: &mut Monitor,
     handle: &Handle,
-    (orders, service): (&mut mpsc::Receiver<Order>, &mut Service),
+    (orders, reports, service): (&mut mpsc::Receiver<Order>, &mut Reports, &mut Service),
 ) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let mut reply = None;
-        let changed = tokio::select! {
-            change = monitor.changed() => Some(change.what),
-            _ = tick.tick() => None,
+        let news = tokio::select! {
+            change = monitor.changed() => News::Kernel(change.what),
+            _ = tick.tick() => News::Second,
+            errors = reports.next() => News::Errors(errors),
             Some((request, asked)) = orders.recv() => {
                 if request == (Request::Takeover {}) {
                     // No change is under way, and none begins: this task is at its end.
@@ -280,18 +293,19 @@ async fn follow(
                 reply = Some((asked, obey(router, monitor, handle, &request).await));
                 // What was changed is known, and in force, before it is said to be.
                 let _ = tokio::time::timeout(SETTLE, monitor.catch_up()).await;
-                Some(Parts::ALL)
+                News::Kernel(Parts::ALL)
             }
         };
         let requests = {
             let mut router = router.borrow_mut();
             router.mirror = mirror_report(monitor);
-            match changed {
-                Some(what) => {
+            match news {
+                News::Kernel(what) => {
                     let touched = monitor.take_touched();
                     router.follow(monitor.state(), what, touched)
                 }
-                None => router.heartbeat(monitor.state()),
+                News::Second => router.heartbeat(monitor.state()),
+                News::Errors(errors) => router.take_to_heart(monitor.state(), &errors),
             }
         };
         for request in requests {

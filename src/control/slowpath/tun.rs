@@ -136,6 +136,19 @@ impl Tun {
         self.adopted
     }
 
+    /// The interface index.
+    pub fn index(&self) -> Result<u32, TunError> {
+        match &self.device {
+            Device::Attached(device) => device.if_index(),
+            Device::Handed(_) => {
+                net::socket(net::AddressFamily::INET, net::SocketType::DGRAM, None)
+                    .and_then(|any| net::netdevice::name_to_index(&any, &self.name))
+                    .map_err(io::Error::from)
+            }
+        }
+        .map_err(|e| TunError::io(&self.name, "read the interface index", e))
+    }
+
     /// Sets the device up, unless it was handed over so.
     fn set_up(&self) -> Result<(), TunError> {
         match &self.device {
