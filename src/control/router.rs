@@ -181,7 +181,7 @@ impl Router {
     }
 
     /// As [`publish`](Self::publish), where no more than this may have changed.
-    fn publish_news(&mut self, state: &State, what: Parts) {
+    pub(super) fn publish_news(&mut self, state: &State, what: Parts) {
         let devices = tunnel_devices(&self.tunnels);
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
         let Compiled { fib, plan, tunnels } = self.compiler.compile(Input {
@@ -232,6 +232,7 @@ impl Router {
         let snapshot = SlowSnapshot {
             fib: fib.clone(),
             records: records(0),
+            paths: self.paths(&tunnels),
             owner: self.fast.as_ref().and_then(FastPath::owner),
         };
         let heard = self.slow.publish(snapshot, &filter_by(self.steer.as_ref()));
@@ -256,6 +257,9 @@ impl Router {
             }
         }
         self.statuses = tunnels;
+        if self.forget_paths() {
+            self.publish_news(state, Parts::LINKS);
+        }
     }
 
     /// The kernel's state has changed.
@@ -410,6 +414,8 @@ impl Router {
         }
         if outdated {
             self.publish(state);
+        } else if self.forget_paths() {
+            self.publish_news(state, Parts::LINKS);
         }
         self.stale_neighbours(state)
     }
@@ -480,10 +486,13 @@ impl Router {
             all.map(|worker| statistics::worker(worker, fast)).collect()
         });
         let slow_path = statistics::slow_path(&self.slow.stats());
+        let now = Instant::now();
         let tunnels = self.tunnels.iter().enumerate();
         Statistics {
             tunnels: tunnels
-                .map(|(n, entry)| statistics::tunnel(entry, self.statuses.get(n), &self.outgoing))
+                .map(|(n, entry)| {
+                    statistics::tunnel(entry, self.statuses.get(n), &self.outgoing, now)
+                })
                 .collect(),
             drops: statistics::all_drops(&workers, &slow_path),
             workers,
@@ -516,13 +525,16 @@ impl Router {
 }
 
 fn tunnel_devices(tunnels: &[TunnelEntry]) -> Vec<TunnelDevice<'_>> {
-    let device = |(id, config, ifindex)| TunnelDevice {
-        id,
-        config,
-        ifindex,
-    };
-    let parts = tunnels.iter().map(|t| (t.id, &t.config, t.device.index));
-    parts.map(device).collect()
+    let mut devices = Vec::with_capacity(tunnels.len());
+    for tunnel in tunnels {
+        devices.push(TunnelDevice {
+            id: tunnel.id,
+            config: &tunnel.config,
+            ifindex: tunnel.device.index,
+            paths: &tunnel.paths,
+        });
+    }
+    devices
 }
 
 /// Attaches the steering program's filter to a socket.

@@ -21,6 +21,7 @@ pub use show::Query;
 use super::{
     config::TunnelConfig,
     mirror::{Parts, State, Touched},
+    path_mtu::PathMtus,
 };
 use crate::{
     fib::{Adjacency, Egress, Fib, RouteTable},
@@ -47,6 +48,8 @@ pub struct TunnelDevice<'a> {
     pub id: TunnelId,
     pub config: &'a TunnelConfig,
     pub ifindex: u32,
+    /// What routers said of the ways to its other ends.
+    pub paths: &'a PathMtus,
 }
 
 /// What there is to compile: all of it, and what is new since the last time.
