@@ -28,6 +28,9 @@ pub enum Verb {
     Run {
         #[command(flatten)]
         config: ConfigFile,
+        /// Go on where the running router is, and end it: no packet is lost that its slow path can carry
+        #[arg(long)]
+        takeover: bool,
         /// How log lines are written to stderr
         #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
         log_format: LogFormat,

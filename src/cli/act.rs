@@ -35,11 +35,12 @@ pub fn act(cli: Cli) -> anyhow::Result<ExitCode> {
     let done = match cli.verb {
         Verb::Run {
             config,
+            takeover,
             log_format,
             log_level,
         } => {
             start_logging(log_format, &log_level)?;
-            control::run(Config::load(&config.path)?, &config.path).map_err(Into::into)
+            control::run(Config::load(&config.path)?, &config.path, takeover).map_err(Into::into)
         }
         Verb::Check { config, json } => return closed_pipe_is_fine(check(&config.path, json)),
         Verb::Tunnel(TunnelVerb::Show { name, ask }) => tunnel_show(name, &ask),
