@@ -3,7 +3,7 @@
 //! It makes entropy where an outer header has room for it: the IPv6 flow label (RFC 6438), the UDP source port of
 //! GRE-in-UDP (RFC 8086 section 3.2.1), the choice of one of several ways.
 
-use super::{Ipv4, Ipv6, protocol};
+use super::{EtherType, Ipv4, Ipv6, ethernet, protocol};
 
 /// An odd number whose multiples spread well: 2^64 divided by the golden ratio.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -44,8 +44,30 @@ pub fn hash(packet: &[u8]) -> u32 {
     if matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
         state = mix(state, word(payload.get(..4).unwrap_or_default()));
     }
-    state = mix(state, 0);
+    finish(state)
+}
+
+#[inline]
+fn finish(state: u64) -> u32 {
+    let state = mix(state, 0);
     (state >> 32) as u32 ^ state as u32
+}
+
+/// The hash of the flow that an Ethernet frame belongs to: that of the IP packet in it, also behind VLAN tags; of any other
+/// frame, that of its link addresses.
+#[inline]
+pub fn hash_frame(frame: &[u8]) -> u32 {
+    let packet = match ethernet::behind_tags(frame) {
+        Some((EtherType::IPV4 | EtherType::IPV6, at)) => frame.get(at..).map_or(0, hash),
+        _ => 0,
+    };
+    match (packet, frame.get(..12)) {
+        (0, Some(addresses)) => {
+            let state = mix(0, word(addresses));
+            finish(mix(state, word(&addresses[8..])))
+        }
+        (packet, _) => packet,
+    }
 }
 
 #[cfg(test)]
@@ -100,6 +122,22 @@ mod tests {
             assert_eq!(hash(&packet), hash(&other));
             assert_ne!(hash(&packet), hash(&udp(v6, 7, 54)));
         }
+    }
+
+    #[test]
+    fn a_frame_hashes_as_the_packet_in_it_or_by_its_addresses() {
+        let packet = udp(false, 7, 53);
+        let frame = |header: &[u8]| hash_frame(&[&[2; 12], header, &packet].concat());
+        assert_eq!(frame(&[8, 0]), hash(&packet));
+        assert_eq!(frame(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6, 8, 0]), hash(&packet));
+        let mut arp = [3; 60];
+        let of = |frame: &[u8]| hash_frame(frame);
+        let before = of(&arp);
+        arp[59] = 9;
+        assert_eq!(of(&arp), before);
+        arp[11] = 9;
+        assert_ne!(of(&arp), before);
+        assert_eq!(of(&[1; 11]), 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::{
     table::Class,
 };
 use crate::packet::{
-    EtherType, Gre, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, ipv4, ipv6, protocol,
+    EtherType, Ethernet, Gre, GreKey, Ipv4, Ipv6, PacketBuf, ParseError, ipv4, ipv6, protocol,
 };
 
 /// A received tunnel packet's outer headers, parsed and matched to a tunnel; the packet is still whole.
@@ -65,10 +65,13 @@ impl Outer {
             }
             _ => return Err(Refusal::UnknownTunnel),
         };
-        let find = |class| tunnels.lookup(class, shell.local, shell.remote, key, device);
+        let find = |class, key| tunnels.lookup(class, shell.local, shell.remote, key, device);
         // A frame that no Ethernet tunnel takes is an unknown payload to the IP tunnel of the same name.
-        let tunnel = match (find(class), class) {
-            (None, Class::Tap) => find(Class::Gre),
+        let tunnel = match (find(class, key), class) {
+            (None, Class::Tap) => {
+                let vsid = key.map(GreKey::vsid);
+                find(Class::Nvgre, vsid).or_else(|| find(Class::Gre, key))
+            }
             (found, _) => found,
         };
         let tunnel = tunnel.ok_or(Refusal::UnknownTunnel)?;
@@ -172,10 +175,11 @@ fn check_inner(tunnel: &Tunnel, payload: EtherType, inner: &[u8]) -> Result<(usi
             Ok((ip.total_len(), ip.traffic_class()))
         }
         (EtherType::TRANSPARENT_ETHERNET, Payload::Ethernet) => {
-            if inner.len() < ethernet::HEADER_LEN {
-                return Err(Refusal::Inner(ParseError::Truncated));
+            let frame = Ethernet::parse(inner).map_err(Refusal::Inner)?;
+            match tunnel.nvgre && frame.ether_type().is_tag() {
+                true => Err(Refusal::InnerTagged),
+                false => Ok((inner.len(), 0)),
             }
-            Ok((inner.len(), 0))
         }
         _ => Err(Refusal::UnknownProtocol),
     }

@@ -23,8 +23,8 @@ pub fn encapsulate<B: PacketBuf>(
     if overhead + inner.len > usize::from(u16::MAX) || packet.headroom() < overhead {
         return Err(Refusal::NoRoom);
     }
-    // Only an IPv6 header has room for it.
-    if remote.is_ipv6() {
+    // Only an IPv6 header and an NVGRE key have room for it.
+    if remote.is_ipv6() || tunnel.nvgre {
         inner.hash = inner.flow_hash(packet.data());
     }
     // Both were checked above; nothing is changed before this point.
@@ -36,7 +36,7 @@ pub fn encapsulate<B: PacketBuf>(
         let header = GreHeader {
             protocol: inner.ether_type,
             checksum: tunnel.ocsum,
-            key: tunnel.okey,
+            key: tunnel.key_of(inner.hash),
             sequence: tunnel.oseq.then(|| state.sequences.next()),
         };
         header.emit(&mut out[outer::header_len(tunnel)..]);

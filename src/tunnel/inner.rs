@@ -31,7 +31,7 @@ impl Inner {
     pub fn parse(packet: &[u8], tunnel: &Tunnel, remote: IpAddr) -> Result<Inner, Refusal> {
         let payload = tunnel.mode.kind().payload;
         if payload == Payload::Ethernet {
-            return Inner::frame(packet);
+            return Inner::frame(packet, tunnel.nvgre);
         }
         match packet.first().map(|byte| byte >> 4) {
             Some(6) if payload != Payload::Ipv4 => {
@@ -79,8 +79,11 @@ impl Inner {
     }
 
     /// An Ethernet frame: TTL and TOS come from an IP packet directly in it, not from one behind a VLAN tag.
-    fn frame(frame: &[u8]) -> Result<Inner, Refusal> {
+    fn frame(frame: &[u8], nvgre: bool) -> Result<Inner, Refusal> {
         let ethernet = Ethernet::parse(frame).map_err(Refusal::Inner)?;
+        if nvgre && ethernet.ether_type().is_tag() {
+            return Err(Refusal::InnerTagged);
+        }
         let inside = match ethernet.ether_type() {
             EtherType::IPV4 => Ipv4::parse(ethernet.payload())
                 .ok()
@@ -109,7 +112,7 @@ impl Inner {
     #[inline]
     pub fn flow_hash(&self, packet: &[u8]) -> u32 {
         match self.ether_type {
-            EtherType::TRANSPARENT_ETHERNET => packet.get(14..).map_or(0, flow::hash),
+            EtherType::TRANSPARENT_ETHERNET => flow::hash_frame(packet),
             _ => flow::hash(packet),
         }
     }

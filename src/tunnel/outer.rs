@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::{Family, FlowLabel, Mode, Refusal, Shim, Tunnel, TunnelState, inner::Inner};
+use super::{Family, FlowLabel, Mode, Payload, Refusal, Shim, Tunnel, TunnelState, inner::Inner};
 use crate::packet::{
-    EtherType, Ipv4, Ipv4Header, Ipv6, Ipv6Header, ParseError, gre, ipv4, ipv6, protocol,
+    EtherType, Ipv4, Ipv4Header, Ipv6, Ipv6Header, ParseError, ethernet, gre, ipv4, ipv6, protocol,
 };
 
 /// Bytes of the destination options header that carries the tunnel encapsulation limit (RFC 2473 section 4.1.1).
@@ -73,23 +73,30 @@ pub struct Overhead {
     /// The destination options header with the encapsulation limit.
     pub limit: usize,
     pub gre: usize,
+    /// The inner frame's own header. It is there before encapsulation, but the tunnel device's MTU does not count it.
+    pub ethernet: usize,
 }
 
 impl Overhead {
+    /// Bytes that are put in front of the inner packet.
     #[inline]
     pub fn total(self) -> usize {
         self.ip + self.limit + self.gre
     }
 
-    /// The headers that are there, outermost first: what they are called, and their bytes.
+    /// What the underlay carries beyond the tunnel device's MTU, outermost header first: what they are called, and their bytes.
     pub fn parts(self) -> impl Iterator<Item = (&'static str, usize)> {
         let ip = match self.family {
             Family::V4 => "IPv4",
             Family::V6 => "IPv6",
         };
-        [(ip, self.ip), ("limit", self.limit), ("GRE", self.gre)]
-            .into_iter()
-            .filter(|(_, bytes)| *bytes > 0)
+        let headers = [
+            (ip, self.ip),
+            ("limit", self.limit),
+            ("GRE", self.gre),
+            ("Ethernet", self.ethernet),
+        ];
+        headers.into_iter().filter(|(_, bytes)| *bytes > 0)
     }
 }
 
@@ -106,11 +113,16 @@ pub fn overhead(mode: Mode, key: bool, csum: bool, seq: bool, limit: Option<u8>)
         Shim::Gre => gre::header_len(key, csum, seq),
         Shim::None => 0,
     };
+    let ethernet = match kind.payload {
+        Payload::Ethernet => ethernet::HEADER_LEN,
+        _ => 0,
+    };
     Overhead {
         family: kind.underlay,
         ip,
         limit,
         gre,
+        ethernet,
     }
 }
 

@@ -18,6 +18,8 @@ pub enum Class {
     Gre,
     /// GRE with an Ethernet frame inside.
     Tap,
+    /// The same where the key is a virtual subnet and a flow: the lookup is by the subnet alone.
+    Nvgre,
     /// IPv4 directly behind the outer header.
     Ipv4,
     /// IPv6 directly behind the outer header.
@@ -25,10 +27,11 @@ pub enum Class {
 }
 
 impl Class {
-    /// The classes whose packets a tunnel of this kind takes.
-    fn of(mode: Mode) -> &'static [Class] {
-        let kind = mode.kind();
+    /// The classes whose packets a tunnel takes.
+    fn of(tunnel: &Tunnel) -> &'static [Class] {
+        let kind = tunnel.mode.kind();
         match (kind.shim, kind.payload) {
+            (Shim::Gre, Payload::Ethernet) if tunnel.nvgre => &[Class::Nvgre],
             (Shim::Gre, Payload::Ethernet) => &[Class::Tap],
             (Shim::Gre, _) => &[Class::Gre],
             (Shim::None, Payload::Ipv4) => &[Class::Ipv4],
@@ -95,7 +98,7 @@ impl<A: Address> Matches<A> {
             (local, remote)
         };
         self.wildcards |= local == A::ANY || remote == A::ANY;
-        for class in Class::of(tunnel.mode) {
+        for class in Class::of(tunnel) {
             let wanted = (local.with(remote), tag(*class, tunnel.ikey));
             self.ids.entry(wanted).or_default().push(tunnel.id);
         }
@@ -240,7 +243,7 @@ mod tests {
         let mut candidate = None;
         for ends in [(local, remote), (any, remote), (local, any), (any, any)] {
             for t in list {
-                let ours = t.up && Class::of(t.mode).contains(&class);
+                let ours = t.up && Class::of(t).contains(&class);
                 if ours && (t.local, t.remote, t.ikey) == (ends.0, ends.1, key) {
                     if t.dev.is_some() && t.dev == device {
                         return Some(t);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{ConfigError, RouterConfig, TunnelConfig, reader::Section};
+use super::{ConfigError, RouterConfig, TunnelConfig, frames, reader::Section};
 use crate::tunnel::{Mode, Shim, Ttl};
 
 /// The kernel's rules for one tunnel by itself.
@@ -35,7 +35,7 @@ pub(super) fn tunnel_alone(
         let expected = "not with pmtudisc = true: expected pmtudisc = false beside it";
         return Err(complain(section, "ignore_df", expected));
     }
-    Ok(())
+    frames::alone(section, tunnel)
 }
 
 /// A tunnel is a device of its own, not one that the router takes packets from.
@@ -52,7 +52,7 @@ pub(super) fn tunnel_on_router(
         let expected = "the tunnel itself: expected an underlay device";
         return Err(complain(section, "dev", expected));
     }
-    Ok(())
+    frames::on_router(section, tunnel, router)
 }
 
 /// A tunnel beside one that stands before it in the file.
@@ -69,7 +69,7 @@ pub(super) fn tunnel_beside(
         ));
     }
     // As ip_tunnel_find(), in a table per kind: the device that a tunnel is bound to tells it from another as well.
-    let identity = |t: &TunnelConfig| (t.mode, t.local, t.remote, t.ikey, t.dev.clone());
+    let identity = |t: &TunnelConfig| (t.mode, t.local, t.remote, t.ikey, t.nvgre, t.dev.clone());
     if identity(tunnel) == identity(other) {
         let (key, expected) = match (tunnel.mode.kind().shim, tunnel.ikey) {
             (Shim::None, _) => (String::new(), "other addresses"),
@@ -82,6 +82,7 @@ pub(super) fn tunnel_beside(
             other.name
         )));
     }
+    frames::beside(section, tunnel, other)?;
     let address = tunnel.address.iter().find(|address| {
         !may_be_shared(address) && other.address.iter().any(|a| a.addr() == address.addr())
     });
@@ -111,7 +112,7 @@ fn is_link_local_v6(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-fn complain(section: &Section<'_>, key: &str, message: &str) -> ConfigError {
+pub(super) fn complain(section: &Section<'_>, key: &str, message: &str) -> ConfigError {
     match section.get(key) {
         Some(value) => value.complain(message),
         None => section.error(message),

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport},
-    tunnel::{Family, Outer, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
+    tunnel::{Family, Outer, Payload, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
 };
 
 /// Packets taken from one source before the next has its turn.
@@ -181,8 +181,12 @@ impl Engine {
         if !tunnel.up {
             return self.drop_in(record, DropReason::TunnelDown);
         }
+        let is_frame = is_frame(tunnel);
+        if is_frame && !tunnel.fits(buf.data()) {
+            return self.drop_in(record, DropReason::FrameTooBig);
+        }
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
-        if !tunnel.remote.is_unspecified() {
+        if is_frame || !tunnel.remote.is_unspecified() {
             return self.enter_for(id, tunnel.remote, buf);
         }
         let destination = match packet::destination(buf.data()) {
@@ -291,7 +295,13 @@ impl Engine {
         let Some(tun) = self.tuns.get(&id) else {
             return self.drop_in(record, DropReason::TunnelDown);
         };
-        self.complete_checksum(buf);
+        if !tunnel.fits_wire(buf.data()) {
+            return self.drop_in(record, DropReason::FrameTooBig);
+        }
+        match is_frame(tunnel) {
+            true => self.complete_in_frame(buf),
+            false => self.complete_checksum(buf),
+        }
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         match tun.send(buf.data()) {
             Ok(()) => {
@@ -332,6 +342,10 @@ impl Engine {
         }
         match punt.to {
             PuntTo::Tunnel(id) => self.deliver(id, buf),
+            PuntTo::Into(id) => {
+                self.complete_in_frame(buf);
+                self.enter_tunnel(id, buf);
+            }
             PuntTo::Underlay(id) => self.send(id, buf),
             PuntTo::Service => self.hand_back(buf),
             PuntTo::Owner(id) => self.pass_to_owner(id, punt, buf),
@@ -393,10 +407,20 @@ impl Engine {
         }
     }
 
+    fn complete_in_frame(&self, buf: &mut VecBuf) {
+        if transport::complete_in_frame(buf.data_mut()) {
+            self.stats.checksums_completed.add(1);
+        }
+    }
+
     fn drop_in(&self, record: &TunnelRecord, reason: DropReason) {
         record.drops.count(reason);
         self.stats.drops.count(reason);
     }
+}
+
+fn is_frame(tunnel: &Tunnel) -> bool {
+    tunnel.mode.kind().payload == Payload::Ethernet
 }
 
 /// Whether a packet for this address is for every station that hears it.
