@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{DropReason, PuntReason, PuntTo, Verdict, WorkerStats, stats::TunnelRecord, wire};
 use crate::{
-    fib::{Adjacency, Fib, PortId, PortInfo, Resolution, ResolutionCache},
+    fib::{Adjacency, Fib, IntoTunnel, PortId, PortInfo, Resolution, ResolutionCache},
     packet::{
         EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, ipv4, ipv6, protocol,
         transport,
@@ -217,34 +217,79 @@ fn from_overlay<B: PacketBuf>(
     if !port.forwards.family_of(inner.destination) {
         return Verdict::Drop(DropReason::ForwardingOff);
     }
-    let (id, remote, mtu) = match state.resolutions.resolve(fib, inner.destination) {
-        Resolution::Tunnel { id, remote, mtu } => (id, remote, mtu),
+    let route = match state.resolutions.resolve(fib, inner.destination) {
+        Resolution::Tunnel(route) => route,
         Resolution::Local => return to_kernel(PuntReason::LocalDelivery),
         _ => return to_kernel(PuntReason::NoRoute),
     };
-    let Some(tunnel) = fib.tunnels().get(id).filter(|tunnel| tunnel.up) else {
-        return to_kernel(PuntReason::TunnelNotReady);
+    let way = match way_in(route, inner.len, fib, state) {
+        Ok(way) => way,
+        Err(NoWay::Kernels(PuntReason::SequenceOwner)) => {
+            return Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Owner(route.id));
+        }
+        Err(NoWay::Kernels(reason)) => return to_kernel(reason),
+        Err(NoWay::Nobodys(reason)) => return state.drop_in(route.id, reason),
     };
-    let Some(remote) = remote else {
-        return state.drop_in(id, DropReason::NoRemote);
-    };
-    let Some(adjacency) = fib.adjacency(tunnel, remote) else {
-        return to_kernel(PuntReason::TunnelNotReady);
-    };
-    if inner.len > usize::from(mtu) || inner.len + tunnel.overhead() > usize::from(adjacency.mtu) {
-        return to_kernel(PuntReason::TooBig);
-    }
-    if tunnel.oseq && !state.owns_sequences {
-        return Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Owner(id));
-    }
     if port.partial_checksums && transport::complete_checksum(packet.data_mut()) {
         state.stats.checksums_completed.add(1);
     }
-    if let Some(record) = state.tunnel(id) {
-        tunnel.clamp_mss(packet.data_mut(), &record.state.counters);
+    go_in(packet, &inner, &way, state)
+}
+
+/// A tunnel that can take a packet, the outer destination, and the neighbour on the way there.
+struct Way<'f> {
+    tunnel: &'f Tunnel,
+    remote: IpAddr,
+    adjacency: Adjacency,
+}
+
+/// Why a packet does not get into the tunnel that its route names.
+enum NoWay {
+    Kernels(PuntReason),
+    Nobodys(DropReason),
+}
+
+/// The way into the tunnel of `route` for an inner packet of `len` bytes.
+#[inline(always)]
+fn way_in<'f>(
+    route: IntoTunnel,
+    len: usize,
+    fib: &'f Fib,
+    state: &ForwardState,
+) -> Result<Way<'f>, NoWay> {
+    let not_ready = NoWay::Kernels(PuntReason::TunnelNotReady);
+    let Some(tunnel) = fib.tunnels().get(route.id).filter(|tunnel| tunnel.up) else {
+        return Err(not_ready);
+    };
+    let remote = route.remote.ok_or(NoWay::Nobodys(DropReason::NoRemote))?;
+    let adjacency = fib.adjacency(tunnel, remote).ok_or(not_ready)?;
+    if len > usize::from(route.mtu) || len + tunnel.overhead() > usize::from(adjacency.mtu) {
+        return Err(NoWay::Kernels(PuntReason::TooBig));
+    }
+    if tunnel.oseq && !state.owns_sequences {
+        return Err(NoWay::Kernels(PuntReason::SequenceOwner));
+    }
+    Ok(Way {
+        tunnel,
+        remote,
+        adjacency,
+    })
+}
+
+/// Forwards a plain packet into a tunnel.
+#[inline]
+fn go_in<B: PacketBuf>(
+    packet: &mut B,
+    inner: &Plain,
+    way: &Way<'_>,
+    state: &ForwardState,
+) -> Verdict {
+    if let Some(record) = state.tunnel(way.tunnel.id) {
+        (way.tunnel).clamp_mss(packet.data_mut(), &record.state.counters);
     }
     decrement(packet.data_mut(), inner.destination);
-    encapsulate(packet, tunnel, (remote, &adjacency), inner.len, state)
+    let to = (way.remote, &way.adjacency);
+    encapsulate(packet, way.tunnel, to, inner.len, state)
 }
 
 /// Encapsulates a packet that is known to fit, and addresses it to `remote` and the neighbour on the way there.
@@ -339,28 +384,58 @@ fn from_underlay<B: PacketBuf>(
         return wire::leave(packet, (tunnel, record), fib);
     }
     tunnel.clamp_mss(packet.data_mut(), &record.state.counters);
-    let (inner, adjacency) = match forwardable(packet.data(), id, fib, &mut state.resolutions) {
+    // The slow path counts these for the tunnel when it delivers them.
+    let to_kernel = |reason| Verdict::Punt(reason, PuntTo::Tunnel(id));
+    let (inner, onward) = match forwardable(packet.data(), id, fib, &mut state.resolutions) {
         Ok(found) => found,
-        // The slow path counts these for the tunnel when it delivers them.
-        Err(reason) => return Verdict::Punt(reason, PuntTo::Tunnel(id)),
+        Err(reason) => return to_kernel(reason),
     };
-    decrement(packet.data_mut(), inner.destination);
-    let verdict = transmit(packet, &adjacency);
-    if let Verdict::Transmit(_) = verdict {
-        record.state.counters.rx_packets.add(1);
-        record.state.counters.rx_bytes.add(inner.len as u64);
+    let counters = &record.state.counters;
+    let came_out = || {
+        counters.rx_packets.add(1);
+        counters.rx_bytes.add(inner.len as u64);
+    };
+    match onward {
+        Onward::Port(adjacency) => {
+            decrement(packet.data_mut(), inner.destination);
+            let verdict = transmit(packet, &adjacency);
+            if let Verdict::Transmit(_) = verdict {
+                came_out();
+            }
+            verdict
+        }
+        // Back to where it came from: it would go round until its TTL ends (gre-8). Another end of the same tunnel is fine.
+        Onward::Tunnel(route) if route.id == id && route.remote == Some(outer.remote) => {
+            state.drop_in(id, Refusal::Recursion)
+        }
+        Onward::Tunnel(route) => match way_in(route, inner.len, fib, state) {
+            Ok(way) => {
+                came_out();
+                go_in(packet, &inner, &way, state)
+            }
+            Err(NoWay::Kernels(reason)) => to_kernel(reason),
+            Err(NoWay::Nobodys(reason)) => {
+                came_out();
+                state.drop_in(route.id, reason)
+            }
+        },
     }
-    verdict
 }
 
-/// Whether a decapsulated packet can go straight to its next hop; otherwise why it is the kernel's.
+/// Where a decapsulated packet goes next.
+enum Onward {
+    Port(Adjacency),
+    Tunnel(IntoTunnel),
+}
+
+/// Whether a decapsulated packet can go straight on; otherwise why it is the kernel's.
 #[inline(always)]
 fn forwardable(
     packet: &[u8],
     id: TunnelId,
     fib: &Fib,
     resolutions: &mut ResolutionCache,
-) -> Result<(Plain, Adjacency), PuntReason> {
+) -> Result<(Plain, Onward), PuntReason> {
     let inner = plain(packet)?;
     // From ourselves, out of a tunnel: a martian to the kernel, unless accept_local is on.
     if fib.is_own(inner.source) {
@@ -371,7 +446,7 @@ fn forwardable(
     }
     let adjacency = match resolutions.resolve(fib, inner.destination) {
         Resolution::Adjacent(adjacency) => adjacency,
-        Resolution::Tunnel { .. } => return Err(PuntReason::TunnelToTunnel),
+        Resolution::Tunnel(route) => return Ok((inner, Onward::Tunnel(route))),
         Resolution::Local => return Err(PuntReason::LocalDelivery),
         Resolution::Unresolved => return Err(PuntReason::Unresolved),
         Resolution::Kernel => return Err(PuntReason::NoRoute),
@@ -379,7 +454,7 @@ fn forwardable(
     if inner.len > usize::from(adjacency.mtu) {
         return Err(PuntReason::TooBig);
     }
-    Ok((inner, adjacency))
+    Ok((inner, Onward::Port(adjacency)))
 }
 
 #[cfg(test)]

@@ -75,8 +75,6 @@ reasons! {
         TtlExpiring = "ttl_expiring",
         /// Larger than the tunnel's or the egress device's MTU: the kernel answers or fragments.
         TooBig = "too_big",
-        /// The packet routes into a tunnel after it came out of one.
-        TunnelToTunnel = "tunnel_to_tunnel",
         /// Forwarding is switched off on the device it came in by.
         ForwardingOff = "forwarding_off",
         /// Another thread owns the tunnel's sequence numbers.

@@ -1,5 +1,7 @@
 //! Out of the tunnel.
 
+use std::net::IpAddr;
+
 use super::{
     Payload, Refusal, Shim, Tunnel, TunnelId, TunnelState, TunnelTable, ecn, outer::Shell,
     table::Class,
@@ -12,6 +14,8 @@ use crate::packet::{
 #[derive(Debug, Clone, Copy)]
 pub struct Outer {
     pub tunnel: TunnelId,
+    /// Who sent it: the outer source.
+    pub remote: IpAddr,
     /// Where the shim begins, in bytes from the start of the packet; without one, the inner packet.
     shim_at: usize,
     /// Where the inner packet begins.
@@ -39,6 +43,7 @@ impl Outer {
             .ok_or(Refusal::Outer(ParseError::HeaderLength))?;
         let mut outer = Outer {
             tunnel: TunnelId(0),
+            remote: shell.remote,
             shim_at: shell.header_len,
             inner_at: shell.header_len,
             end: shell.end,
