@@ -201,12 +201,16 @@ impl Scene<'_> {
         let dev = (t.config.dev.as_deref()).and_then(|dev| self.state.link_by_name(dev));
         let dev = dev.map(|link| link.index);
         let tunnel = t.config.tunnel(t.id, dev, status.mtu, status.up);
+        let bridge = t.config.bridge.as_deref();
+        let wire_mtu = |link: &Link| clamp(link.mtu);
         let room = |mtu: u16| match status.outer {
             Some(outer) => mtu.min(outer.mtu.saturating_sub(t.config.overhead())),
             None => mtu,
         };
         Tunnel {
             clamp_mss: tunnel.clamp_mss.map(room),
+            // A device that is not there takes nothing, of whatever size.
+            wire: bridge.map(|name| self.state.link_by_name(name).map_or(u16::MAX, wire_mtu)),
             ..tunnel
         }
     }
@@ -226,10 +230,21 @@ impl Scene<'_> {
                     mtu: outer.mtu,
                 })
             });
+        let bridge = t.config.bridge.as_deref();
+        let bridge = bridge.and_then(|name| self.state.link_by_name(name));
         Egress {
             adjacency,
             forwards: self.forwards(t.ifindex),
+            wire: bridge
+                .filter(|link| can_send(link))
+                .and_then(|link| self.port(link.index)),
         }
+    }
+
+    /// The tunnel at the other end of a device's wire.
+    fn wired(&self, device: &Device) -> Option<(usize, &TunnelDevice<'_>)> {
+        let mut tunnels = self.tunnels.iter().enumerate();
+        tunnels.find(|(_, t)| t.config.bridge.as_deref() == Some(&device.name))
     }
 
     fn ports(&self) -> Vec<PortInfo> {
@@ -244,6 +259,7 @@ impl Scene<'_> {
                 overlay: device.overlay,
                 forwards: self.forwards(device.ifindex),
                 partial_checksums: self.is_veth(device.ifindex),
+                wire: self.wired(device).map(|(_, t)| t.id),
             }
         };
         self.devices.iter().map(info).collect()
@@ -309,6 +325,10 @@ impl Scene<'_> {
         }
         let mtu = self.mtu(route, hop.oif);
         if let Some(tunnel) = self.by_ifindex.get(&hop.oif) {
+            // What is behind a device for frames has link addresses, which the kernel resolves.
+            if is_frames(tunnel.config) {
+                return NextHop::Kernel;
+            }
             return NextHop::Tunnel {
                 id: tunnel.id,
                 gateway: hop.gateway,
@@ -328,7 +348,7 @@ impl Scene<'_> {
             ports: self
                 .devices
                 .iter()
-                .map(|d| (d.ifindex, self.port_plan(d)))
+                .map(|d| (d.ifindex, self.port_plan(d, statuses)))
                 .collect(),
             addresses: self.state.addresses().map(|a| a.ip).collect(),
             ..Plan::default()
@@ -357,9 +377,20 @@ impl Scene<'_> {
         found.is_some_and(|f| f.table == Table::Local && f.route.kind == RouteKind::Local)
     }
 
+    /// The largest frame that a tunnel takes and sends on without another, in bytes; 0 while it is not ready. Two VLAN tags
+    /// may be in it beyond the MTU; what has none and is too large all the same is dropped behind.
+    fn largest_frame(&self, tunnel: &TunnelDevice<'_>, status: &TunnelStatus) -> u32 {
+        const HEADER_AND_TAGS: u32 = 14 + 2 * 4;
+        let Some(outer) = self.egress(tunnel, status).adjacency.filter(|_| status.up) else {
+            return 0;
+        };
+        let room = usize::from(outer.mtu).saturating_sub(tunnel.config.headers().total());
+        (u32::from(status.mtu) + HEADER_AND_TAGS).min(room as u32)
+    }
+
     /// A device whose frames the kernel would not simply route gets no role: it is down, enslaved to a bridge or bond, or
     /// carries VLAN devices whose tags the steering program cannot see; and no device has one where policy rules decide.
-    fn port_plan(&self, device: &Device) -> PortPlan {
+    fn port_plan(&self, device: &Device, statuses: &[TunnelStatus]) -> PortPlan {
         let Some(link) = self.state.link(device.ifindex) else {
             return PortPlan::default();
         };
@@ -372,15 +403,26 @@ impl Scene<'_> {
             && (device.sees_tags || !vlans())
             && !self.state.foreign_rules();
         let forwards = self.forwards(device.ifindex);
+        let wired = self.wired(device);
+        let wire = wired.map(|(n, tunnel)| match link.up && device.sees_tags {
+            true => self.largest_frame(tunnel, &statuses[n]),
+            false => 0,
+        });
         PortPlan {
             mac: link.mac.unwrap_or_default().0,
             underlay: device.underlay && fit && link.mac.is_some(),
-            overlay: device.overlay && fit && link.mac.is_some(),
+            overlay: device.overlay && fit && link.mac.is_some() && wire.is_none(),
+            wire,
             forward4: forwards.v4,
             forward6: forwards.v6,
             partial_checksums: self.is_veth(device.ifindex),
         }
     }
+}
+
+/// Whether the tunnel's inner packets are Ethernet frames.
+fn is_frames(config: &TunnelConfig) -> bool {
+    config.mode.kind().payload == Payload::Ethernet
 }
 
 /// Whether packets get anywhere by a device. Without carrier the kernel keeps the route, drops what it sends and answers
@@ -393,6 +435,7 @@ fn can_send(link: &Link) -> bool {
 fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
     let kind = config.mode.kind();
     let classes: &[TunnelClass] = match (kind.shim, kind.payload) {
+        (Shim::Gre, _) if config.nvgre => &[TunnelClass::Nvgre],
         (Shim::Gre, _) => &[TunnelClass::Gre],
         (Shim::None, Payload::Ipv4) => &[TunnelClass::Ipv4],
         (Shim::None, Payload::Ipv6) => &[TunnelClass::Ipv6],
@@ -403,6 +446,8 @@ fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
         local: config.local,
         remote: config.remote,
         key: config.ikey,
+        // Without a wire, frames are the kernel's to route or to bridge.
+        fast: !is_frames(config) || config.bridge.is_some(),
     })
 }
 

@@ -25,6 +25,7 @@ pub mod socket;
 mod statistics;
 mod tunnels;
 mod wake;
+mod wires;
 mod worker_thread;
 
 pub use run::run;

@@ -24,6 +24,7 @@ use super::{
     slowpath::{ServiceTun, SlowPath, SlowSnapshot, Tun, TunError},
     statistics,
     tunnels::{TunnelEntry, TunnelError},
+    wires,
 };
 use crate::{
     fib::RouteTable,
@@ -261,6 +262,9 @@ impl Router {
         if self.config.router.xdp != XdpMode::Off {
             self.follow_devices(state);
         }
+        for entry in &mut self.tunnels {
+            wires::follow(entry, state);
+        }
         let was_up: Vec<bool> = self.statuses.iter().map(|status| status.up).collect();
         self.publish(state);
         let mut requests = self.restore(&was_up);
@@ -403,7 +407,12 @@ impl Router {
         if outdated {
             self.publish(state);
         }
+        self.mend_wires();
         self.stale_neighbours(state)
+    }
+
+    pub(super) fn mend_wires(&mut self) {
+        self.tunnels.iter_mut().for_each(wires::mend);
     }
 
     /// The kernel does not see that the next hops are in use, and would neither probe them nor keep them.

@@ -22,6 +22,7 @@ use super::{
     slowpath::{SlowPathError, Tun},
     socket::{ControlSocket, Request, Response, SocketError, serve},
     tunnels::{self, TunnelEntry, TunnelError},
+    wires,
 };
 use crate::xdp::SteerError;
 
@@ -88,9 +89,15 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
     let handle = Handle::open().map_err(RunError::io("cannot open a netlink socket"))?;
 
     find_devices(&config.router, monitor.state())?;
+    for request in wires::clear(&config, monitor.state()) {
+        request.carry_out(&handle).await;
+    }
     let made = tunnels::create(&config, monitor.state(), &handle).await?;
     let new: Vec<Device> = (made.iter().filter(|(_, tun)| !tun.adopted()))
         .map(|(entry, _)| entry.device.clone())
+        .collect();
+    let qdiscs: Vec<Device> = (made.iter())
+        .filter_map(|(entry, _)| wires::qdisc(entry))
         .collect();
     settle(&mut monitor, &made).await;
     let router = match Router::start(config, path, monitor.state(), made, claims) {
@@ -98,6 +105,9 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
         Err(why) => {
             for device in &new {
                 tunnels::remove(device, &handle).await;
+            }
+            for device in &qdiscs {
+                wires::remove_qdisc(device, &handle).await;
             }
             return Err(why);
         }
@@ -121,8 +131,8 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
     tracing::info!("stopping");
     service.stopping();
     let stopped = router.into_inner().stop();
-    for entry in &stopped {
-        tunnels::remove(&entry.device, &handle).await;
+    for entry in stopped {
+        tunnels::end(entry, &handle).await;
     }
     Ok(())
 }
@@ -262,6 +272,7 @@ pub(super) enum KernelRequest {
     ReplaceRoute(Device, IpNet),
     DeleteAddress(Device, IpNet),
     DeleteRoute(Device, IpNet),
+    RemoveClsact(Device),
 }
 
 impl KernelRequest {
@@ -275,6 +286,7 @@ impl KernelRequest {
             ReplaceRoute(device, prefix) => handle.replace_route(device, *prefix).await,
             DeleteAddress(device, address) => handle.delete_address(device, *address).await,
             DeleteRoute(device, prefix) => handle.delete_route(device, *prefix).await,
+            RemoveClsact(device) => handle.remove_clsact(device).await,
         }
     }
 

@@ -5,12 +5,14 @@ use std::{cell::RefCell, sync::Arc};
 use super::{
     config::{Config, Mtu, RouterConfig, TunnelConfig},
     mirror::State,
-    netlink::{Device, Handle, RequestError},
-    slowpath::{Tun, TunError},
+    netlink::{Device, Handle, RequestError, SettingError},
+    slowpath::{Tun, TunError, TunKind},
+    wires,
 };
 use crate::{
     datapath::TunnelRecord,
-    tunnel::{Sequences, TunnelId},
+    tunnel::{Payload, Sequences, TunnelId},
+    xdp::{Wire, WireError},
 };
 
 /// What an underlay carries when nothing better is known.
@@ -25,6 +27,12 @@ pub enum TunnelError {
     Request(#[from] RequestError),
     #[error("tunnel {0}: the device vanished while it was being set up")]
     Vanished(String),
+    #[error("bridge: there is no device {0:?}; see `ip link`")]
+    NoBridge(String),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Setting(#[from] SettingError),
 }
 
 /// A tunnel and what the router keeps about it.
@@ -32,6 +40,8 @@ pub struct TunnelEntry {
     pub id: TunnelId,
     pub config: TunnelConfig,
     pub device: Device,
+    /// To the device that the tunnel is bridged with.
+    pub wire: Option<Wire>,
     sequences: Arc<Sequences>,
     /// By thread: the slow path first, then the workers.
     records: RefCell<Vec<Arc<TunnelRecord>>>,
@@ -105,10 +115,8 @@ pub async fn create(
         match create_one(TunnelId(slot as u32), tunnel, &config.router, state, handle).await {
             Ok(entry) => made.push(entry),
             Err(why) => {
-                for (entry, tun) in &made {
-                    if !tun.adopted() {
-                        remove(&entry.device, handle).await;
-                    }
+                for (entry, tun) in made {
+                    take_back(entry, &tun, handle).await;
                 }
                 return Err(why);
             }
@@ -125,13 +133,18 @@ pub async fn create_one(
     state: &State,
     handle: &Handle,
 ) -> Result<(TunnelEntry, Tun), TunnelError> {
-    let tun = Tun::open(&tunnel.name, router.persist)?;
+    let kind = match tunnel.mode.kind().payload {
+        Payload::Ethernet => TunKind::Tap,
+        _ => TunKind::Tun,
+    };
+    let tun = Tun::open(&tunnel.name, kind, router.persist)?;
     let device =
         (handle.device(&tunnel.name)?).ok_or_else(|| TunnelError::Vanished(tunnel.name.clone()))?;
     let mut entry = TunnelEntry {
         id,
         config: tunnel.clone(),
         device,
+        wire: None,
         sequences: Arc::default(),
         records: RefCell::default(),
         mtu: None,
@@ -143,10 +156,8 @@ pub async fn create_one(
             Ok((entry, tun))
         }
         Err(why) => {
-            if !tun.adopted() {
-                remove(&entry.device, handle).await;
-            }
-            Err(why.into())
+            take_back(entry, &tun, handle).await;
+            Err(why)
         }
     }
 }
@@ -156,7 +167,8 @@ async fn set_up(
     underlay: &[String],
     state: &State,
     handle: &Handle,
-) -> Result<(), RequestError> {
+) -> Result<(), TunnelError> {
+    entry.wire = wires::lay(&entry.config, &entry.device, handle)?;
     if let Some(mtu) = entry.new_mtu(state, underlay) {
         handle.set_mtu(&entry.device, mtu.into()).await?;
     }
@@ -168,6 +180,29 @@ async fn set_up(
         handle.add_route(&entry.device, *route).await?;
     }
     Ok(())
+}
+
+/// Undoes what was done for a tunnel that will not run. A device that was adopted stays.
+pub async fn take_back(entry: TunnelEntry, tun: &Tun, handle: &Handle) {
+    match tun.adopted() {
+        true => unwire(entry, handle).await,
+        false => end(entry, handle).await,
+    }
+}
+
+/// Removes everything that was made for a tunnel.
+pub async fn end(entry: TunnelEntry, handle: &Handle) {
+    let device = entry.device.clone();
+    unwire(entry, handle).await;
+    remove(&device, handle).await;
+}
+
+async fn unwire(entry: TunnelEntry, handle: &Handle) {
+    let qdisc = wires::qdisc(&entry);
+    drop(entry);
+    if let Some(device) = qdisc {
+        wires::remove_qdisc(&device, handle).await;
+    }
 }
 
 /// Removes a tunnel's device, and with it its addresses and routes.

@@ -56,7 +56,11 @@ pub(super) fn leave<B: PacketBuf>(
     match (fib.egress(tunnel.id).wire, tunnel.wire) {
         (Some(port), _) => {
             record.state.counters.rx_packets.add(1);
-            record.state.counters.rx_bytes.add(frame.data().len() as u64);
+            record
+                .state
+                .counters
+                .rx_bytes
+                .add(frame.data().len() as u64);
             Verdict::Transmit(port)
         }
         // The slow path counts these for the tunnel when it delivers them.

@@ -129,7 +129,10 @@ mod tests {
         let packet = udp(false, 7, 53);
         let frame = |header: &[u8]| hash_frame(&[&[2; 12], header, &packet].concat());
         assert_eq!(frame(&[8, 0]), hash(&packet));
-        assert_eq!(frame(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6, 8, 0]), hash(&packet));
+        assert_eq!(
+            frame(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6, 8, 0]),
+            hash(&packet)
+        );
         let mut arp = [3; 60];
         let of = |frame: &[u8]| hash_frame(frame);
         let before = of(&arp);

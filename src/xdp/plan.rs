@@ -41,6 +41,8 @@ pub struct PortPlan {
     pub forward6: bool,
     /// A veth, whose senders may leave transport checksums unfinished.
     pub partial_checksums: bool,
+    /// All frames of up to so many bytes go into one tunnel; 0 while that is not ready. There is no other role beside this.
+    pub wire: Option<u32>,
 }
 
 /// What the outer header says is behind it, over either family's underlay.
@@ -48,6 +50,8 @@ pub struct PortPlan {
 pub enum TunnelClass {
     /// Protocol 47.
     Gre,
+    /// The same with frames inside and a virtual subnet as the key (RFC 7637).
+    Nvgre,
     /// An IPv4 packet: protocol 4.
     Ipv4,
     /// An IPv6 packet: protocol 41.
@@ -57,7 +61,7 @@ pub enum TunnelClass {
 impl TunnelClass {
     fn protocol(self) -> u8 {
         match self {
-            TunnelClass::Gre => 47,
+            TunnelClass::Gre | TunnelClass::Nvgre => 47,
             TunnelClass::Ipv4 => 4,
             TunnelClass::Ipv6 => 41,
         }
@@ -75,12 +79,35 @@ pub struct TunnelMatch {
     pub remote: IpAddr,
     /// No key is not key 0.
     pub key: Option<u32>,
+    /// Whether its packets are steered, and not only let through to the raw socket. Frames and packets are not told apart
+    /// here: where one of two tunnels with the same addresses and key is steered, both are.
+    pub fast: bool,
 }
 
 impl TunnelMatch {
     fn is_possible(&self) -> bool {
         self.local.is_ipv4() == self.remote.is_ipv4()
-            && (self.class == TunnelClass::Gre || self.key.is_none())
+            && match self.class {
+                TunnelClass::Gre => true,
+                TunnelClass::Nvgre => self.key.is_some(),
+                TunnelClass::Ipv4 | TunnelClass::Ipv6 => self.key.is_none(),
+            }
+    }
+
+    fn key(&self) -> abi::Key {
+        match (self.class, self.key) {
+            (_, None) => abi::Key::None,
+            (TunnelClass::Nvgre, Some(subnet)) => abi::Key::Subnet(subnet),
+            (_, Some(key)) => abi::Key::Whole(key),
+        }
+    }
+
+    /// What the map says of it.
+    fn flags(&self) -> u32 {
+        match self.fast {
+            true => abi::TUNNEL_KNOWN | abi::TUNNEL_FAST,
+            false => abi::TUNNEL_KNOWN,
+        }
     }
 }
 
@@ -200,6 +227,10 @@ impl Plan {
             .any(|t| t.remote.is_unspecified() && t.remote.is_ipv4() == ipv4)
     }
 
+    fn has_subnets(&self) -> bool {
+        self.possible().any(|t| t.class == TunnelClass::Nvgre)
+    }
+
     /// The plan as the maps shall hold it.
     pub(super) fn tables(&self) -> Tables {
         let mut tables = Tables::default();
@@ -210,8 +241,8 @@ impl Plan {
             };
             let protocol = tunnel.class.protocol();
             for local in self.locals(tunnel) {
-                let key = abi::tunnel(local, tunnel.remote, protocol, tunnel.key);
-                tables.get_mut(tunnels).insert(key, PRESENT);
+                let key = abi::tunnel(local, tunnel.remote, protocol, tunnel.key());
+                *tables.get_mut(tunnels).entry(key).or_default() |= tunnel.flags();
                 let key = abi::peer(local, tunnel.remote, protocol);
                 tables.get_mut(peers).insert(key, PRESENT);
             }
@@ -248,9 +279,12 @@ impl Plan {
             (port.partial_checksums, abi::PORT_PARTIAL_CHECKSUMS),
             (self.any_remote(true), abi::PORT_ANY_REMOTE),
             (self.any_remote(false), abi::PORT_ANY_REMOTE6),
+            (port.wire.is_some(), abi::PORT_WIRE),
+            (self.has_subnets(), abi::PORT_NVGRE),
         ];
         abi::PortEntry {
             mac: port.mac,
+            largest: port.wire.unwrap_or(0),
             flags: flags.iter().filter(|f| f.0).map(|f| f.1).sum(),
             ..Default::default()
         }

@@ -1,10 +1,6 @@
 //! What is particular to the kinds that carry Ethernet frames: the wire to another device, and virtual subnets.
 
-use super::{
-    ConfigError, RouterConfig, TunnelConfig,
-    reader::Section,
-    rules::complain,
-};
+use super::{ConfigError, RouterConfig, TunnelConfig, reader::Section, rules::complain};
 
 /// Virtual subnets that RFC 7637 section 3.2 leaves for use.
 const FIRST_VSID: u32 = 0x1000;
@@ -49,8 +45,7 @@ fn virtual_subnet(section: &Section<'_>, tunnel: &TunnelConfig) -> Result<(), Co
     match tunnel.ikey {
         Some(FIRST_VSID..=LAST_VSID) => {}
         None => {
-            let expected =
-                format!("needs the virtual subnet beside it: expected key = {accepted}");
+            let expected = format!("needs the virtual subnet beside it: expected key = {accepted}");
             return Err(complain(section, "nvgre", &expected));
         }
         Some(vsid) => {
@@ -63,7 +58,11 @@ fn virtual_subnet(section: &Section<'_>, tunnel: &TunnelConfig) -> Result<(), Co
             return Err(complain(section, "key", &expected));
         }
     }
-    let is_on = |key: &&&str| section.get(key).is_some_and(|value| value.boolean() == Ok(true));
+    let is_on = |key: &&&str| {
+        section
+            .get(key)
+            .is_some_and(|value| value.boolean() == Ok(true))
+    };
     let options = ["csum", "icsum", "ocsum", "seq", "iseq", "oseq"];
     match options.iter().find(is_on) {
         Some(option) => Err(complain(

@@ -45,12 +45,7 @@ const ACCEPTED: &[&str] = &[
     "bridge",
     "nvgre",
 ];
-const LATER: &[&str] = &[
-    "encap",
-    "encap_sport",
-    "keepalive",
-    "peer",
-];
+const LATER: &[&str] = &["encap", "encap_sport", "keepalive", "peer"];
 /// Whether a kind has something.
 type Has = fn(Mode) -> bool;
 

@@ -20,7 +20,7 @@ mod tun;
 pub use super::wake::Waker;
 pub use raw::RawError;
 pub use stats::SlowStats;
-pub use tun::{ServiceTun, Tun, TunError};
+pub use tun::{ServiceTun, Tun, TunError, TunKind};
 
 use std::{
     io,
