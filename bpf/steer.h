@@ -74,7 +74,7 @@ struct steer_port {
 /* What a tunnel puts between its outer header and the inner packet. Only GRE has a key. */
 struct steer_shim {
 	__be32 key;
-	__u8 protocol; /* 47, or 4 or 41 where there is nothing */
+	__u8 protocol; /* 47, 17 for GRE in UDP, or 4 or 41 where there is nothing */
 	__u8 has_key;  /* enum steer_key; no key is not key 0 */
 	__be16 payload; /* GRE's protocol type, while a packet is looked at; 0 in the maps */
 };
@@ -86,18 +86,20 @@ enum steer_key {
 	STEER_KEY_SUBNET = 2,
 };
 
-/* What the maps say of a tunnel. */
-enum steer_tunnel_flags {
-	STEER_TUNNEL_KNOWN = 1 << 0,
-	/* Its packets are steered. Without, only the raw socket gets them. */
-	STEER_TUNNEL_FAST = 1 << 2,
-};
-
 /* A tunnel as its packets name it: local is the outer destination, remote the outer source or 0. */
 struct steer_tunnel4 {
 	__be32 local;
 	__be32 remote;
 	struct steer_shim shim;
+};
+
+/* What the map says of a tunnel. */
+enum steer_tunnel_flags {
+	STEER_TUNNEL_KNOWN = 1 << 0,
+	/* GRE in UDP over IPv6 that does without a UDP checksum. */
+	STEER_TUNNEL_ZERO_CHECKSUM = 1 << 1,
+	/* Its packets are steered. Without, only the slow path's socket gets them. */
+	STEER_TUNNEL_FAST = 1 << 2,
 };
 
 struct steer_tunnel6 {

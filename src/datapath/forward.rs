@@ -9,7 +9,7 @@ use crate::{
         EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, ipv4, ipv6, protocol,
         transport,
     },
-    tunnel::{self, Outer, Payload, Refusal, Tunnel, TunnelId},
+    tunnel::{self, GRE_IN_UDP_PORT, Outer, Payload, Refusal, Tunnel, TunnelId},
 };
 
 /// What changes with packets and belongs to one worker. It outlives every snapshot.
@@ -87,12 +87,18 @@ pub fn forward<B: PacketBuf>(
 /// Whether an IP packet has a protocol that tunnels use; destination options may hold an encapsulation limit.
 #[inline]
 fn may_be_tunnelled(ether_type: EtherType, packet: &[u8]) -> bool {
-    const TUNNELS: [u8; 3] = [protocol::GRE, protocol::IPIP, protocol::IPV6];
-    match ether_type {
-        EtherType::IPV6 => packet
-            .get(6)
-            .is_some_and(|next| TUNNELS.contains(next) || *next == protocol::DESTINATION_OPTIONS),
-        _ => packet.get(9).is_some_and(|p| TUNNELS.contains(p)),
+    let (next, at) = match (ether_type, packet.first()) {
+        (EtherType::IPV6, _) => (packet.get(6), ipv6::HEADER_LEN),
+        (_, first) => (
+            packet.get(9),
+            first.map_or(0, |b| usize::from(b & 0x0f) * 4),
+        ),
+    };
+    match next {
+        Some(&(protocol::GRE | protocol::IPIP | protocol::IPV6)) => true,
+        Some(&protocol::UDP) => packet.get(at + 2..at + 4) == Some(&GRE_IN_UDP_PORT.to_be_bytes()),
+        Some(&protocol::DESTINATION_OPTIONS) => ether_type == EtherType::IPV6,
+        _ => false,
     }
 }
 
@@ -360,27 +366,30 @@ fn from_underlay<B: PacketBuf>(
         Err(Refusal::OuterFragment | Refusal::Gre(ParseError::Version)) => {
             return Verdict::Punt(PuntReason::NotPlain, PuntTo::Service);
         }
+        // Nor does a router look so far into what only passes through.
+        Err(Refusal::Gre(_) | Refusal::UdpLength)
+            if port.is_some_and(|port| port.overlay) && !is_for_us(packet.data(), fib) =>
+        {
+            return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
+        }
         Err(refusal) => return Verdict::Drop(refusal.into()),
     };
     let id = outer.tunnel;
     let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), record(&state.tunnels, id)) else {
         return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
     };
+    if port.is_some_and(|port| port.partial_checksums)
+        && outer.complete_checksums(packet.data_mut())
+    {
+        state.stats.checksums_completed.add(1);
+    }
     if tunnel.iseq && !state.owns_sequences {
         return Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Owner(id));
     }
     if let Err(refusal) = tunnel::decapsulate(tunnel, &outer, packet, &record.state) {
         return state.drop_in(id, refusal);
     }
-    let is_frame = tunnel.mode.kind().payload == Payload::Ethernet;
-    let complete = match is_frame {
-        true => transport::complete_in_frame,
-        false => transport::complete_checksum,
-    };
-    if port.is_some_and(|port| port.partial_checksums) && complete(packet.data_mut()) {
-        state.stats.checksums_completed.add(1);
-    }
-    if is_frame {
+    if tunnel.mode.kind().payload == Payload::Ethernet {
         return wire::leave(packet, (tunnel, record), fib);
     }
     tunnel.clamp_mss(packet.data_mut(), &record.state.counters);
@@ -419,6 +428,14 @@ fn from_underlay<B: PacketBuf>(
                 state.drop_in(route.id, reason)
             }
         },
+    }
+}
+
+/// Whether the packet's destination is an address of the router.
+fn is_for_us(packet: &[u8], fib: &Fib) -> bool {
+    match packet.first().map(|byte| byte >> 4) {
+        Some(6) => Ipv6::parse(packet).is_ok_and(|ip| fib.is_own(ip.destination().into())),
+        _ => Ipv4::parse(packet).is_ok_and(|ip| fib.is_own(ip.destination().into())),
     }
 }
 

@@ -8,6 +8,9 @@ use crate::{
 };
 use etherparse::PacketBuilder;
 
+#[path = "forward_udp_tests.rs"]
+mod udp;
+
 const UNDERLAY: PortId = PortId(0);
 const OVERLAY: PortId = PortId(1);
 const PEER: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x20]);

@@ -100,6 +100,10 @@ reasons! {
         OuterChecksum = "outer_checksum",
         /// A fragment where only whole packets can come.
         OuterFragment = "outer_fragment",
+        /// GRE in UDP whose UDP header is cut, or says a length that cannot be.
+        UdpLength = "udp_length",
+        /// Wrong, or missing where the tunnel wants one.
+        UdpChecksum = "udp_checksum",
         GreTruncated = "gre_truncated",
         GreVersion = "gre_version",
         GreFlags = "gre_flags",
@@ -151,6 +155,8 @@ impl From<Refusal> for DropReason {
                 ParseError::GreFlags => DropReason::GreFlags,
             },
             Refusal::OuterFragment => DropReason::OuterFragment,
+            Refusal::UdpLength => DropReason::UdpLength,
+            Refusal::UdpChecksum => DropReason::UdpChecksum,
             Refusal::Gre(e) => match e {
                 ParseError::Version => DropReason::GreVersion,
                 ParseError::GreFlags => DropReason::GreFlags,

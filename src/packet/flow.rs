@@ -22,7 +22,8 @@ fn word(bytes: &[u8]) -> u64 {
 }
 
 /// The hash of the flow that the IP packet at the start of `packet` belongs to: addresses, protocol and, of whole TCP, UDP
-/// and SCTP packets, ports. Fragments of one packet hash alike. Anything that is no IP packet hashes to zero.
+/// and SCTP packets, ports; of echoes their identifier. Fragments of one packet hash alike. Anything that is no IP packet
+/// hashes to zero.
 #[inline]
 pub fn hash(packet: &[u8]) -> u32 {
     let (addresses, protocol, payload) = match packet.first().map(|byte| byte >> 4) {
@@ -41,32 +42,47 @@ pub fn hash(packet: &[u8]) -> u32 {
     for piece in addresses.chunks(8) {
         state = mix(state, word(piece));
     }
-    if matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
-        state = mix(state, word(payload.get(..4).unwrap_or_default()));
+    let particular = match protocol {
+        protocol::TCP | protocol::UDP | protocol::SCTP => payload.get(..4),
+        protocol::ICMP | protocol::ICMPV6 if is_query(protocol, payload) => payload.get(4..6),
+        _ => None,
+    };
+    if let Some(bytes) = particular {
+        state = mix(state, word(bytes));
     }
-    finish(state)
+    fold(state)
+}
+
+/// Whether an ICMP message has an identifier, as the kernel's `icmp_has_id`: echo and timestamp, request and reply.
+#[inline]
+fn is_query(protocol: u8, message: &[u8]) -> bool {
+    match (protocol, message.first()) {
+        (protocol::ICMP, Some(kind)) => matches!(kind, 0 | 8 | 13 | 14),
+        (_, Some(kind)) => matches!(kind, 128 | 129),
+        _ => false,
+    }
 }
 
 #[inline]
-fn finish(state: u64) -> u32 {
+fn fold(state: u64) -> u32 {
     let state = mix(state, 0);
     (state >> 32) as u32 ^ state as u32
 }
 
-/// The hash of the flow that an Ethernet frame belongs to: that of the IP packet in it, also behind VLAN tags; of any other
-/// frame, that of its link addresses.
+/// The same for an Ethernet frame: the flow of the IP packet in it, also behind VLAN tags; of any other frame the two
+/// addresses and the type.
 #[inline]
 pub fn hash_frame(frame: &[u8]) -> u32 {
-    let packet = match ethernet::behind_tags(frame) {
-        Some((EtherType::IPV4 | EtherType::IPV6, at)) => frame.get(at..).map_or(0, hash),
-        _ => 0,
+    let (Some((kind, at)), Some(addresses)) = (ethernet::behind_tags(frame), frame.get(..12)) else {
+        return 0;
     };
-    match (packet, frame.get(..12)) {
-        (0, Some(addresses)) => {
-            let state = mix(0, word(addresses));
-            finish(mix(state, word(&addresses[8..])))
+    let packet = frame.get(at..).unwrap_or_default();
+    match (kind, packet.first().map(|byte| byte >> 4)) {
+        (EtherType::IPV4, Some(4)) | (EtherType::IPV6, Some(6)) => hash(packet),
+        _ => {
+            let state = mix(mix(0, u64::from(kind.0)), word(&addresses[..6]));
+            fold(mix(state, word(&addresses[6..])))
         }
-        (packet, _) => packet,
     }
 }
 
@@ -125,22 +141,61 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_hashes_as_the_packet_in_it_or_by_its_addresses() {
+    fn echoes_differ_by_their_identifier_alone() {
+        let echo = |v6: bool, id: u16, seq: u16| {
+            let mut out = Vec::new();
+            if v6 {
+                let builder = PacketBuilder::ipv6([0xfd; 16], [0xfe; 16], 64);
+                let builder = builder.icmpv6_echo_request(id, seq);
+                builder.write(&mut out, b"ping").unwrap();
+            } else {
+                let builder = PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+                let builder = builder.icmpv4_echo_request(id, seq);
+                builder.write(&mut out, b"ping").unwrap();
+            }
+            out
+        };
+        for (v6, at) in [(false, 20), (true, 40)] {
+            assert_eq!(hash(&echo(v6, 1, 1)), hash(&echo(v6, 1, 2)));
+            assert_ne!(hash(&echo(v6, 1, 1)), hash(&echo(v6, 2, 1)));
+            // What stands there in an error is no identifier but, for example, an MTU.
+            let error = |id| {
+                let mut packet = echo(v6, id, 1);
+                packet[at] = 3;
+                packet
+            };
+            assert_eq!(hash(&error(1)), hash(&error(2)));
+        }
+    }
+
+    #[test]
+    fn frames_hash_by_what_is_in_them() {
+        let frame = |tags: &[[u8; 4]], kind: [u8; 2], packet: &[u8]| {
+            let mut frame = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2].to_vec();
+            frame.extend(tags.iter().flatten());
+            frame.extend(kind);
+            frame.extend(packet);
+            frame
+        };
+        let (v4, v6) = ([8, 0], [0x86, 0xdd]);
+        // Priority 2: behind the tag's type stands what could be the first byte of an IPv4 header.
+        let (tag, outer) = ([0x81, 0, 0x45, 1], [0x88, 0xa8, 0, 2]);
         let packet = udp(false, 7, 53);
-        let frame = |header: &[u8]| hash_frame(&[&[2; 12], header, &packet].concat());
-        assert_eq!(frame(&[8, 0]), hash(&packet));
-        assert_eq!(
-            frame(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6, 8, 0]),
-            hash(&packet)
-        );
-        let mut arp = [3; 60];
-        let of = |frame: &[u8]| hash_frame(frame);
-        let before = of(&arp);
-        arp[59] = 9;
-        assert_eq!(of(&arp), before);
-        arp[11] = 9;
-        assert_ne!(of(&arp), before);
-        assert_eq!(of(&[1; 11]), 0);
+        for tags in [&[][..], &[tag], &[outer, tag]] {
+            assert_eq!(hash_frame(&frame(tags, v4, &packet)), hash(&packet));
+        }
+        let packet = udp(true, 7, 53);
+        assert_eq!(hash_frame(&frame(&[], v6, &packet)), hash(&packet));
+        let arp = frame(&[], [8, 6], &[0, 1, 8, 0, 6, 4, 0, 1]);
+        let mut other = arp.clone();
+        *other.last_mut().unwrap() = 2;
+        assert_eq!(hash_frame(&arp), hash_frame(&other));
+        other[11] = 3;
+        assert_ne!(hash_frame(&arp), hash_frame(&other));
+        assert_ne!(hash_frame(&arp), hash_frame(&frame(&[], [8, 7], &[])));
+        for len in 0..arp.len() {
+            hash_frame(&arp[..len]);
+        }
     }
 
     #[test]

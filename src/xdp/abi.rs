@@ -44,6 +44,7 @@ pub const PORT_NVGRE: u16 = 1 << 8;
 
 /// `enum steer_tunnel_flags`.
 pub const TUNNEL_KNOWN: u32 = 1 << 0;
+pub const TUNNEL_ZERO_CHECKSUM: u32 = 1 << 1;
 pub const TUNNEL_FAST: u32 = 1 << 2;
 
 /// `struct steer_port`.
@@ -152,6 +153,7 @@ mod tests {
         let tunnel = [
             ("TUNNEL_KNOWN".to_owned(), TUNNEL_KNOWN),
             ("TUNNEL_FAST".to_owned(), TUNNEL_FAST),
+            ("TUNNEL_ZERO_CHECKSUM".to_owned(), TUNNEL_ZERO_CHECKSUM),
         ];
         for (name, value) in flags.into_iter().chain(tunnel) {
             let line = format!("STEER_{name} = 1 << {},", value.trailing_zeros());

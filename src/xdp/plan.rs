@@ -52,6 +52,8 @@ pub enum TunnelClass {
     Gre,
     /// The same with frames inside and a virtual subnet as the key (RFC 7637).
     Nvgre,
+    /// GRE in UDP, to port 4754. Over IPv6 the kernel's socket asks for a UDP checksum, but not for this one.
+    GreInUdp { zero_checksum: bool },
     /// An IPv4 packet: protocol 4.
     Ipv4,
     /// An IPv6 packet: protocol 41.
@@ -62,6 +64,7 @@ impl TunnelClass {
     fn protocol(self) -> u8 {
         match self {
             TunnelClass::Gre | TunnelClass::Nvgre => 47,
+            TunnelClass::GreInUdp { .. } => 17,
             TunnelClass::Ipv4 => 4,
             TunnelClass::Ipv6 => 41,
         }
@@ -88,7 +91,7 @@ impl TunnelMatch {
     fn is_possible(&self) -> bool {
         self.local.is_ipv4() == self.remote.is_ipv4()
             && match self.class {
-                TunnelClass::Gre => true,
+                TunnelClass::Gre | TunnelClass::GreInUdp { .. } => true,
                 TunnelClass::Nvgre => self.key.is_some(),
                 TunnelClass::Ipv4 | TunnelClass::Ipv6 => self.key.is_none(),
             }
@@ -104,10 +107,15 @@ impl TunnelMatch {
 
     /// What the map says of it.
     fn flags(&self) -> u32 {
-        match self.fast {
-            true => abi::TUNNEL_KNOWN | abi::TUNNEL_FAST,
-            false => abi::TUNNEL_KNOWN,
-        }
+        let zero_checksum = TunnelClass::GreInUdp {
+            zero_checksum: true,
+        };
+        let flags = [
+            (true, abi::TUNNEL_KNOWN),
+            (self.class == zero_checksum, abi::TUNNEL_ZERO_CHECKSUM),
+            (self.fast, abi::TUNNEL_FAST),
+        ];
+        flags.iter().filter(|f| f.0).map(|f| f.1).sum()
     }
 }
 

@@ -42,6 +42,10 @@ fn virtual_subnet(section: &Section<'_>, tunnel: &TunnelConfig) -> Result<(), Co
             return Err(complain(section, key, &expected));
         }
     }
+    if tunnel.udp.is_some() {
+        let expected = "not with nvgre, which is GRE right behind the IP header: expected \"none\"";
+        return Err(complain(section, "encap", expected));
+    }
     match tunnel.ikey {
         Some(FIRST_VSID..=LAST_VSID) => {}
         None => {
