@@ -170,9 +170,9 @@ static __always_inline __u32 find_tunnel6(struct steer_tunnel6 tunnel, bool any_
 	return flags ? *flags : 0;
 }
 
-static __always_inline __u32 known_tunnel6(struct steer_tunnel6 *tunnel, __u32 port_flags)
+static __always_inline __u32 known_tunnel6(struct steer_tunnel6 *tunnel, __u32 port_flags,
+					   bool any_remote)
 {
-	bool any_remote = port_flags & STEER_PORT_ANY_REMOTE6 && !martian6(&tunnel->remote);
 	bool subnet = may_be_subnet(&tunnel->shim, port_flags);
 	__u32 flags;
 
@@ -283,6 +283,7 @@ static __always_inline enum steer_reason underlay6(struct cursor cursor, const s
 	const struct encapsulation_limit *limit;
 	__u8 protocol = ip->nexthdr;
 	enum steer_reason reason;
+	bool any_remote;
 
 	if (protocol == IPPROTO_FRAGMENT)
 		return STEER_fragment;
@@ -303,7 +304,8 @@ static __always_inline enum steer_reason underlay6(struct cursor cursor, const s
 	reason = read_shim(cursor, length, &tunnel.shim);
 	if (reason != STEER_redirected_underlay)
 		return reason;
-	return judge_tunnel(known_tunnel6(&tunnel, port_flags));
+	any_remote = port_flags & STEER_PORT_ANY_REMOTE6 && !martian6(&ip->saddr);
+	return judge_tunnel(known_tunnel6(&tunnel, port_flags, any_remote));
 }
 
 /* What the route says about a packet of `length` bytes; `otherwise` is the reason where it has none. */
@@ -674,7 +676,7 @@ int greyhound_raw6(struct __sk_buff *skb)
 	tunnel.shim.protocol = peer.protocol;
 	if (filter_gre(skb, offset, &tunnel.shim, &verdict))
 		return verdict;
-	flags = known_tunnel6(&tunnel, self->flags);
+	flags = known_tunnel6(&tunnel, self->flags, any_remote);
 	/* The socket takes packets without a checksum as soon as one tunnel does. */
 	if (offset && !udp.check && !(flags & STEER_TUNNEL_ZERO_CHECKSUM))
 		return DROP;

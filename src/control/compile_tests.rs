@@ -215,6 +215,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         peers: Arc::default(),
         ikey: None,
         okey: None,
+        nvgre: false,
         icsum: false,
         ocsum: false,
         iseq: false,
@@ -231,6 +232,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         dev: None,
         address: Vec::new(),
         routes: Vec::new(),
+        bridge: None,
     }
 }
 

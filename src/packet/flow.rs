@@ -73,7 +73,8 @@ fn fold(state: u64) -> u32 {
 /// addresses and the type.
 #[inline]
 pub fn hash_frame(frame: &[u8]) -> u32 {
-    let (Some((kind, at)), Some(addresses)) = (ethernet::behind_tags(frame), frame.get(..12)) else {
+    let (Some((kind, at)), Some(addresses)) = (ethernet::behind_tags(frame), frame.get(..12))
+    else {
         return 0;
     };
     let packet = frame.get(at..).unwrap_or_default();

@@ -426,6 +426,7 @@ mod tests {
             local: local.parse().unwrap(),
             remote: remote.parse().unwrap(),
             key,
+            fast: true,
         }
     }
 
