@@ -55,13 +55,18 @@ pub struct TunnelReport {
     pub name: String,
     pub mode: String,
     pub local: String,
+    /// An address, a group, or `any` where peers and routes say it.
     pub remote: String,
-    /// `up`, `down`, `no-route` (the remote cannot be reached) or `unresolved` (its next hop has no link address yet).
+    /// `up`, `down`, `no-route` (the remote cannot be reached) or `unresolved` (its next hop has no link address yet). Without a
+    /// remote: `up` or `down`, as the device.
     pub state: String,
     /// The tunnel device's MTU, in bytes; 0 when there is no device.
     pub mtu: u32,
-    /// The MTU of the way to the remote, in bytes; 0 as long as there is none.
+    /// The MTU of the way to the remote, or the narrowest to a peer, in bytes; 0 as long as there is none.
     pub underlay_mtu: u32,
+    /// Whose MTU that is: `device`, or `route` where that has one of its own and it is smaller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub underlay_mtu_from: Option<String>,
     /// What encapsulation adds, outermost header first.
     pub overhead: Vec<HeaderReport>,
     pub ikey: Option<u32>,
@@ -95,6 +100,9 @@ pub struct TunnelReport {
     pub dev: Option<String>,
     /// Where the outer packets go, as far as it is known.
     pub next_hop: Option<NextHopReport>,
+    /// The other ends of a tunnel without a remote.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerReport>,
     /// Came out of the tunnel (decapsulated), on both paths.
     pub rx: Traffic,
     /// Went into the tunnel, on both paths.
@@ -104,6 +112,45 @@ pub struct TunnelReport {
     /// TCP SYNs whose maximum segment size was lowered (`clamp_mss`).
     pub mss_clamped: u64,
     pub drops: Reasons,
+    /// ICMP errors about outer packets.
+    pub errors: ErrorsReport,
+    /// Ways that are narrower than the underlay's MTU, as routers on them said.
+    pub path_mtu: Vec<PathMtuReport>,
+    /// The last word that a remote cannot be reached, while it is believed.
+    pub unreachable: Option<UnreachableReport>,
+}
+
+/// ICMP errors about a tunnel's outer packets, by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ErrorsReport {
+    pub too_big: u64,
+    pub unreachable: u64,
+    pub time_exceeded: u64,
+    pub parameter_problem: u64,
+}
+
+/// What was learned of the way to an outer address.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PathMtuReport {
+    pub remote: String,
+    /// The largest outer packet, in bytes.
+    pub mtu: u32,
+    pub expires_seconds: u64,
+}
+
+/// Who said, and when, that an outer address cannot be reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnreachableReport {
+    pub remote: String,
+    pub from: String,
+    /// The code of the ICMP message.
+    pub code: u8,
+    /// The same in words.
+    pub reason: String,
+    pub seconds_ago: u64,
 }
 
 /// One header that encapsulation adds.
@@ -113,6 +160,18 @@ pub struct HeaderReport {
     /// `IPv4`, `IPv6`, `limit` (the encapsulation limit's destination options), `UDP` or `GRE`.
     pub header: String,
     pub bytes: usize,
+}
+
+/// One of the other ends of a tunnel without a remote.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerReport {
+    /// The inner prefix in the peer table; none where a route's gateway is the remote.
+    pub address: Option<String>,
+    pub remote: String,
+    /// `up`, `no-route` or `unresolved`, as a tunnel's.
+    pub state: String,
+    pub next_hop: Option<NextHopReport>,
 }
 
 /// A next hop, as the kernel knows it.
@@ -171,6 +230,25 @@ pub struct SlowPathReport {
     /// Packets that workers handed to the kernel, by reason.
     pub punts: Reasons,
     pub drops: Reasons,
+    /// Outer packets that left in fragments.
+    pub fragmented: u64,
+    /// Inner packets that were cut before they were encapsulated.
+    pub inner_fragmented: u64,
+    pub icmp: IcmpReport,
+}
+
+/// ICMP as the slow path hears and says it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IcmpReport {
+    /// Errors about packets that no tunnel could have sent.
+    pub ignored: u64,
+    /// Senders that were told that a packet was too big.
+    pub answered: u64,
+    /// Packets that were too big and whose senders may not be told, or could not be.
+    pub not_answered: u64,
+    /// The same, whose senders had been told often enough.
+    pub rate_limited: u64,
 }
 
 /// The mirror of the kernel's tables.
@@ -280,7 +358,10 @@ impl From<&TunnelConfig> for TunnelReport {
             name: tunnel.name.clone(),
             mode: tunnel.mode.as_str().to_owned(),
             local: tunnel.local.to_string(),
-            remote: tunnel.remote.to_string(),
+            remote: match tunnel.remote.is_unspecified() {
+                true => "any".to_owned(),
+                false => tunnel.remote.to_string(),
+            },
             state: "down".to_owned(),
             ikey: tunnel.ikey,
             okey: tunnel.okey,

@@ -1,19 +1,28 @@
 //! What the router's counters add up to.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
 
 use super::{
-    compile::TunnelStatus,
+    compile::{OuterHop, PeerStatus, TunnelStatus},
     fastpath::FastPath,
     report::{
-        NextHopReport, PathShare, PortReport, Reasons, SlowPathReport, Traffic, TunnelReport,
-        WorkerReport,
+        ErrorsReport, IcmpReport, NextHopReport, PathMtuReport, PathShare, PeerReport, PortReport,
+        Reasons, SlowPathReport, Traffic, TunnelReport, UnreachableReport, WorkerReport,
     },
     slowpath::SlowStats,
     tunnels::TunnelEntry,
     worker_thread::{SocketHandle, WorkerHandle},
 };
-use crate::datapath::{DropCounts, PuntCounts};
+use crate::{
+    datapath::{DropCounts, ErrorCounts, PuntCounts},
+    tunnel::Peers,
+};
 
 fn drops(into: &mut Reasons, counts: &DropCounts) {
     for (reason, n) in counts.iter().filter(|(_, n)| *n > 0) {
@@ -33,19 +42,20 @@ pub fn tunnel(
     entry: &TunnelEntry,
     status: Option<&TunnelStatus>,
     devices: &BTreeMap<u32, Box<str>>,
+    now: Instant,
 ) -> TunnelReport {
     let mut report = TunnelReport::from(&entry.config);
     if let Some(status) = status {
         report.state = status.word().to_owned();
         report.mtu = status.mtu.into();
-        report.underlay_mtu = status.outer.map_or(0, |outer| outer.mtu.into());
-        report.next_hop = status.outer.map(|outer| NextHopReport {
-            device: devices
-                .get(&outer.ifindex)
-                .map_or_else(String::new, ToString::to_string),
-            via: outer.neighbour.to_string(),
-            lladdr: outer.mac.map(|mac| mac.to_string()),
+        let narrowest = status.outers().min_by_key(|outer| outer.route_mtu);
+        report.underlay_mtu = narrowest.map_or(0, |outer| outer.route_mtu.into());
+        report.underlay_mtu_from = narrowest.map(|outer| match outer.has_metric {
+            true => "route".to_owned(),
+            false => "device".to_owned(),
         });
+        report.next_hop = status.outer.map(|outer| next_hop(outer, devices));
+        report.peers = peers(&entry.config.peers, status, devices);
     }
     for (thread, record) in entry.records().iter().enumerate() {
         let c = &record.state.counters;
@@ -60,8 +70,67 @@ pub fn tunnel(
         share.tx_packets += tx;
         report.mss_clamped += c.mss_clamped.get();
         drops(&mut report.drops, &record.drops);
+        errors(&mut report.errors, &record.errors);
     }
+    let left = |(remote, mtu, left): (IpAddr, u16, Duration)| PathMtuReport {
+        remote: remote.to_string(),
+        mtu: mtu.into(),
+        expires_seconds: left.as_secs(),
+    };
+    report.path_mtu = entry.paths.iter(now).map(left).collect();
+    let unreachable = entry.unreachable;
+    let unreachable = unreachable.filter(|said| said.holds(entry.received(), now));
+    report.unreachable = unreachable.map(|said| UnreachableReport {
+        remote: said.remote.to_string(),
+        from: said.from.to_string(),
+        code: said.code,
+        reason: said.word().to_owned(),
+        seconds_ago: now.saturating_duration_since(said.at).as_secs(),
+    });
     report
+}
+
+fn errors(into: &mut ErrorsReport, counts: &ErrorCounts) {
+    into.too_big += counts.too_big.get();
+    into.unreachable += counts.unreachable.get();
+    into.time_exceeded += counts.time_exceeded.get();
+    into.parameter_problem += counts.parameter_problem.get();
+}
+
+fn next_hop(outer: OuterHop, devices: &BTreeMap<u32, Box<str>>) -> NextHopReport {
+    NextHopReport {
+        device: devices
+            .get(&outer.ifindex)
+            .map_or_else(String::new, ToString::to_string),
+        via: outer.neighbour.to_string(),
+        lladdr: outer.mac.map(|mac| mac.to_string()),
+    }
+}
+
+/// The peers of the table, and behind them those that only routes name.
+fn peers(
+    table: &Peers,
+    status: &TunnelStatus,
+    devices: &BTreeMap<u32, Box<str>>,
+) -> Vec<PeerReport> {
+    let known: HashMap<IpAddr, &PeerStatus> = (status.peers.iter().flatten())
+        .map(|peer| (peer.remote, peer))
+        .collect();
+    let report = |address: Option<IpNet>, peer: &PeerStatus| PeerReport {
+        address: address.map(|net| match net.prefix_len() == net.max_prefix_len() {
+            true => net.addr().to_string(),
+            false => net.to_string(),
+        }),
+        remote: peer.remote.to_string(),
+        state: peer.word().to_owned(),
+        next_hop: peer.outer.map(|outer| next_hop(outer, devices)),
+    };
+    let listed =
+        (table.iter()).filter_map(|(net, remote)| Some(report(Some(net), known.get(&remote)?)));
+    let by_route = status.peers.iter().flatten().skip(table.remotes().len());
+    listed
+        .chain(by_route.map(|peer| report(None, peer)))
+        .collect()
 }
 
 fn add(traffic: &mut Traffic, packets: u64, bytes: u64) {
@@ -121,6 +190,14 @@ fn port(socket: &SocketHandle, path: &FastPath) -> PortReport {
 pub fn slow_path(stats: &SlowStats) -> SlowPathReport {
     let mut report = SlowPathReport {
         punts: punts(&stats.punted),
+        fragmented: stats.fragmented.get(),
+        inner_fragmented: stats.inner_fragmented.get(),
+        icmp: IcmpReport {
+            ignored: stats.icmp.ignored.get(),
+            answered: stats.icmp.answered.get(),
+            not_answered: stats.icmp.not_answered.get(),
+            rate_limited: stats.icmp.rate_limited.get(),
+        },
         ..SlowPathReport::default()
     };
     drops(&mut report.drops, &stats.drops);

@@ -171,12 +171,13 @@ impl<'t> Section<'t> {
         for (index, item) in array.iter().enumerate() {
             let table = item.get_ref().as_table().ok_or_else(wrong)?;
             let name = table.get("name").and_then(|name| name.get_ref().as_str());
+            let title = match name {
+                Some(name) => format!("{key} {name:?}"),
+                None => format!("{key} number {}", index + 1),
+            };
             sections.push(Section {
                 source: self.source,
-                title: match name {
-                    Some(name) => format!("{key} {name:?}"),
-                    None => format!("{key} number {}", index + 1),
-                },
+                title: titled(&self.title, &title),
                 table,
                 at: item.span().start,
             });
@@ -196,13 +197,6 @@ impl<'t> Value<'t> {
     /// What stands in the file is not what is `expected`.
     pub fn refuse(&self, expected: &str) -> ConfigError {
         self.complain(&format!("expected {expected}"))
-    }
-
-    /// A value that a later version will take.
-    pub fn later(&self, what: &str, accepted: &str) -> ConfigError {
-        self.complain(&format!(
-            "{what} not available in this version; accepted: {accepted}"
-        ))
     }
 
     /// Any other complaint about the value.
