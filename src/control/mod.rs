@@ -31,6 +31,7 @@ mod statistics;
 mod takeover;
 mod tunnels;
 mod wake;
+mod wires;
 mod worker_thread;
 
 pub use run::run;

@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use futures_util::TryStreamExt;
+use futures_util::{TryStreamExt, pin_mut};
 use ipnet::IpNet;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
@@ -17,6 +17,7 @@ use rtnetlink::{
         address::{AddressAttribute, AddressMessage},
         neighbour::{NeighbourFlags, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
+        tc::{TcAttribute, TcHandle},
     },
 };
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
@@ -119,6 +120,30 @@ impl Handle {
         let result = check(outcome, device, || "delete the link".into());
         result.or_else(|error| match error.errno() {
             Some(libc::ENODEV) => Ok(()),
+            _ => Err(error),
+        })
+    }
+
+    /// Removes the device's clsact qdisc unless there are filters in it. One that is not there any more is success.
+    pub async fn remove_clsact(&self, device: &Device) -> Result<(), RequestError> {
+        let index = device.index as i32;
+        let get = || self.0.traffic_filter(index).get();
+        for filters in [get().ingress(), get().egress()] {
+            let filters = filters.execute();
+            pin_mut!(filters);
+            if let Ok(Some(_)) = filters.try_next().await {
+                return Ok(());
+            }
+        }
+        let mut request = self.0.qdisc().del(index);
+        let message = request.message_mut();
+        message.header.parent = TcHandle::CLSACT;
+        // So that a qdisc of another kind in its place is not meant.
+        message.attributes.push(TcAttribute::Kind("clsact".into()));
+        let outcome = request.execute().await;
+        let result = check(outcome, device, || "remove the qdisc clsact".into());
+        result.or_else(|error| match error.errno() {
+            Some(libc::ENODEV | libc::ENOENT | libc::EINVAL) => Ok(()),
             _ => Err(error),
         })
     }
@@ -280,6 +305,12 @@ pub struct SettingError {
     verb: String,
     path: String,
     reason: io::Error,
+}
+
+impl SettingError {
+    pub fn kind(&self) -> ErrorKind {
+        self.reason.kind()
+    }
 }
 
 /// Where a setting of a device (or of "all") lies, for instance `forwarding` or `rp_filter`.

@@ -28,6 +28,7 @@ use super::{
     statistics,
     takeover::Taken,
     tunnels::{TunnelEntry, TunnelError},
+    wires,
 };
 use crate::{
     tunnel::Family,
@@ -293,6 +294,9 @@ impl Router {
         if self.config.router.xdp != XdpMode::Off {
             self.follow_devices(state);
         }
+        for entry in &mut self.tunnels {
+            wires::follow(entry, state);
+        }
         let was_up: Vec<bool> = self.statuses.iter().map(|status| status.up).collect();
         self.publish_news(state, what);
         let mut requests = self.restore(&was_up);
@@ -438,7 +442,12 @@ impl Router {
         } else if self.forget_paths() {
             self.publish_news(state, Parts::LINKS);
         }
+        self.mend_wires();
         self.stale_neighbours(state)
+    }
+
+    pub(super) fn mend_wires(&mut self) {
+        self.tunnels.iter_mut().for_each(wires::mend);
     }
 
     /// The kernel does not see that the next hops are in use, and would neither probe them nor keep them.

@@ -26,6 +26,7 @@ use super::{
     socket::{ControlSocket, Request, Response, SocketError, serve},
     takeover::{Taken, TakeoverError},
     tunnels::{self, TunnelEntry, TunnelError},
+    wires,
 };
 use crate::xdp::SteerError;
 
@@ -117,9 +118,15 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
         }
         heirs = Heirs::of(std::mem::take(&mut taken.tunnels), &config, &handle).await;
     }
+    for request in wires::clear(&config, monitor.state()) {
+        request.carry_out(&handle).await;
+    }
     let made = heirs.create(&config, monitor.state(), &handle).await?;
     let new: Vec<Device> = (made.iter().filter(|(_, tun)| !tun.adopted()))
         .map(|(entry, _)| entry.device.clone())
+        .collect();
+    let qdiscs: Vec<Device> = (made.iter())
+        .filter_map(|(entry, _)| wires::qdisc(entry))
         .collect();
     settle(&mut monitor, &made).await;
     // What is there already is compiled at the start.
@@ -130,6 +137,9 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
         Err(why) => {
             for device in &new {
                 tunnels::remove(device, &handle).await;
+            }
+            for device in &qdiscs {
+                wires::remove_qdisc(device, &handle).await;
             }
             return Err(why);
         }
@@ -180,8 +190,8 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
     tracing::info!("stopping");
     service.stopping();
     let stopped = router.into_inner().stop();
-    for entry in &stopped {
-        tunnels::remove(&entry.device, &handle).await;
+    for entry in stopped {
+        tunnels::end(entry, &handle).await;
     }
     Ok(())
 }
@@ -349,6 +359,7 @@ pub(super) enum KernelRequest {
     ReplaceRoute(Device, IpNet),
     DeleteAddress(Device, IpNet),
     DeleteRoute(Device, IpNet),
+    RemoveClsact(Device),
 }
 
 impl KernelRequest {
@@ -362,6 +373,7 @@ impl KernelRequest {
             ReplaceRoute(device, prefix) => handle.replace_route(device, *prefix).await,
             DeleteAddress(device, address) => handle.delete_address(device, *address).await,
             DeleteRoute(device, prefix) => handle.delete_route(device, *prefix).await,
+            RemoveClsact(device) => handle.remove_clsact(device).await,
         }
     }
 

@@ -226,16 +226,25 @@ impl Scene<'_> {
         let tunnel = t.config.tunnel(t.id, dev, status.mtu, status.up);
         let rooms = (status.outers()).map(|outer| outer.mtu.saturating_sub(t.config.overhead()));
         let narrowest = rooms.chain([status.mtu]).min();
+        let bridge = t.config.bridge.as_deref();
+        // A device that is not there takes nothing, of whatever size.
+        let mtu = |name| (self.state.link_by_name(name)).map_or(u16::MAX, |link| clamp(link.mtu));
         Tunnel {
             clamp_mss: tunnel.clamp_mss.and(narrowest),
+            wire: bridge.map(mtu),
             ..tunnel
         }
     }
 
     pub(super) fn egress(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Egress {
+        let bridge = t.config.bridge.as_deref();
+        let bridge = bridge.and_then(|name| self.state.link_by_name(name));
         Egress {
             adjacency: self.adjacency(status.outer),
             forwards: self.forwards(t.ifindex),
+            wire: bridge
+                .filter(|link| can_send(link))
+                .and_then(|link| self.port(link.index)),
         }
     }
 
@@ -303,6 +312,7 @@ fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
             }),
             None,
         ],
+        (Shim::Gre, None, _) if config.nvgre => [Some(TunnelClass::Nvgre), None],
         (Shim::Gre, None, _) => [Some(TunnelClass::Gre), None],
         (Shim::None, _, Payload::Ipv4) => [Some(TunnelClass::Ipv4), None],
         (Shim::None, _, Payload::Ipv6) => [Some(TunnelClass::Ipv6), None],
@@ -319,5 +329,7 @@ fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
         local,
         remote,
         key: config.ikey,
+        // Without a wire, frames are the kernel's to route or to bridge.
+        fast: kind.payload != Payload::Ethernet || config.bridge.is_some(),
     })
 }

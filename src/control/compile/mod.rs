@@ -155,6 +155,11 @@ impl Compiler {
             self.ends.follow(&scene, &self.routes, &mut self.fib);
             self.plan.tunnels = scene.matches(&self.ends.statuses);
             self.plan.hops = scene.hops(&self.routes.table, &self.ends.statuses);
+            for (ifindex, largest) in scene.wires(&self.ends.statuses) {
+                if let Some(port) = self.plan.ports.get_mut(&ifindex) {
+                    port.wire = Some(largest);
+                }
+            }
         }
         self.neighbours(&scene, moved, input.touched);
         Compiled {

@@ -28,7 +28,7 @@ pub use icmp::OuterError;
 pub use raw::RawError;
 pub use stats::{IcmpStats, SlowStats};
 pub use too_big::Path;
-pub use tun::{ServiceTun, Tun, TunError};
+pub use tun::{ServiceTun, Tun, TunError, TunKind};
 
 use std::{
     collections::HashMap,

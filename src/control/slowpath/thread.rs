@@ -245,8 +245,12 @@ impl Engine {
         if !tunnel.up {
             return self.drop_in(record, DropReason::TunnelDown);
         }
+        let is_frame = is_frame(tunnel);
+        if is_frame && !tunnel.fits(buf.data()) {
+            return self.drop_in(record, DropReason::FrameTooBig);
+        }
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
-        if !tunnel.remote.is_unspecified() {
+        if is_frame || !tunnel.remote.is_unspecified() {
             return self.fit_in(id, tunnel.remote, buf);
         }
         let destination = match packet::destination(buf.data()) {
@@ -319,7 +323,7 @@ impl Engine {
         let way = Way {
             path: (remote, tunnel.dev),
             mtu: self.snapshot.paths.get(&(id, remote)).map(|path| path.mtu),
-            must_pass: Size::must_pass(inner),
+            must_pass: !is_frame(tunnel) && Size::must_pass(inner),
         };
         match self.sender.send(buf.data_mut(), way) {
             Ok(sent) => {
@@ -385,10 +389,16 @@ impl Engine {
         let Some(tun) = self.tuns.get(&id) else {
             return self.drop_in(record, DropReason::TunnelDown);
         };
+        if !tunnel.fits_wire(buf.data()) {
+            return self.drop_in(record, DropReason::FrameTooBig);
+        }
         if tunnel.remote.is_multicast() && is_for_other_member(&self.snapshot.fib, tunnel, buf) {
             return self.drop_in(record, DropReason::OtherMember);
         }
-        self.complete_checksum(buf);
+        match is_frame(tunnel) {
+            true => self.complete_in_frame(buf),
+            false => self.complete_checksum(buf),
+        }
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         match tun.send(buf.data()) {
             Ok(()) => {
@@ -429,6 +439,10 @@ impl Engine {
         }
         match punt.to {
             PuntTo::Tunnel(id) => self.deliver(id, buf),
+            PuntTo::Into(id) => {
+                self.complete_in_frame(buf);
+                self.enter_tunnel(id, buf);
+            }
             PuntTo::Underlay(id) => self.send(id, buf),
             PuntTo::Service => self.hand_back(buf),
             PuntTo::Owner(id) => self.pass_to_owner(id, punt, buf),
@@ -490,17 +504,26 @@ impl Engine {
         }
     }
 
+    fn complete_in_frame(&self, buf: &mut VecBuf) {
+        if transport::complete_in_frame(buf.data_mut()) {
+            self.stats.checksums_completed.add(1);
+        }
+    }
+
     pub(super) fn drop_in(&self, record: &TunnelRecord, reason: DropReason) {
         record.drops.count(reason);
         self.stats.drops.count(reason);
     }
 }
 
+pub(super) fn is_frame(tunnel: &Tunnel) -> bool {
+    tunnel.mode.kind().payload == Payload::Ethernet
+}
+
 /// Whether the kernel would send a packet that came by a tunnel's group back to the group, as every other member would.
 fn is_for_other_member(fib: &Fib, tunnel: &Tunnel, buf: &VecBuf) -> bool {
-    let is_frame = tunnel.mode.kind().payload == Payload::Ethernet;
     let destination = packet::destination(buf.data());
-    !is_frame && destination.is_ok_and(|to| !is_for_many(to) && fib.leads_into(tunnel, to))
+    !is_frame(tunnel) && destination.is_ok_and(|to| !is_for_many(to) && fib.leads_into(tunnel, to))
 }
 
 /// Whether a packet for this address is for every station that hears it.

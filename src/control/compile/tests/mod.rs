@@ -306,6 +306,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         peers: Arc::default(),
         ikey: None,
         okey: None,
+        nvgre: false,
         icsum: false,
         ocsum: false,
         iseq: false,
@@ -322,6 +323,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         dev: None,
         address: Vec::new(),
         routes: Vec::new(),
+        bridge: None,
     }
 }
 
