@@ -39,6 +39,8 @@ pub struct TunnelDevice<'a> {
     pub id: TunnelId,
     pub config: &'a TunnelConfig,
     pub ifindex: u32,
+    /// The far end answers keepalives, or is not asked.
+    pub alive: bool,
 }
 
 /// Where a tunnel's outer packets go, as far as the kernel knows.
@@ -59,6 +61,10 @@ pub struct OuterHop {
 pub struct TunnelStatus {
     /// The tunnel device is there and administratively up.
     pub up: bool,
+    /// As of the tunnel: its far end answers keepalives, or is not asked.
+    pub alive: bool,
+    /// The tunnel device has a carrier: the kernel sends packets into it.
+    pub carrier: bool,
     /// The tunnel device's MTU; 0 when there is no device.
     pub mtu: u16,
     /// None: the remote cannot be reached.
@@ -71,6 +77,7 @@ impl TunnelStatus {
         match (self.up, &self.outer) {
             (false, _) => "down",
             (true, None) => "no-route",
+            (true, Some(_)) if !self.alive => "no-keepalive",
             (true, Some(outer)) if outer.mac.is_none() => "unresolved",
             (true, Some(_)) => "up",
         }
@@ -160,6 +167,8 @@ impl Scene<'_> {
         let link = self.state.link(tunnel.ifindex);
         TunnelStatus {
             up: link.is_some_and(|link| link.up),
+            alive: tunnel.alive,
+            carrier: link.is_some_and(|link| link.carrier),
             mtu: link.map_or(0, |link| clamp(link.mtu)),
             outer: self.outer_hop(tunnel.config),
         }
@@ -207,14 +216,16 @@ impl Scene<'_> {
         };
         Tunnel {
             clamp_mss: tunnel.clamp_mss.map(room),
+            alive: t.alive,
             ..tunnel
         }
     }
 
+    /// Into a tunnel whose device has no carrier the kernel sends nothing; neither do the workers then.
     fn egress(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Egress {
         let adjacency = status
             .outer
-            .filter(|outer| !outer.kernel_only)
+            .filter(|outer| !outer.kernel_only && status.carrier && status.alive)
             .and_then(|outer| {
                 let port = self.port(outer.ifindex)?;
                 let device = &self.devices[port.index()];

@@ -12,6 +12,7 @@ mod claim;
 pub mod compile;
 pub mod config;
 mod fastpath;
+mod keepalive;
 pub mod mirror;
 pub mod netlink;
 mod privileges;

@@ -56,7 +56,7 @@ pub struct TunnelReport {
     pub mode: String,
     pub local: String,
     pub remote: String,
-    /// `up`, `down`, `no-route` (the remote cannot be reached) or `unresolved` (its next hop has no link address yet).
+    /// `up`, `down`, `no-route` (the remote cannot be reached), `no-keepalive` (it does not answer) or `unresolved` (its next hop has no link address yet).
     pub state: String,
     /// The tunnel device's MTU, in bytes; 0 when there is no device.
     pub mtu: u32,
@@ -88,6 +88,9 @@ pub struct TunnelReport {
     pub dev: Option<String>,
     /// Where the outer packets go, as far as it is known.
     pub next_hop: Option<NextHopReport>,
+    /// With `gre` and `ip6gre` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keepalive: Option<KeepaliveReport>,
     /// Came out of the tunnel (decapsulated), on both paths.
     pub rx: Traffic,
     /// Went into the tunnel, on both paths.
@@ -106,6 +109,25 @@ pub struct HeaderReport {
     /// `IPv4`, `IPv6`, `limit` (the encapsulation limit's destination options) or `GRE`.
     pub header: String,
     pub bytes: usize,
+}
+
+/// Keepalives, ours and the far end's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeepaliveReport {
+    /// `up`, `down`, or `off` where none are sent.
+    pub state: String,
+    /// How long that has been so; 0 with `off`.
+    pub seconds: u64,
+    /// Seconds from one to the next; none where none are sent.
+    pub interval: Option<u16>,
+    /// How many in a row remain unanswered before the tunnel is down.
+    pub retries: Option<u8>,
+    pub sent: u64,
+    /// Of those sent, the ones that came back.
+    pub received: u64,
+    /// Of the far end's, the ones that were sent back to it.
+    pub answered: u64,
 }
 
 /// A next hop, as the kernel knows it.
@@ -290,6 +312,16 @@ impl From<&TunnelConfig> for TunnelReport {
             ignore_df: tunnel.ignore_df,
             clamp_mss: tunnel.clamp_mss,
             dev: tunnel.dev.clone(),
+            keepalive: tunnel
+                .mode
+                .kind()
+                .has_keepalives()
+                .then(|| KeepaliveReport {
+                    state: "off".to_owned(),
+                    interval: tunnel.keepalive.map(|k| k.interval),
+                    retries: tunnel.keepalive.map(|k| k.retries),
+                    ..KeepaliveReport::default()
+                }),
             ..TunnelReport::default()
         }
     }

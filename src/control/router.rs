@@ -49,7 +49,7 @@ pub(super) struct Router {
     pub(super) slots: Slots,
     pub(super) statuses: Vec<TunnelStatus>,
     /// Threads that keep records: the slow path and the workers.
-    threads: u32,
+    pub(super) threads: u32,
     pub(super) slow: SlowPath,
     /// The slow path can hand packets back to the kernel.
     has_service: bool,
@@ -166,6 +166,11 @@ impl Router {
         self.publish_with(state, None);
     }
 
+    /// The same with the routes that are in force: nothing has changed that they depend on.
+    pub(super) fn publish_known(&mut self, state: &State) {
+        self.publish_with(state, Some(self.routes.clone()));
+    }
+
     fn publish_with(&mut self, state: &State, known: Option<Arc<RouteTable>>) {
         let devices: Vec<TunnelDevice<'_>> = self
             .tunnels
@@ -174,6 +179,7 @@ impl Router {
                 id: t.id,
                 config: &t.config,
                 ifindex: t.device.index,
+                alive: t.keepalive.alive(),
             })
             .collect();
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
@@ -255,7 +261,7 @@ impl Router {
     pub(super) fn follow(&mut self, state: &State, what: Parts) -> Vec<KernelRequest> {
         if what == Parts::NEIGHBOURS {
             // The most frequent news, and a million routes are none of it.
-            self.publish_with(state, Some(self.routes.clone()));
+            self.publish_known(state);
             return Vec::new();
         }
         if self.config.router.xdp != XdpMode::Off {
@@ -403,7 +409,9 @@ impl Router {
         if outdated {
             self.publish(state);
         }
-        self.stale_neighbours(state)
+        let mut requests = self.stale_neighbours(state);
+        requests.extend(self.carriers(state));
+        requests
     }
 
     /// The kernel does not see that the next hops are in use, and would neither probe them nor keep them.

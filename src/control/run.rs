@@ -1,6 +1,11 @@
 //! The router's one task: start, follow the kernel, answer, stop.
 
-use std::{cell::RefCell, io, path::Path, time::Duration};
+use std::{
+    cell::RefCell,
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use tokio::{
@@ -208,25 +213,30 @@ async fn follow(
 ) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let answered = router.borrow().slow.answered();
     loop {
         let mut reply = None;
-        let changed = tokio::select! {
-            change = monitor.changed() => Some(change.what),
-            _ = tick.tick() => None,
+        let due = router.borrow().next_keepalive();
+        let turn = tokio::select! {
+            change = monitor.changed() => Turn::Changed(change.what),
+            _ = tick.tick() => Turn::Tick,
+            () = at(due) => Turn::Keepalives,
+            () = answered.notified() => Turn::Keepalives,
             Some((request, asked)) = orders.recv() => {
                 service.reloading();
                 reply = Some((asked, obey(router, monitor, handle, &request).await));
                 // What was changed is known, and in force, before it is said to be.
                 let _ = tokio::time::timeout(SETTLE, monitor.catch_up()).await;
-                Some(Parts::ALL)
+                Turn::Changed(Parts::ALL)
             }
         };
         let requests = {
             let mut router = router.borrow_mut();
             router.mirror = mirror_report(monitor);
-            match changed {
-                Some(what) => router.follow(monitor.state(), what),
-                None => router.heartbeat(monitor.state()),
+            match turn {
+                Turn::Changed(what) => router.follow(monitor.state(), what),
+                Turn::Tick => router.heartbeat(monitor.state()),
+                Turn::Keepalives => router.keepalives(monitor.state()),
             }
         };
         for request in requests {
@@ -239,6 +249,21 @@ async fn follow(
             // Whoever asked may have gone.
             let _ = asked.send(response);
         }
+    }
+}
+
+/// What the router's task woke up for.
+enum Turn {
+    Changed(Parts),
+    Tick,
+    Keepalives,
+}
+
+/// Waits for a moment; without one, for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -255,6 +280,7 @@ fn mirror_report(monitor: &Monitor) -> MirrorReport {
 /// Something to ask of the kernel.
 pub(super) enum KernelRequest {
     SetMtu(Device, u16),
+    SetCarrier(Device, bool),
     Refresh(Device, std::net::IpAddr),
     AddAddress(Device, IpNet),
     AddRoute(Device, IpNet),
@@ -269,6 +295,7 @@ impl KernelRequest {
         use KernelRequest::*;
         match self {
             SetMtu(device, mtu) => handle.set_mtu(device, (*mtu).into()).await,
+            SetCarrier(device, on) => handle.set_carrier(device, *on).await,
             Refresh(device, ip) => handle.use_neighbour(device, *ip).await,
             AddAddress(device, address) => handle.add_address(device, *address).await,
             AddRoute(device, prefix) => handle.add_route(device, *prefix).await,

@@ -1,9 +1,10 @@
 //! The tunnels' devices: made or adopted, set up as configured, removed in the end.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, sync::Arc, time::Instant};
 
 use super::{
     config::{Config, Mtu, RouterConfig, TunnelConfig},
+    keepalive::Watch,
     mirror::State,
     netlink::{Device, Handle, RequestError},
     slowpath::{Tun, TunError},
@@ -35,6 +36,8 @@ pub struct TunnelEntry {
     sequences: Arc<Sequences>,
     /// By thread: the slow path first, then the workers.
     records: RefCell<Vec<Arc<TunnelRecord>>>,
+    /// What its keepalives say of the far end.
+    pub keepalive: Watch,
     /// The MTU that was last asked for.
     mtu: Option<u16>,
 }
@@ -52,6 +55,7 @@ impl TunnelEntry {
 
     /// The tunnel goes on under other terms; its device, counters and numbers stay.
     pub fn alter(&mut self, config: TunnelConfig) {
+        self.keepalive.alter(config.keepalive, Instant::now());
         self.config = config;
     }
 
@@ -134,6 +138,7 @@ pub async fn create_one(
         device,
         sequences: Arc::default(),
         records: RefCell::default(),
+        keepalive: Watch::new(tunnel.keepalive, Instant::now()),
         mtu: None,
     };
     match set_up(&mut entry, &router.underlay, state, handle).await {

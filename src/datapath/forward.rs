@@ -9,7 +9,7 @@ use crate::{
         EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, ipv4, ipv6, protocol,
         transport,
     },
-    tunnel::{self, Outer, Refusal, Tunnel, TunnelId},
+    tunnel::{self, Outer, Refusal, Tunnel, TunnelId, keepalive},
 };
 
 /// What changes with packets and belongs to one worker. It outlives every snapshot.
@@ -318,11 +318,17 @@ fn from_underlay<B: PacketBuf>(
     let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), record(&state.tunnels, id)) else {
         return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
     };
+    if outer.payload() == keepalive::PROTOCOL && keepalive::is_answer(tunnel, packet.data()) {
+        return Verdict::Punt(PuntReason::Keepalive, PuntTo::Keepalive(id));
+    }
     if tunnel.iseq && !state.owns_sequences {
         return Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Owner(id));
     }
     if let Err(refusal) = tunnel::decapsulate(tunnel, &outer, packet, &record.state) {
         return state.drop_in(id, refusal);
+    }
+    if keepalive::is_request(tunnel, packet.data()) {
+        return Verdict::Punt(PuntReason::Keepalive, PuntTo::Keepalive(id));
     }
     if port.is_some_and(|port| port.partial_checksums)
         && transport::complete_checksum(packet.data_mut())

@@ -76,6 +76,12 @@ impl Outer {
         Ok(outer)
     }
 
+    /// What GRE says that is inside; without GRE, what the outer header says.
+    #[inline]
+    pub fn payload(&self) -> EtherType {
+        self.payload
+    }
+
     #[inline]
     fn take_gre(&mut self, gre: &Gre<'_>) {
         self.inner_at = self.shim_at + gre.header_len();

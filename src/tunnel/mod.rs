@@ -8,6 +8,7 @@ mod decapsulate;
 mod ecn;
 mod encapsulate;
 mod inner;
+pub mod keepalive;
 mod kind;
 mod outer;
 mod peers;
@@ -101,6 +102,10 @@ pub struct Tunnel {
     pub clamp_mss: Option<u16>,
     /// The tunnel device is administratively up. A tunnel that is down takes no packets (gre-11).
     pub up: bool,
+    /// It sends keepalives, and knows them when they come back.
+    pub keepalive: bool,
+    /// Its far end answers keepalives, or is not asked. Without answers nothing but keepalives is sent.
+    pub alive: bool,
 }
 
 impl Tunnel {
@@ -133,6 +138,8 @@ impl Tunnel {
             mtu: mtu as u16,
             clamp_mss: None,
             up: true,
+            keepalive: false,
+            alive: true,
         }
     }
 

@@ -4,6 +4,7 @@
 //! Nothing is ignored: a key that this version does not know, or knows only by name, is refused. Every refusal is one
 //! line that says where, what was found and what would be accepted, and comes before anything is touched.
 
+mod keepalive;
 mod reader;
 mod router;
 mod rules;
@@ -83,6 +84,15 @@ pub enum Mtu {
     Fixed(u16),
 }
 
+/// How a tunnel's far end is asked whether it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Seconds from one keepalive to the next, 1..=32767.
+    pub interval: u16,
+    /// How many in a row remain unanswered before the tunnel is down, 1..=255.
+    pub retries: u8,
+}
+
 /// One `[[tunnel]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelConfig {
@@ -116,6 +126,8 @@ pub struct TunnelConfig {
     pub mtu: Mtu,
     /// Passing TCP connections are held to what the tunnel carries.
     pub clamp_mss: bool,
+    /// None but with `gre` and `ip6gre`.
+    pub keepalive: Option<Keepalive>,
     /// The underlay device that the tunnel is bound to.
     pub dev: Option<String>,
     /// Put on the device: interface address and prefix length.
@@ -271,6 +283,8 @@ impl TunnelConfig {
             mtu,
             clamp_mss: self.clamp_mss.then_some(mtu),
             up,
+            keepalive: self.keepalive.is_some(),
+            alive: true,
         }
     }
 }

@@ -31,6 +31,12 @@ pub(super) fn tunnel_alone(
         );
         return Err(complain(section, "ttl", &expected));
     }
+    let many = tunnel.remote.is_unspecified() || tunnel.remote.is_multicast();
+    if many && tunnel.keepalive.is_some() {
+        let expected =
+            "not without one far end that could answer: expected a unicast remote beside it";
+        return Err(complain(section, "keepalive", expected));
+    }
     if tunnel.ignore_df && tunnel.pmtudisc {
         let expected = "not with pmtudisc = true: expected pmtudisc = false beside it";
         return Err(complain(section, "ignore_df", expected));

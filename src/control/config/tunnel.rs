@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    ConfigError, Mtu, TunnelConfig,
+    ConfigError, Mtu, TunnelConfig, keepalive,
     reader::{Section, Value},
     router::{DEVICE_NAME, is_device_name},
 };
@@ -39,18 +39,12 @@ const ACCEPTED: &[&str] = &[
     "ignore_df",
     "mtu",
     "clamp_mss",
+    "keepalive",
     "dev",
     "address",
     "routes",
 ];
-const LATER: &[&str] = &[
-    "encap",
-    "encap_sport",
-    "bridge",
-    "keepalive",
-    "nvgre",
-    "peer",
-];
+const LATER: &[&str] = &["encap", "encap_sport", "bridge", "nvgre", "peer"];
 /// The kinds of this version.
 const MODES: [Mode; 6] = [
     Mode::Gre,
@@ -75,6 +69,7 @@ const PARTICULAR: &[(&[&str], Has)] = &[
     (&["hoplimit", "tclass", "flowlabel", "encaplimit"], is_v6),
     (&["pmtudisc"], |mode| !is_v6(mode)),
     (&["ignore_df"], |mode| mode == Mode::Gre),
+    (&["keepalive"], |mode| mode.kind().has_keepalives()),
 ];
 
 /// The encapsulation limit where none is configured (IPV6_DEFAULT_TNL_ENCAP_LIMIT).
@@ -124,6 +119,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         ignore_df: section.optional("ignore_df", false, |v| v.boolean())?,
         mtu: Mtu::Auto,
         clamp_mss: section.optional("clamp_mss", false, |v| v.boolean())?,
+        keepalive: section.optional("keepalive", None, keepalive::parse)?,
         dev: section.optional("dev", None, |v| device(v).map(Some))?,
         address: section.optional("address", Vec::new(), addresses)?,
         routes: section.optional("routes", Vec::new(), routes)?,

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::{
-    ByteOrInherit, NextHopReport, NumberOrWord, PathShare, PortReport, Reasons, Statistics,
-    TunnelReport, WorkerReport,
+    ByteOrInherit, KeepaliveReport, NextHopReport, NumberOrWord, PathShare, PortReport, Reasons,
+    Statistics, TunnelReport, WorkerReport,
 };
 use crate::tunnel::{Family, Mode};
 
@@ -47,6 +47,7 @@ pub fn statistics(statistics: &Statistics) -> String {
 fn tunnel(t: &TunnelReport) -> String {
     let mut text = format!("{}: {}\n", t.name, options(t).join("  "));
     let _ = writeln!(text, "    {}", state(t));
+    text.extend(t.keepalive.as_ref().and_then(keepalive));
     if t.underlay_mtu != 0 {
         let headers = t.overhead.iter().map(|h| (h.header.as_str(), h.bytes));
         let _ = writeln!(text, "    mtu {}", mtu_sum(t.underlay_mtu, headers));
@@ -184,6 +185,24 @@ fn state(t: &TunnelReport) -> String {
         let _ = write!(text, " lladdr {lladdr}");
     }
     text
+}
+
+/// Unsaid where there are none in either direction.
+fn keepalive(k: &KeepaliveReport) -> Option<String> {
+    let mut text = format!("    keepalive {}", k.state);
+    match (k.interval, k.retries) {
+        (Some(interval), Some(retries)) => {
+            let _ = write!(
+                text,
+                " {} s  interval {interval} retries {retries}",
+                k.seconds
+            );
+            let _ = write!(text, "  sent {} received {}", k.sent, k.received);
+        }
+        _ if k.answered == 0 => return None,
+        _ => {}
+    }
+    Some(text + &format!(" answered {}\n", k.answered))
 }
 
 fn tunnel_table(tunnels: &[TunnelReport]) -> String {

@@ -11,6 +11,7 @@
 
 mod fragment;
 mod fragment6;
+mod keepalive;
 mod raw;
 mod send;
 mod stats;
@@ -30,6 +31,7 @@ use std::{
 };
 
 use crossbeam_channel::{Sender, unbounded};
+use tokio::sync::Notify;
 
 use raw::{Hears, RawReceiver};
 
@@ -81,6 +83,7 @@ enum Command {
     SetService(ServiceTun),
     AddTun(TunnelId, Tun),
     RemoveTun(TunnelId),
+    Keepalive(TunnelId),
     AddPunts(u32, PuntSource),
     RemovePunts(u32),
     Stop,
@@ -91,6 +94,7 @@ pub struct SlowPath {
     commands: Sender<Command>,
     waker: Waker,
     stats: Arc<SlowStats>,
+    answered: Arc<Notify>,
     /// What the thread's raw sockets hear.
     hears: Vec<Hears>,
     thread: Option<JoinHandle<()>>,
@@ -101,8 +105,10 @@ impl SlowPath {
     pub fn start(service: Option<ServiceTun>) -> Result<Self, SlowPathError> {
         let waker = Waker::new().map_err(SlowPathError::start("eventfd"))?;
         let stats = Arc::new(SlowStats::default());
+        let answered = Arc::new(Notify::new());
         let (commands, inbox) = unbounded();
-        let engine = thread::Engine::new(service, waker.clone(), stats.clone())?;
+        let engine =
+            thread::Engine::new(service, waker.clone(), (stats.clone(), answered.clone()))?;
         let thread = std::thread::Builder::new()
             .name("greyhound-slow".into())
             .spawn(move || engine.run(&inbox))
@@ -111,6 +117,7 @@ impl SlowPath {
             commands,
             waker,
             stats,
+            answered,
             hears: Vec::new(),
             thread: Some(thread),
         })
@@ -170,6 +177,16 @@ impl SlowPath {
     /// Closes a tunnel's device; a persistent one stays in the kernel.
     pub fn remove_tun(&self, id: TunnelId) {
         self.command(Command::RemoveTun(id));
+    }
+
+    /// Sends one of a tunnel's keepalives.
+    pub fn send_keepalive(&self, id: TunnelId) {
+        self.command(Command::Keepalive(id));
+    }
+
+    /// Told when a keepalive has come back to a tunnel that got no answers before.
+    pub fn answered(&self) -> Arc<Notify> {
+        self.answered.clone()
     }
 
     /// Listens to a worker's punt queue. Takes the place of that worker's earlier one.

@@ -9,6 +9,7 @@ use rustix::{
     fd::OwnedFd,
     io::Errno,
 };
+use tokio::sync::Notify;
 
 use super::{
     Command, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
@@ -18,7 +19,9 @@ use super::{
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport},
-    tunnel::{Family, Outer, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
+    tunnel::{
+        Family, Outer, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate, keepalive,
+    },
 };
 
 /// Packets taken from one source before the next has its turn.
@@ -26,7 +29,7 @@ const BURST: usize = 64;
 /// Bursts taken from a punt queue that is about to go, however fast a worker still fills it.
 const LAST_TURNS: usize = 64;
 /// For the longest outer header: IPv6 with the encapsulation limit, and GRE with everything.
-const HEADROOM: usize = ipv6::HEADER_LEN + 8 + gre::MAX_HEADER_LEN;
+pub(super) const HEADROOM: usize = ipv6::HEADER_LEN + 8 + gre::MAX_HEADER_LEN;
 /// The largest IP packet: an IPv6 header and what its length field can say.
 const MAX_PACKET: usize = ipv6::HEADER_LEN + 65_535;
 
@@ -39,12 +42,14 @@ pub(super) struct Engine {
     epoll: OwnedFd,
     waker: Waker,
     receivers: Vec<RawReceiver>,
-    sender: RawSender,
+    pub(super) sender: RawSender,
     service: Option<ServiceTun>,
     tuns: HashMap<TunnelId, Tun>,
     punts: Vec<(u32, PuntSource)>,
-    snapshot: SlowSnapshot,
-    stats: Arc<SlowStats>,
+    pub(super) snapshot: SlowSnapshot,
+    pub(super) stats: Arc<SlowStats>,
+    /// A keepalive that was waited for has come back.
+    pub(super) answered: Arc<Notify>,
     /// The owner of the sequence numbers was handed something in this turn.
     wake_owner: bool,
 }
@@ -53,7 +58,7 @@ impl Engine {
     pub(super) fn new(
         service: Option<ServiceTun>,
         waker: Waker,
-        stats: Arc<SlowStats>,
+        (stats, answered): (Arc<SlowStats>, Arc<Notify>),
     ) -> Result<Self, SlowPathError> {
         let failed = |e: Errno| SlowPathError::start("epoll")(e.into());
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
@@ -69,6 +74,7 @@ impl Engine {
             punts: Vec::new(),
             snapshot: SlowSnapshot::default(),
             stats,
+            answered,
             wake_owner: false,
         })
     }
@@ -114,6 +120,7 @@ impl Engine {
             Command::SetService(service) => self.service = Some(service),
             Command::AddTun(id, tun) => self.add_tun(id, tun),
             Command::RemoveTun(id) => drop(self.tuns.remove(&id)),
+            Command::Keepalive(id) => self.send_keepalive(id, buf),
             Command::AddPunts(worker, source) => {
                 self.remove_punts(worker, buf);
                 self.punts.push((worker, source));
@@ -181,6 +188,9 @@ impl Engine {
         if !tunnel.up {
             return self.drop_in(record, DropReason::TunnelDown);
         }
+        if !tunnel.alive {
+            return self.drop_in(record, DropReason::NoKeepalive);
+        }
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         if !tunnel.remote.is_unspecified() {
             return self.enter_for(id, tunnel.remote, buf);
@@ -212,7 +222,7 @@ impl Engine {
         }
     }
 
-    fn enter_for(&mut self, id: TunnelId, remote: IpAddr, buf: &mut VecBuf) {
+    pub(super) fn enter_for(&mut self, id: TunnelId, remote: IpAddr, buf: &mut VecBuf) {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
@@ -274,10 +284,16 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, outer.tunnel) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        if outer.payload() == keepalive::PROTOCOL && keepalive::is_answer(tunnel, buf.data()) {
+            return self.hear_answer(tunnel, record);
+        }
         if tunnel.iseq && self.snapshot.owner.is_some() {
             return self.hand_over(outer.tunnel, Handover::FromUnderlay(buf.data().into()));
         }
         match decapsulate(tunnel, outer, buf, &record.state) {
+            Ok(()) if keepalive::is_request(tunnel, buf.data()) => {
+                self.send_back(outer.tunnel, buf);
+            }
             Ok(()) => self.deliver(outer.tunnel, buf),
             Err(refusal) => self.drop_in(record, refusal.into()),
         }
@@ -334,6 +350,7 @@ impl Engine {
             PuntTo::Tunnel(id) => self.deliver(id, buf),
             PuntTo::Underlay(id) => self.send(id, buf),
             PuntTo::Service => self.hand_back(buf),
+            PuntTo::Keepalive(id) => self.take_keepalive(id, buf),
             PuntTo::Owner(id) => self.pass_to_owner(id, punt, buf),
         }
     }
@@ -393,7 +410,7 @@ impl Engine {
         }
     }
 
-    fn drop_in(&self, record: &TunnelRecord, reason: DropReason) {
+    pub(super) fn drop_in(&self, record: &TunnelRecord, reason: DropReason) {
         record.drops.count(reason);
         self.stats.drops.count(reason);
     }
@@ -424,7 +441,7 @@ fn number(hears: Hears) -> u64 {
     RECEIVERS | family << 8 | u64::from(hears.protocol)
 }
 
-fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord)> {
+pub(super) fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord)> {
     let record = snapshot.records.get(id.index())?.as_deref()?;
     Some((snapshot.fib.tunnels().get(id)?, record))
 }
