@@ -55,6 +55,8 @@ enum steer_port_flags {
 	STEER_PORT_ANY_REMOTE = 1 << 5,
 	/* The same over IPv6. */
 	STEER_PORT_ANY_REMOTE6 = 1 << 6,
+	/* Some tunnel receives what is sent to a group. */
+	STEER_PORT_GROUPS = 1 << 9,
 };
 
 /* The device that a program is attached to; each attachment has its own. */
@@ -68,7 +70,7 @@ struct steer_port {
 /* What a tunnel puts between its outer header and the inner packet. Only GRE has a key. */
 struct steer_shim {
 	__be32 key;
-	__u8 protocol; /* 47, or 4 or 41 where there is nothing */
+	__u8 protocol; /* 47, 17 for GRE in UDP, or 4 or 41 where there is nothing */
 	__u8 has_key;  /* no key is not key 0 */
 	__u16 zero;
 };
@@ -78,6 +80,13 @@ struct steer_tunnel4 {
 	__be32 local;
 	__be32 remote;
 	struct steer_shim shim;
+};
+
+/* What the map says of a tunnel. */
+enum steer_tunnel_flags {
+	STEER_TUNNEL_KNOWN = 1 << 0,
+	/* GRE in UDP over IPv6 that does without a UDP checksum. */
+	STEER_TUNNEL_ZERO_CHECKSUM = 1 << 1,
 };
 
 struct steer_tunnel6 {
@@ -109,8 +118,13 @@ struct steer_prefix6 {
 	__be32 address[4];
 };
 
-/* Where a prefix leads: into a tunnel that takes packets of up to mtu bytes, or with mtu 0 to the kernel. */
+/* Where a prefix leads: to the hop of that number. Hop 0 is the kernel. */
 struct steer_route {
+	__u32 hop;
+};
+
+/* Into a tunnel that takes packets of up to mtu bytes, or with mtu 0 to the kernel. Many prefixes share a hop. */
+struct steer_hop {
 	__u32 mtu;
 };
 

@@ -13,6 +13,8 @@ mod devices;
 mod family;
 #[path = "steering/frames.rs"]
 mod frames;
+#[path = "steering/groups.rs"]
+mod groups;
 #[path = "steering/host.rs"]
 mod host;
 #[path = "steering/maps.rs"]
@@ -21,3 +23,5 @@ mod maps;
 mod raw_socket;
 #[path = "steering/tables.rs"]
 mod tables;
+#[path = "steering/udp.rs"]
+mod udp;

@@ -164,7 +164,7 @@ impl Router {
             }
         }
         if !changed.is_empty() {
-            self.publish_known(state);
+            self.publish_tunnels(state);
         }
         changed
     }

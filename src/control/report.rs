@@ -55,12 +55,14 @@ pub struct TunnelReport {
     pub name: String,
     pub mode: String,
     pub local: String,
+    /// An address, a group, or `any` where peers and routes say it.
     pub remote: String,
-    /// `up`, `down`, `no-route` (the remote cannot be reached), `no-keepalive` (it does not answer) or `unresolved` (its next hop has no link address yet).
+    /// `up`, `down`, `no-route` (the remote cannot be reached), `no-keepalive` (it does not answer) or `unresolved` (its next
+    /// hop has no link address yet). Without a remote: `up` or `down`, as the device.
     pub state: String,
     /// The tunnel device's MTU, in bytes; 0 when there is no device.
     pub mtu: u32,
-    /// The MTU of the way to the remote, in bytes; 0 as long as there is none.
+    /// The MTU of the way to the remote, or the narrowest to a peer, in bytes; 0 as long as there is none.
     pub underlay_mtu: u32,
     /// What encapsulation adds, outermost header first.
     pub overhead: Vec<HeaderReport>,
@@ -80,6 +82,13 @@ pub struct TunnelReport {
     /// Over IPv6 alone: a number or `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encaplimit: Option<NumberOrWord>,
+    /// `gre-in-udp`, and then its source port, a number or `auto`, and whether a UDP checksum is sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encap: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encap_sport: Option<NumberOrWord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encap_csum: Option<bool>,
     /// Over IPv6 without meaning.
     pub pmtudisc: bool,
     pub ignore_df: bool,
@@ -88,6 +97,9 @@ pub struct TunnelReport {
     pub dev: Option<String>,
     /// Where the outer packets go, as far as it is known.
     pub next_hop: Option<NextHopReport>,
+    /// The other ends of a tunnel without a remote.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerReport>,
     /// With `gre` and `ip6gre` alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keepalive: Option<KeepaliveReport>,
@@ -106,7 +118,7 @@ pub struct TunnelReport {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HeaderReport {
-    /// `IPv4`, `IPv6`, `limit` (the encapsulation limit's destination options) or `GRE`.
+    /// `IPv4`, `IPv6`, `limit` (the encapsulation limit's destination options), `UDP` or `GRE`.
     pub header: String,
     pub bytes: usize,
 }
@@ -128,6 +140,18 @@ pub struct KeepaliveReport {
     pub received: u64,
     /// Of the far end's, the ones that were sent back to it.
     pub answered: u64,
+}
+
+/// One of the other ends of a tunnel without a remote.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerReport {
+    /// The inner prefix in the peer table; none where a route's gateway is the remote.
+    pub address: Option<String>,
+    pub remote: String,
+    /// `up`, `no-route` or `unresolved`, as a tunnel's.
+    pub state: String,
+    pub next_hop: Option<NextHopReport>,
 }
 
 /// A next hop, as the kernel knows it.
@@ -295,7 +319,10 @@ impl From<&TunnelConfig> for TunnelReport {
             name: tunnel.name.clone(),
             mode: tunnel.mode.as_str().to_owned(),
             local: tunnel.local.to_string(),
-            remote: tunnel.remote.to_string(),
+            remote: match tunnel.remote.is_unspecified() {
+                true => "any".to_owned(),
+                false => tunnel.remote.to_string(),
+            },
             state: "down".to_owned(),
             ikey: tunnel.ikey,
             okey: tunnel.okey,
@@ -308,6 +335,12 @@ impl From<&TunnelConfig> for TunnelReport {
             overhead: tunnel.headers().parts().map(header).collect(),
             flowlabel: is_v6.then(|| tunnel.flow_label.into()),
             encaplimit: is_v6.then_some(limit),
+            encap: tunnel.udp.map(|_| "gre-in-udp".to_owned()),
+            encap_sport: tunnel.udp.map(|udp| match udp.source_port {
+                Some(port) => NumberOrWord::Number(port.into()),
+                None => NumberOrWord::Word("auto".to_owned()),
+            }),
+            encap_csum: tunnel.udp.map(|udp| udp.checksum),
             pmtudisc: tunnel.pmtudisc,
             ignore_df: tunnel.ignore_df,
             clamp_mss: tunnel.clamp_mss,

@@ -98,6 +98,8 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
         .map(|(entry, _)| entry.device.clone())
         .collect();
     settle(&mut monitor, &made).await;
+    // What is there already is compiled at the start.
+    let _ = monitor.take_touched();
     let router = match Router::start(config, path, monitor.state(), made, claims) {
         Ok(router) => RefCell::new(router),
         Err(why) => {
@@ -234,7 +236,10 @@ async fn follow(
             let mut router = router.borrow_mut();
             router.mirror = mirror_report(monitor);
             match turn {
-                Turn::Changed(what) => router.follow(monitor.state(), what),
+                Turn::Changed(what) => {
+                    let touched = monitor.take_touched();
+                    router.follow(monitor.state(), what, touched)
+                }
                 Turn::Tick => router.heartbeat(monitor.state()),
                 Turn::Keepalives => router.keepalives(monitor.state()),
             }

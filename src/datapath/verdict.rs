@@ -74,8 +74,6 @@ reasons! {
         TtlExpiring = "ttl_expiring",
         /// Larger than the tunnel's or the egress device's MTU: the kernel answers or fragments.
         TooBig = "too_big",
-        /// The packet routes into a tunnel after it came out of one.
-        TunnelToTunnel = "tunnel_to_tunnel",
         /// Forwarding is switched off on the device it came in by.
         ForwardingOff = "forwarding_off",
         /// Another thread owns the tunnel's sequence numbers.
@@ -101,8 +99,14 @@ reasons! {
         OuterHeaderLength = "outer_header_length",
         OuterTotalLength = "outer_total_length",
         OuterChecksum = "outer_checksum",
+        /// From an address of this host, where any other sender would do.
+        OuterMartian = "outer_martian",
         /// A fragment where only whole packets can come.
         OuterFragment = "outer_fragment",
+        /// GRE in UDP whose UDP header is cut, or says a length that cannot be.
+        UdpLength = "udp_length",
+        /// Wrong, or missing where the tunnel wants one.
+        UdpChecksum = "udp_checksum",
         GreTruncated = "gre_truncated",
         GreVersion = "gre_version",
         GreFlags = "gre_flags",
@@ -121,6 +125,8 @@ reasons! {
         SequenceOld = "sequence_old",
         EcnCongestion = "ecn_congestion",
         Recursion = "recursion",
+        /// It came by a group, and is for another member of it.
+        OtherMember = "other_member",
         NoHeadroom = "no_headroom",
         NoRemote = "no_remote",
         /// The transmit ring of the egress port stayed full.
@@ -152,6 +158,8 @@ impl From<Refusal> for DropReason {
                 ParseError::GreFlags => DropReason::GreFlags,
             },
             Refusal::OuterFragment => DropReason::OuterFragment,
+            Refusal::UdpLength => DropReason::UdpLength,
+            Refusal::UdpChecksum => DropReason::UdpChecksum,
             Refusal::Gre(e) => match e {
                 ParseError::Version => DropReason::GreVersion,
                 ParseError::GreFlags => DropReason::GreFlags,

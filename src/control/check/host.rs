@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
+use crate::tunnel::Family;
+
 /// An observation that may have been impossible, and then says why.
 pub(super) type Seen<T> = Result<T, String>;
 
@@ -26,6 +28,8 @@ pub(super) struct Host {
     pub kernel_tunnels: Vec<String>,
     /// A greyhound that answers on the configured control path.
     pub running: Option<u32>,
+    /// Whether GRE's UDP port is free, for each family that needs it.
+    pub udp_ports: Vec<(Family, Seen<()>)>,
     pub links: Seen<Vec<Link>>,
     /// Addresses with the index of their device.
     pub addresses: Seen<Vec<(u32, IpNet)>>,
@@ -33,8 +37,8 @@ pub(super) struct Host {
     pub rules: Seen<Vec<String>>,
     /// Queueing disciplines: device index and kind.
     pub qdiscs: Seen<Vec<(u32, String)>>,
-    /// The kernel's route to each tunnel's remote address, by the tunnel's name.
-    pub routes: BTreeMap<String, Seen<RouteTo>>,
+    /// The kernel's route to each outer address that a tunnel sends to, by the tunnel's name and the address.
+    pub routes: BTreeMap<(String, IpAddr), Seen<RouteTo>>,
     /// IP settings by device name; `all` among them.
     pub settings: BTreeMap<String, IpSettings>,
     /// Offloads of physical devices, in ethtool's words.
@@ -53,6 +57,8 @@ pub(super) struct Link {
     pub mtu: u32,
     pub up: bool,
     pub carrier: bool,
+    /// It carries multicast (IFF_MULTICAST).
+    pub multicast: bool,
     pub ethernet: bool,
     /// The kind of a virtual device (`veth`, `tun`, `vlan` …); none for hardware.
     pub kind: Option<String>,

@@ -4,6 +4,8 @@
 //! Nothing is ignored: a key that this version does not know, or knows only by name, is refused. Every refusal is one
 //! line that says where, what was found and what would be accepted, and comes before anything is touched.
 
+mod encap;
+mod ends;
 mod keepalive;
 mod reader;
 mod router;
@@ -22,8 +24,10 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::{
-    packet::GreKey,
-    tunnel::{self as family, FlowLabel, Mode, Overhead, Peers, Tos, Ttl, Tunnel, TunnelId},
+    packet::{GreKey, gre},
+    tunnel::{
+        self as family, FlowLabel, Mode, Overhead, Peers, Tos, Ttl, Tunnel, TunnelId, UdpEncap,
+    },
 };
 
 use reader::{Section, Source};
@@ -101,9 +105,9 @@ pub struct TunnelConfig {
     pub mode: Mode,
     /// Unicast, of the family that the mode wants.
     pub local: IpAddr,
-    /// As `local`, and another.
+    /// As `local`, and another; or a multicast group; or unspecified, when peers and routes say where packets go.
     pub remote: IpAddr,
-    /// None but without a remote.
+    /// None beside a remote.
     pub peers: Arc<Peers>,
     /// Keys, checksums and sequence numbers: none but with the GRE kinds.
     pub ikey: Option<u32>,
@@ -120,6 +124,8 @@ pub struct TunnelConfig {
     pub flow_label: FlowLabel,
     /// None over IPv4.
     pub encaplimit: Option<u8>,
+    /// With the GRE kinds alone.
+    pub udp: Option<UdpEncap>,
     /// Over IPv4 alone: IPv6 routers do not fragment.
     pub pmtudisc: bool,
     pub ignore_df: bool,
@@ -128,7 +134,7 @@ pub struct TunnelConfig {
     pub clamp_mss: bool,
     /// None but with `gre` and `ip6gre`.
     pub keepalive: Option<Keepalive>,
-    /// The underlay device that the tunnel is bound to.
+    /// The underlay device that the tunnel is bound to. A tunnel to a group has one.
     pub dev: Option<String>,
     /// Put on the device: interface address and prefix length.
     pub address: Vec<IpNet>,
@@ -173,20 +179,11 @@ impl Config {
         let root = Section::root(&source, document.get_ref());
         root.only(&["router", "tunnel"], &[])?;
         let router = router::parse(&root.table("router")?)?;
-        let mut tunnels = Vec::new();
+        let mut tunnels: Vec<TunnelConfig> = Vec::new();
         for section in root.tables("tunnel")? {
-            let tunnel = tunnel::parse(&section)?;
-            rules::tunnel_alone(&section, &tunnel)?;
-            rules::tunnel_on_router(&section, &tunnel, &router)?;
-            for (_, other) in &tunnels {
-                rules::tunnel_beside(&section, &tunnel, other)?;
-            }
-            tunnels.push((section, tunnel));
+            tunnels.push(one_tunnel(&section, &router, &tunnels)?);
         }
-        Ok(Config {
-            router,
-            tunnels: tunnels.into_iter().map(|(_, tunnel)| tunnel).collect(),
-        })
+        Ok(Config { router, tunnels })
     }
 
     /// Adds a tunnel in the words of `ip tunnel add`, by the rules that the file's tunnels obey.
@@ -200,13 +197,7 @@ impl Config {
             let root = Section::root(&source, document.get_ref());
             let sections = root.tables("tunnel")?;
             let section = sections.first().ok_or_else(|| root.error("no tunnel"))?;
-            let tunnel = tunnel::parse(section)?;
-            rules::tunnel_alone(section, &tunnel)?;
-            rules::tunnel_on_router(section, &tunnel, &self.router)?;
-            for other in &self.tunnels {
-                rules::tunnel_beside(section, &tunnel, other)?;
-            }
-            Ok(tunnel)
+            one_tunnel(section, &self.router, &self.tunnels)
         });
         match parsed {
             Ok(tunnel) => self.tunnels.push(tunnel),
@@ -216,6 +207,22 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// A tunnel that obeys every rule, beside the `others`.
+fn one_tunnel(
+    section: &Section<'_>,
+    router: &RouterConfig,
+    others: &[TunnelConfig],
+) -> Result<TunnelConfig, ConfigError> {
+    let mut tunnel = tunnel::parse(section)?;
+    rules::tunnel_alone(section, &tunnel)?;
+    rules::group_device(section, &mut tunnel, router)?;
+    rules::tunnel_on_router(section, &tunnel, router)?;
+    for other in others {
+        rules::tunnel_beside(section, &tunnel, other)?;
+    }
+    Ok(tunnel)
 }
 
 impl RouterConfig {
@@ -245,16 +252,25 @@ impl XdpMode {
 }
 
 impl TunnelConfig {
+    /// The unicast addresses outside that the configuration names: the remote, or each peer's once.
+    pub fn remotes(&self) -> &[IpAddr] {
+        match self.remote {
+            group if group.is_multicast() => &[],
+            any if any.is_unspecified() => self.peers.remotes(),
+            _ => std::slice::from_ref(&self.remote),
+        }
+    }
+
     /// Bytes that encapsulation adds.
     pub fn overhead(&self) -> u16 {
-        // At most 40 + 8 + 16.
+        // At most 40 + 8 + 8 + 16.
         self.headers().total() as u16
     }
 
     /// The same header by header.
     pub fn headers(&self) -> Overhead {
-        let key = self.okey.is_some();
-        family::overhead(self.mode, key, self.ocsum, self.oseq, self.encaplimit)
+        let gre = gre::header_len(self.okey.is_some(), self.ocsum, self.oseq);
+        family::overhead(self.mode, self.encaplimit, self.udp.is_some(), gre)
     }
 
     /// The tunnel as packets see it: in slot `id`, bound to the device with index `dev`, with its own device's MTU and
@@ -279,6 +295,7 @@ impl TunnelConfig {
             ignore_df: self.ignore_df,
             flow_label: self.flow_label,
             encaplimit: self.encaplimit,
+            udp: self.udp,
             dev,
             mtu,
             clamp_mss: self.clamp_mss.then_some(mtu),
@@ -313,6 +330,19 @@ mod tests {
             ("ipip6", "", 1452),
             ("ip6ip6", "encaplimit = \"none\"", 1460),
             ("ipip6", "encaplimit = \"none\"", 1460),
+            // A UDP header takes eight bytes (RFC 8086).
+            ("gre", "encap = \"gre-in-udp\"", 1468),
+            (
+                "gre",
+                "encap = \"gre-in-udp\"\nkey = 1\ncsum = true\nseq = true",
+                1456,
+            ),
+            ("ip6gre", "encap = \"gre-in-udp\"", 1440),
+            (
+                "ip6gre",
+                "encap = \"gre-in-udp\"\nencaplimit = \"none\"",
+                1448,
+            ),
         ] {
             let (local, remote) = match mode {
                 "gre" | "ipip" | "sit" => ("192.0.2.1", "192.0.2.2"),

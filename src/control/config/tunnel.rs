@@ -1,15 +1,11 @@
 //! One `[[tunnel]]`: each key by itself. What keys mean to each other is in [`rules`](super::rules).
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    ops::RangeInclusive,
-    sync::Arc,
-};
+use std::{net::Ipv4Addr, ops::RangeInclusive, sync::Arc};
 
 use ipnet::IpNet;
 
 use super::{
-    ConfigError, Mtu, TunnelConfig, keepalive,
+    ConfigError, Mtu, TunnelConfig, encap, ends, keepalive,
     reader::{Section, Value},
     router::{DEVICE_NAME, is_device_name},
 };
@@ -35,6 +31,10 @@ const ACCEPTED: &[&str] = &[
     "tclass",
     "flowlabel",
     "encaplimit",
+    "encap",
+    "encap_sport",
+    "encap_csum",
+    "encap_csum6",
     "pmtudisc",
     "ignore_df",
     "mtu",
@@ -43,8 +43,9 @@ const ACCEPTED: &[&str] = &[
     "dev",
     "address",
     "routes",
+    "peer",
 ];
-const LATER: &[&str] = &["encap", "encap_sport", "bridge", "nvgre", "peer"];
+const LATER: &[&str] = &["bridge", "nvgre"];
 /// The kinds of this version.
 const MODES: [Mode; 6] = [
     Mode::Gre,
@@ -62,11 +63,25 @@ type Has = fn(Mode) -> bool;
 const PARTICULAR: &[(&[&str], Has)] = &[
     (
         &[
-            "key", "ikey", "okey", "csum", "icsum", "ocsum", "seq", "iseq", "oseq",
+            "key",
+            "ikey",
+            "okey",
+            "csum",
+            "icsum",
+            "ocsum",
+            "seq",
+            "iseq",
+            "oseq",
+            "encap",
+            "encap_sport",
+            "encap_csum",
         ],
         |mode| mode.kind().shim == Shim::Gre,
     ),
     (&["hoplimit", "tclass", "flowlabel", "encaplimit"], is_v6),
+    (&["encap_csum6"], |mode| {
+        is_v6(mode) && mode.kind().shim == Shim::Gre
+    }),
     (&["pmtudisc"], |mode| !is_v6(mode)),
     (&["ignore_df"], |mode| mode == Mode::Gre),
     (&["keepalive"], |mode| mode.kind().has_keepalives()),
@@ -90,8 +105,9 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
     let name = device(&section.need("name", DEVICE_NAME)?)?;
     let mode = mode(&section.need("mode", &words(&MODES, "or"))?)?;
     particular(section, mode)?;
-    let local = endpoint(&section.need("local", unicast(mode))?, mode)?;
-    let remote = remote(section, mode)?;
+    let local = ends::local(section, mode)?;
+    let remote = ends::remote(section, mode)?;
+    let peers = ends::peers(section, mode)?;
     let (ikey, okey) = both(section, "key", "ikey", "okey", |v| key(v).map(Some))?;
     let (icsum, ocsum) = both(section, "csum", "icsum", "ocsum", |v| v.boolean())?;
     let (iseq, oseq) = both(section, "seq", "iseq", "oseq", |v| v.boolean())?;
@@ -104,7 +120,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         mode,
         local,
         remote,
-        peers: Arc::default(),
+        peers: Arc::new(peers),
         ikey,
         okey,
         icsum,
@@ -115,6 +131,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         tos: section.optional(either(section, "tos", "tclass")?, Tos::Fixed(0), tos)?,
         flow_label: section.optional("flowlabel", FlowLabel::Hash, flow_label)?,
         encaplimit: section.optional("encaplimit", default_limit, encaplimit)?,
+        udp: encap::parse(section, is_v6(mode))?,
         pmtudisc: section.optional("pmtudisc", true, |v| v.boolean())?,
         ignore_df: section.optional("ignore_df", false, |v| v.boolean())?,
         mtu: Mtu::Auto,
@@ -129,7 +146,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
     Ok(tunnel)
 }
 
-fn is_v6(mode: Mode) -> bool {
+pub(super) fn is_v6(mode: Mode) -> bool {
     mode.kind().underlay == Family::V6
 }
 
@@ -157,7 +174,7 @@ fn particular(section: &Section<'_>, mode: Mode) -> Result<(), ConfigError> {
 }
 
 /// The one of two names for the same thing that is there.
-fn either<'k>(
+pub(super) fn either<'k>(
     section: &Section<'_>,
     name: &'k str,
     other: &'k str,
@@ -206,49 +223,6 @@ fn mode(value: &Value<'_>) -> Result<Mode, ConfigError> {
         Some(later) => Err(value.later(&format!("{} is", later.as_str()), &accepted)),
         None => Err(value.refuse(&accepted)),
     }
-}
-
-fn unicast(mode: Mode) -> &'static str {
-    match mode.kind().underlay {
-        Family::V4 => "a unicast IPv4 address",
-        Family::V6 => "a unicast IPv6 address",
-    }
-}
-
-fn endpoint(value: &Value<'_>, mode: Mode) -> Result<IpAddr, ConfigError> {
-    let expected = unicast(mode);
-    let address = value.text().and_then(|text| text.parse::<IpAddr>().ok());
-    let address = address.ok_or_else(|| value.refuse(expected))?;
-    if address.is_ipv6() != is_v6(mode) {
-        let word = mode.as_str();
-        return Err(value.complain(&format!(
-            "wrong family for mode {word}: expected {expected}"
-        )));
-    }
-    let never = address.is_multicast() || address.is_loopback() || address.is_unspecified();
-    match address {
-        IpAddr::V4(v4) if never || v4.is_broadcast() => Err(value.refuse(&format!(
-            "{expected}, not multicast, loopback, broadcast or zero"
-        ))),
-        IpAddr::V6(v6) if never || v6.to_ipv4_mapped().is_some() => Err(value.refuse(&format!(
-            "{expected}, not multicast, loopback, IPv4-mapped or zero"
-        ))),
-        _ => Ok(address),
-    }
-}
-
-fn remote(section: &Section<'_>, mode: Mode) -> Result<IpAddr, ConfigError> {
-    let expected = unicast(mode);
-    let value = section.get("remote").ok_or_else(|| {
-        section.error(&format!(
-            "a tunnel without remote is not available in this version; accepted: remote = {expected}"
-        ))
-    })?;
-    let address = value.text().and_then(|text| text.parse::<IpAddr>().ok());
-    if address.is_some_and(|address| address.is_multicast()) {
-        return Err(value.later("multicast groups are", expected));
-    }
-    endpoint(&value, mode)
 }
 
 /// A number or, as iproute2 has it, a dotted quad.

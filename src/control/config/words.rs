@@ -15,6 +15,7 @@ const FLAGS: &[&str] = &[
     "nvgre",
     "clamp_mss",
     "encap_csum",
+    "encap_csum6",
     "keepalive",
 ];
 /// Keys that take several values: the word may come again.

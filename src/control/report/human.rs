@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::{
-    ByteOrInherit, KeepaliveReport, NextHopReport, NumberOrWord, PathShare, PortReport, Reasons,
-    Statistics, TunnelReport, WorkerReport,
+    ByteOrInherit, KeepaliveReport, NextHopReport, NumberOrWord, PathShare, PeerReport, PortReport,
+    Reasons, Statistics, TunnelReport, WorkerReport,
 };
 use crate::tunnel::{Family, Mode};
 
@@ -47,6 +47,9 @@ pub fn statistics(statistics: &Statistics) -> String {
 fn tunnel(t: &TunnelReport) -> String {
     let mut text = format!("{}: {}\n", t.name, options(t).join("  "));
     let _ = writeln!(text, "    {}", state(t));
+    for p in &t.peers {
+        let _ = writeln!(text, "    {}", peer(p));
+    }
     text.extend(t.keepalive.as_ref().and_then(keepalive));
     if t.underlay_mtu != 0 {
         let headers = t.overhead.iter().map(|h| (h.header.as_str(), h.bytes));
@@ -110,6 +113,7 @@ fn options(t: &TunnelReport) -> Vec<String> {
         Some(NumberOrWord::Word(word)) if word != "hash" => Some(format!("flowlabel {word}")),
         _ => None,
     });
+    words.extend(encap(t, is_v6));
     match (t.ikey, t.okey) {
         (Some(ikey), Some(okey)) if ikey == okey => words.push(format!("key {ikey}")),
         (ikey, okey) => {
@@ -148,6 +152,23 @@ fn options(t: &TunnelReport) -> Vec<String> {
     words
 }
 
+/// GRE in UDP, in the words of `ip -d link show`.
+fn encap(t: &TunnelReport, is_v6: bool) -> Vec<String> {
+    let Some(encap) = &t.encap else {
+        return Vec::new();
+    };
+    let mut words = vec![format!("encap {encap}")];
+    if let Some(NumberOrWord::Number(port)) = t.encap_sport {
+        words.push(format!("encap-sport {port}"));
+    }
+    match (is_v6, t.encap_csum) {
+        (false, Some(true)) => words.push("encap-csum".to_owned()),
+        (true, Some(false)) => words.push("noencap-csum6".to_owned()),
+        _ => {}
+    }
+    words
+}
+
 /// What is inside and what is outside, as `ip tunnel show` and `ip -6 tunnel show` name the kinds.
 fn protocols(mode: Mode) -> &'static str {
     match mode {
@@ -172,16 +193,21 @@ pub fn mtu_sum<'h>(underlay: u32, headers: impl Iterator<Item = (&'h str, usize)
 }
 
 fn state(t: &TunnelReport) -> String {
-    let Some(NextHopReport {
-        device,
-        via,
-        lladdr,
-    }) = &t.next_hop
-    else {
-        return format!("state {}", t.state);
+    format!("state {}{}", t.state, way(t.next_hop.as_ref()))
+}
+
+fn peer(p: &PeerReport) -> String {
+    let address = p.address.as_deref().unwrap_or("by route");
+    let way = way(p.next_hop.as_ref());
+    format!("peer {address}  remote {}  {}{way}", p.remote, p.state)
+}
+
+fn way(next_hop: Option<&NextHopReport>) -> String {
+    let Some(hop) = next_hop else {
+        return String::new();
     };
-    let mut text = format!("state {}  via {via} dev {device}", t.state);
-    if let Some(lladdr) = lladdr {
+    let mut text = format!("  via {} dev {}", hop.via, hop.device);
+    if let Some(lladdr) = &hop.lladdr {
         let _ = write!(text, " lladdr {lladdr}");
     }
     text

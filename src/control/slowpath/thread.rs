@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, io, net::IpAddr, ops::ControlFlow, sync::Arc};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::Receiver as Inbox;
 use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
@@ -13,14 +13,16 @@ use tokio::sync::Notify;
 
 use super::{
     Command, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
-    raw::{Hears, RawReceiver},
+    raw::{Hears, Receiver},
     send::{RawSender, Sent},
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
-    packet::{self, PacketBuf, VecBuf, gre, ipv6, transport},
+    fib::Fib,
+    packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
     tunnel::{
-        Family, Outer, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate, keepalive,
+        Family, Outer, Payload, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate,
+        keepalive,
     },
 };
 
@@ -28,8 +30,8 @@ use crate::{
 const BURST: usize = 64;
 /// Bursts taken from a punt queue that is about to go, however fast a worker still fills it.
 const LAST_TURNS: usize = 64;
-/// For the longest outer header: IPv6 with the encapsulation limit, and GRE with everything.
-pub(super) const HEADROOM: usize = ipv6::HEADER_LEN + 8 + gre::MAX_HEADER_LEN;
+/// For the longest outer header: IPv6 with the encapsulation limit, UDP, and GRE with everything.
+pub(super) const HEADROOM: usize = ipv6::HEADER_LEN + 8 + udp::HEADER_LEN + gre::MAX_HEADER_LEN;
 /// The largest IP packet: an IPv6 header and what its length field can say.
 const MAX_PACKET: usize = ipv6::HEADER_LEN + 65_535;
 
@@ -41,7 +43,7 @@ const RECEIVERS: u64 = 1 << 32;
 pub(super) struct Engine {
     epoll: OwnedFd,
     waker: Waker,
-    receivers: Vec<RawReceiver>,
+    receivers: Vec<Receiver>,
     pub(super) sender: RawSender,
     service: Option<ServiceTun>,
     tuns: HashMap<TunnelId, Tun>,
@@ -79,7 +81,7 @@ impl Engine {
         })
     }
 
-    pub(super) fn run(mut self, inbox: &Receiver<Command>) {
+    pub(super) fn run(mut self, inbox: &Inbox<Command>) {
         let mut buf = VecBuf::with_capacity(HEADROOM, MAX_PACKET);
         let mut events = Vec::with_capacity(BURST);
         let mut busy = false;
@@ -114,6 +116,8 @@ impl Engine {
         match command {
             Command::Snapshot(snapshot, opened) => {
                 self.change_receivers(&Hears::needed(snapshot.fib.tunnels()), opened);
+                let receivers = self.receivers.iter();
+                receivers.for_each(|receiver| receiver.follow(snapshot.fib.tunnels()));
                 self.snapshot = snapshot;
                 self.sender.forget();
             }
@@ -140,7 +144,7 @@ impl Engine {
     }
 
     /// Closes the sockets that hear what is not needed, and listens to new ones.
-    fn change_receivers(&mut self, needed: &[Hears], opened: Vec<RawReceiver>) {
+    fn change_receivers(&mut self, needed: &[Hears], opened: Vec<Receiver>) {
         // A closed descriptor leaves the epoll set by itself.
         self.receivers.retain(|r| needed.contains(&r.hears()));
         for receiver in opened {
@@ -226,6 +230,10 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        // A packet to ourselves would come back and enter again (gre-8).
+        if remote != tunnel.remote && self.snapshot.fib.is_own(remote) {
+            return self.drop_in(record, DropReason::Recursion);
+        }
         if tunnel.oseq && self.snapshot.owner.is_some() {
             let packet = Handover::IntoTunnel(id, remote, buf.data().into());
             return self.hand_over(id, packet);
@@ -257,7 +265,7 @@ impl Engine {
 
     /// Outer packets that the kernel received.
     fn receive(&mut self, socket: u64, buf: &mut VecBuf) {
-        let found = |r: &RawReceiver| number(r.hears()) == socket;
+        let found = |r: &Receiver| number(r.hears()) == socket;
         let Some(at) = self.receivers.iter().position(found) else {
             return;
         };
@@ -284,6 +292,10 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, outer.tunnel) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        // As in datapath::forward: we are no sender of what comes from anybody.
+        if outer.remote != tunnel.remote && self.snapshot.fib.is_own(outer.remote) {
+            return self.drop_in(record, DropReason::OuterMartian);
+        }
         if outer.payload() == keepalive::PROTOCOL && keepalive::is_answer(tunnel, buf.data()) {
             return self.hear_answer(tunnel, record);
         }
@@ -307,6 +319,9 @@ impl Engine {
         let Some(tun) = self.tuns.get(&id) else {
             return self.drop_in(record, DropReason::TunnelDown);
         };
+        if tunnel.remote.is_multicast() && is_for_other_member(&self.snapshot.fib, tunnel, buf) {
+            return self.drop_in(record, DropReason::OtherMember);
+        }
         self.complete_checksum(buf);
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         match tun.send(buf.data()) {
@@ -414,6 +429,13 @@ impl Engine {
         record.drops.count(reason);
         self.stats.drops.count(reason);
     }
+}
+
+/// Whether the kernel would send a packet that came by a tunnel's group back to the group, as every other member would.
+fn is_for_other_member(fib: &Fib, tunnel: &Tunnel, buf: &VecBuf) -> bool {
+    let is_frame = tunnel.mode.kind().payload == Payload::Ethernet;
+    let destination = packet::destination(buf.data());
+    !is_frame && destination.is_ok_and(|to| !is_for_many(to) && fib.leads_into(tunnel, to))
 }
 
 /// Whether a packet for this address is for every station that hears it.
