@@ -18,13 +18,14 @@ use super::{
     claim::{ClaimError, Claims},
     config::{Config, RouterConfig},
     fastpath::{self, FoundDevice},
+    heard::Reports,
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle, RequestError},
     privileges::{self, PrivilegeError},
     report::MirrorReport,
     router::Router,
     service::Service,
-    slowpath::{SlowPathError, Tun},
+    slowpath::{OuterError, SlowPathError, Tun},
     socket::{ControlSocket, Request, Response, SocketError, serve},
     tunnels::{self, TunnelEntry, TunnelError},
 };
@@ -206,6 +207,18 @@ async fn obey(
     }
 }
 
+/// What the router's task wakes for.
+enum News {
+    /// The kernel's state has changed.
+    Kernel(Parts),
+    /// A second has passed.
+    Second,
+    /// Routers said something about outer packets.
+    Errors(Vec<OuterError>),
+    /// A keepalive is due, or one that was waited for has come back.
+    Keepalives,
+}
+
 /// Keeps the router in step with the kernel, and makes the changes that are asked for, for ever.
 async fn follow(
     router: &RefCell<Router>,
@@ -216,32 +229,35 @@ async fn follow(
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let answered = router.borrow().slow.answered();
+    let mut reports = Reports::of(&mut router.borrow_mut());
     loop {
         let mut reply = None;
         let due = router.borrow().next_keepalive();
-        let turn = tokio::select! {
-            change = monitor.changed() => Turn::Changed(change.what),
-            _ = tick.tick() => Turn::Tick,
-            () = at(due) => Turn::Keepalives,
-            () = answered.notified() => Turn::Keepalives,
+        let news = tokio::select! {
+            change = monitor.changed() => News::Kernel(change.what),
+            _ = tick.tick() => News::Second,
+            errors = reports.next() => News::Errors(errors),
+            () = at(due) => News::Keepalives,
+            () = answered.notified() => News::Keepalives,
             Some((request, asked)) = orders.recv() => {
                 service.reloading();
                 reply = Some((asked, obey(router, monitor, handle, &request).await));
                 // What was changed is known, and in force, before it is said to be.
                 let _ = tokio::time::timeout(SETTLE, monitor.catch_up()).await;
-                Turn::Changed(Parts::ALL)
+                News::Kernel(Parts::ALL)
             }
         };
         let requests = {
             let mut router = router.borrow_mut();
             router.mirror = mirror_report(monitor);
-            match turn {
-                Turn::Changed(what) => {
+            match news {
+                News::Kernel(what) => {
                     let touched = monitor.take_touched();
                     router.follow(monitor.state(), what, touched)
                 }
-                Turn::Tick => router.heartbeat(monitor.state()),
-                Turn::Keepalives => router.keepalives(monitor.state()),
+                News::Second => router.heartbeat(monitor.state()),
+                News::Errors(errors) => router.take_to_heart(monitor.state(), &errors),
+                News::Keepalives => router.keepalives(monitor.state()),
             }
         };
         for request in requests {
@@ -255,13 +271,6 @@ async fn follow(
             let _ = asked.send(response);
         }
     }
-}
-
-/// What the router's task woke up for.
-enum Turn {
-    Changed(Parts),
-    Tick,
-    Keepalives,
 }
 
 /// Waits for a moment; without one, for ever.

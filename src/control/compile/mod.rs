@@ -19,6 +19,7 @@ pub use ends::{OuterHop, PeerStatus, TunnelStatus};
 use super::{
     config::TunnelConfig,
     mirror::{Parts, State, Touched},
+    path_mtu::PathMtus,
 };
 use crate::{
     fib::{Adjacency, Egress, Fib, RouteTable},
@@ -47,6 +48,8 @@ pub struct TunnelDevice<'a> {
     pub ifindex: u32,
     /// The far end answers keepalives, or is not asked.
     pub alive: bool,
+    /// What routers said of the ways to its other ends.
+    pub paths: &'a PathMtus,
 }
 
 /// What there is to compile: all of it, and what is new since the last time.

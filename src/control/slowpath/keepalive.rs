@@ -1,6 +1,9 @@
 //! Keepalives on their way out, and those that came: counted per tunnel, judged by the control task.
 
-use super::thread::{Engine, HEADROOM, find};
+use super::{
+    send::{SendError, Way},
+    thread::{Engine, HEADROOM, find},
+};
 use crate::{
     datapath::{DropReason, TunnelRecord},
     packet::{PacketBuf, VecBuf, ipv4, ipv6},
@@ -19,7 +22,7 @@ impl Engine {
         });
         if written.is_ok() {
             record.state.counters.keepalives_sent.add(1);
-            self.enter_for(id, tunnel.remote, buf);
+            self.carry(id, tunnel.remote, buf);
         }
     }
 
@@ -42,14 +45,20 @@ impl Engine {
             true => ipv6::decrement_hop_limit(buf.data_mut()),
             false => ipv4::decrement_ttl(buf.data_mut()),
         };
-        match self.sender.send(buf.data(), 0, tunnel.dev) {
+        let way = Way {
+            path: (tunnel.remote, tunnel.dev),
+            mtu: None,
+            must_pass: false,
+        };
+        match self.sender.send(buf.data_mut(), way) {
             Ok(_) => {
                 let counters = &record.state.counters;
                 counters.keepalives_answered.add(1);
                 counters.rx_packets.add(1);
                 counters.rx_bytes.add(len);
             }
-            Err(e) => self.drop_in(record, e.into()),
+            Err(SendError::TooBig(_)) => self.drop_in(record, DropReason::OuterTooBig),
+            Err(SendError::Refused) => self.drop_in(record, DropReason::SlowPathRefused),
         }
     }
 

@@ -9,19 +9,21 @@ use rustix::{
     fd::OwnedFd,
     io::Errno,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use super::{
-    Command, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
+    Command, OuterError, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
+    answers::Answers,
+    icmp::ErrorSocket,
     raw::{Hears, Receiver},
-    send::{RawSender, Sent},
+    send::{RawSender, SendError, Sent, Way},
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
     fib::Fib,
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
     tunnel::{
-        Family, Outer, Payload, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate,
+        Family, Outer, Payload, Peers, Refusal, Size, Tunnel, TunnelId, decapsulate, encapsulate,
         keepalive,
     },
 };
@@ -37,6 +39,8 @@ const MAX_PACKET: usize = ipv6::HEADER_LEN + 65_535;
 
 /// What an event's number means; a tunnel's device has the number of its slot.
 const WAKER: u64 = u64::MAX;
+const ERRORS: u64 = u64::MAX - 1;
+const ERRORS6: u64 = u64::MAX - 2;
 /// From here on: a raw socket, by what it hears.
 const RECEIVERS: u64 = 1 << 32;
 
@@ -44,9 +48,13 @@ pub(super) struct Engine {
     epoll: OwnedFd,
     waker: Waker,
     receivers: Vec<Receiver>,
+    pub(super) errors: Vec<ErrorSocket>,
+    /// Where errors about our packets are told.
+    pub(super) reports: mpsc::Sender<OuterError>,
     pub(super) sender: RawSender,
+    pub(super) answers: Answers,
     service: Option<ServiceTun>,
-    tuns: HashMap<TunnelId, Tun>,
+    pub(super) tuns: HashMap<TunnelId, Tun>,
     punts: Vec<(u32, PuntSource)>,
     pub(super) snapshot: SlowSnapshot,
     pub(super) stats: Arc<SlowStats>,
@@ -60,7 +68,8 @@ impl Engine {
     pub(super) fn new(
         service: Option<ServiceTun>,
         waker: Waker,
-        (stats, answered): (Arc<SlowStats>, Arc<Notify>),
+        stats: Arc<SlowStats>,
+        (reports, answered): (mpsc::Sender<OuterError>, Arc<Notify>),
     ) -> Result<Self, SlowPathError> {
         let failed = |e: Errno| SlowPathError::start("epoll")(e.into());
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
@@ -70,7 +79,10 @@ impl Engine {
             epoll,
             waker,
             receivers: Vec::new(),
+            errors: Vec::new(),
+            reports,
             sender: RawSender::open()?,
+            answers: Answers::new(),
             service,
             tuns: HashMap::new(),
             punts: Vec::new(),
@@ -103,6 +115,8 @@ impl Engine {
             for event in events.drain(..) {
                 match event.data.u64() {
                     WAKER => {}
+                    ERRORS => self.hear_errors(Family::V4, &mut buf),
+                    ERRORS6 => self.hear_errors(Family::V6, &mut buf),
                     socket if socket >= RECEIVERS => self.receive(socket, &mut buf),
                     slot => self.read_tun(TunnelId(slot as u32), &mut buf),
                 }
@@ -120,6 +134,7 @@ impl Engine {
                 receivers.for_each(|receiver| receiver.follow(snapshot.fib.tunnels()));
                 self.snapshot = snapshot;
                 self.sender.forget();
+                self.follow_errors();
             }
             Command::SetService(service) => self.service = Some(service),
             Command::AddTun(id, tun) => self.add_tun(id, tun),
@@ -197,7 +212,7 @@ impl Engine {
         }
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         if !tunnel.remote.is_unspecified() {
-            return self.enter_for(id, tunnel.remote, buf);
+            return self.fit_in(id, tunnel.remote, buf);
         }
         let destination = match packet::destination(buf.data()) {
             Ok(destination) => destination,
@@ -208,7 +223,7 @@ impl Engine {
             return self.enter_for_all(id, &peers, buf);
         }
         match self.snapshot.fib.remote_of(tunnel, destination) {
-            Some(remote) => self.enter_for(id, remote, buf),
+            Some(remote) => self.fit_in(id, remote, buf),
             None => self.drop_in(record, DropReason::NoRemote),
         }
     }
@@ -218,7 +233,7 @@ impl Engine {
         let inner: Box<[u8]> = buf.data().into();
         for remote in peers.remotes() {
             if copy_into(buf, &inner) {
-                self.enter_for(id, *remote, buf);
+                self.fit_in(id, *remote, buf);
             }
         }
         if let (true, Some((_, record))) = (peers.remotes().is_empty(), find(&self.snapshot, id)) {
@@ -226,7 +241,19 @@ impl Engine {
         }
     }
 
-    pub(super) fn enter_for(&mut self, id: TunnelId, remote: IpAddr, buf: &mut VecBuf) {
+    /// Lets a socket for errors wake the thread.
+    pub(super) fn listen(&self, socket: ErrorSocket) -> io::Result<ErrorSocket> {
+        let number = match socket.family {
+            Family::V4 => ERRORS,
+            Family::V6 => ERRORS6,
+        };
+        let data = epoll::EventData::new_u64(number);
+        epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN)?;
+        Ok(socket)
+    }
+
+    /// An inner packet that fits its path, or whose outer packet may be cut.
+    pub(super) fn carry(&mut self, id: TunnelId, remote: IpAddr, buf: &mut VecBuf) {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
@@ -245,12 +272,21 @@ impl Engine {
     }
 
     /// A finished outer packet, to the underlay.
-    fn send(&mut self, id: TunnelId, buf: &VecBuf) {
+    fn send(&mut self, id: TunnelId, buf: &mut VecBuf) {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
         let overhead = tunnel.overhead();
-        match self.sender.send(buf.data(), overhead, tunnel.dev) {
+        let Ok(remote) = packet::destination(buf.data()) else {
+            return self.drop_in(record, DropReason::SlowPathRefused);
+        };
+        let inner = buf.data().get(overhead..).unwrap_or_default();
+        let way = Way {
+            path: (remote, tunnel.dev),
+            mtu: self.snapshot.paths.get(&(id, remote)).map(|path| path.mtu),
+            must_pass: Size::must_pass(inner),
+        };
+        match self.sender.send(buf.data_mut(), way) {
             Ok(sent) => {
                 let inner_len = buf.data().len().saturating_sub(overhead);
                 record.state.counters.tx_packets.add(1);
@@ -259,7 +295,8 @@ impl Engine {
                     self.stats.fragmented.add(1);
                 }
             }
-            Err(e) => self.drop_in(record, e.into()),
+            Err(SendError::TooBig(mtu)) => self.bounced(id, remote, mtu, buf),
+            Err(SendError::Refused) => self.drop_in(record, DropReason::SlowPathRefused),
         }
     }
 
@@ -445,7 +482,7 @@ fn is_for_many(destination: IpAddr) -> bool {
 }
 
 /// Whether the packet, which replaces what `buf` held, found room.
-fn copy_into(buf: &mut VecBuf, packet: &[u8]) -> bool {
+pub(super) fn copy_into(buf: &mut VecBuf, packet: &[u8]) -> bool {
     let copied = buf.refill(HEADROOM, |room| {
         let room = room.get_mut(..packet.len()).ok_or(())?;
         room.copy_from_slice(packet);
@@ -468,7 +505,7 @@ pub(super) fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &T
     Some((snapshot.fib.tunnels().get(id)?, record))
 }
 
-fn again(error: &io::Error) -> bool {
+pub(super) fn again(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
