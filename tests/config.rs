@@ -332,8 +332,8 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
 }
 
 const TUNNEL_KEYS: &str = "name, mode, local, remote, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, tos, \
-     tclass, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, clamp_mss, dev, \
-     address, routes, peer, bridge, nvgre";
+     tclass, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, clamp_mss, \
+     keepalive, dev, address, routes, peer, bridge, nvgre";
 const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
@@ -583,10 +583,6 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
         r#"9: unknown key "encap-dport" (did you mean encap_sport?); accepted: {tunnel}"#,
     ),
     (
-        "keepalive = { interval = 10, retries = 3 }",
-        "9: keepalive is not available in this version; accepted: {tunnel}",
-    ),
-    (
         "ignore-df = true",
         r#"9: unknown key "ignore-df" (did you mean ignore_df?); accepted: {tunnel}"#,
     ),
@@ -727,6 +723,16 @@ const BROKEN_KINDS: &[(&str, &[&str], &str)] = &[
         "ip6gre",
         &["mtu = 65484"],
         r#"9: mtu = 65484: expected 68..65483 or "auto""#,
+    ),
+    (
+        "ipip",
+        &["keepalive = true"],
+        "9: keepalive = true: not with mode ipip; accepted with gre and ip6gre",
+    ),
+    (
+        "gre",
+        &["encap = \"gre-in-udp\"", "keepalive = true"],
+        "10: keepalive = true: not with encap: what is to come back is plain GRE, which such a tunnel does not take",
     ),
     (
         "ip6ip6",
@@ -1011,6 +1017,54 @@ fn a_group_is_joined_on_one_device() {
     );
     let config = parse(&two(&["remote = \"239.1.1.1\"", "dev = \"eth2\""])).unwrap();
     assert_eq!(config.tunnels[0].dev.as_deref(), Some("eth2"));
+}
+
+#[test]
+fn keepalives_are_ciscos() {
+    let asked = |value: &str| {
+        let config = parse(&with(&[], &[&format!("keepalive = {value}")])).unwrap();
+        let found = config.tunnels[0].keepalive;
+        found.map(|keepalive| (keepalive.interval, keepalive.retries))
+    };
+    assert_eq!(asked("false"), None);
+    assert_eq!(asked("true"), Some((10, 3)));
+    assert_eq!(asked("{}"), Some((10, 3)));
+    assert_eq!(asked("{interval = 32767}"), Some((32767, 3)));
+    assert_eq!(asked("{retries = 255, interval = 1}"), Some((1, 255)));
+    let broken = |value: &str| refusal(&with(&[], &[&format!("keepalive = {value}")]));
+    let table = "true, false or a table such as {interval = 10, retries = 3}";
+    for (value, complaint) in [
+        ("10", format!("keepalive = 10: expected {table}")),
+        ("\"on\"", format!("keepalive = \"on\": expected {table}")),
+        ("[10, 3]", format!("keepalive = [10, 3]: expected {table}")),
+    ] {
+        assert_eq!(broken(value), format!("9: tunnel \"gre1\": {complaint}"));
+    }
+    for (value, complaint) in [
+        ("{interval = 0}", "interval = 0: expected 1 to 32767"),
+        (
+            "{interval = 32768}",
+            "interval = 32768: expected 1 to 32767",
+        ),
+        ("{interval = 1.5}", "interval = 1.5: expected 1 to 32767"),
+        ("{retries = 0}", "retries = 0: expected 1 to 255"),
+        ("{retries = 256}", "retries = 256: expected 1 to 255"),
+        (
+            "{retry = 3}",
+            "unknown key \"retry\"; accepted: interval, retries",
+        ),
+    ] {
+        let complaint = format!("9: tunnel \"gre1\": keepalive: {complaint}");
+        assert_eq!(broken(value), complaint);
+    }
+    let many_ends = "keepalive = true: not without one far end that could answer: expected a unicast remote beside it";
+    for text in [
+        many("gre", &["keepalive = true"], &[]),
+        with(&[], &["remote = \"239.1.1.1\"", "keepalive = true"]),
+    ] {
+        let message = refusal(&text);
+        assert!(message.ends_with(many_ends), "{message}");
+    }
 }
 
 #[test]

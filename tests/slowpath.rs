@@ -51,6 +51,8 @@ fn fib(tunnels: impl IntoIterator<Item = Tunnel>) -> Arc<Fib> {
     Arc::new(Fib::new(Vec::new(), tunnels, &RouteTable::default()))
 }
 
+#[path = "slowpath/keepalive.rs"]
+mod keepalive;
 #[path = "slowpath/peers.rs"]
 mod peers;
 

@@ -286,6 +286,7 @@ fn differing_keys(old: &TunnelConfig, new: &TunnelConfig) -> Vec<&'static str> {
         ignore_df = "ignore_df",
         mtu = "mtu",
         clamp_mss = "clamp_mss",
+        keepalive = "keepalive",
         dev = "dev",
         address = "address",
         routes = "routes",

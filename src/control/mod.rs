@@ -16,6 +16,7 @@ mod fastpath;
 mod handover;
 mod heard;
 mod heirs;
+mod keepalive;
 pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;

@@ -201,6 +201,11 @@ impl Router {
         self.publish_news(state, Parts::ALL);
     }
 
+    /// As [`publish`](Self::publish), where no more than tunnels have changed.
+    pub(super) fn publish_tunnels(&mut self, state: &State) {
+        self.publish_news(state, Parts::LINKS);
+    }
+
     /// As [`publish`](Self::publish), where no more than this may have changed.
     pub(super) fn publish_news(&mut self, state: &State, what: Parts) {
         let devices = tunnel_devices(&self.tunnels);
@@ -443,7 +448,9 @@ impl Router {
             self.publish_news(state, Parts::LINKS);
         }
         self.mend_wires();
-        self.stale_neighbours(state)
+        let mut requests = self.stale_neighbours(state);
+        requests.extend(self.carriers(state));
+        requests
     }
 
     pub(super) fn mend_wires(&mut self) {
@@ -561,6 +568,7 @@ fn tunnel_devices(tunnels: &[TunnelEntry]) -> Vec<TunnelDevice<'_>> {
             id: tunnel.id,
             config: &tunnel.config,
             ifindex: tunnel.device.index,
+            alive: tunnel.keepalive.alive(),
             paths: &tunnel.paths,
         });
     }

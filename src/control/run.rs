@@ -1,6 +1,11 @@
 //! The router's one task: start, follow the kernel, answer, stop.
 
-use std::{cell::RefCell, io, path::Path, time::Duration};
+use std::{
+    cell::RefCell,
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use tokio::{
@@ -278,6 +283,8 @@ enum News {
     Second,
     /// Routers said something about outer packets.
     Errors(Vec<OuterError>),
+    /// A keepalive is due, or one that was waited for has come back.
+    Keepalives,
 }
 
 /// Keeps the router in step with the kernel, and makes the changes that are asked for, for ever.
@@ -289,12 +296,16 @@ async fn follow(
 ) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let answered = router.borrow().slow.answered();
     loop {
         let mut reply = None;
+        let due = router.borrow().next_keepalive();
         let news = tokio::select! {
             change = monitor.changed() => News::Kernel(change.what),
             _ = tick.tick() => News::Second,
             errors = reports.next() => News::Errors(errors),
+            () = at(due) => News::Keepalives,
+            () = answered.notified() => News::Keepalives,
             Some((request, asked)) = orders.recv() => {
                 if let Request::RouteShow { within, after } = request {
                     let page = router.borrow().routes(monitor.state(), within, after);
@@ -324,6 +335,7 @@ async fn follow(
                 }
                 News::Second => router.heartbeat(monitor.state()),
                 News::Errors(errors) => router.take_to_heart(monitor.state(), &errors),
+                News::Keepalives => router.keepalives(monitor.state()),
             }
         };
         for request in requests {
@@ -336,6 +348,14 @@ async fn follow(
             // Whoever asked may have gone.
             let _ = asked.send(response);
         }
+    }
+}
+
+/// Waits for a moment; without one, for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -352,6 +372,7 @@ fn mirror_report(monitor: &Monitor) -> MirrorReport {
 /// Something to ask of the kernel.
 pub(super) enum KernelRequest {
     SetMtu(Device, u16),
+    SetCarrier(Device, bool),
     Refresh(Device, std::net::IpAddr),
     AddAddress(Device, IpNet),
     AddRoute(Device, IpNet),
@@ -367,6 +388,7 @@ impl KernelRequest {
         use KernelRequest::*;
         match self {
             SetMtu(device, mtu) => handle.set_mtu(device, (*mtu).into()).await,
+            SetCarrier(device, on) => handle.set_carrier(device, *on).await,
             Refresh(device, ip) => handle.use_neighbour(device, *ip).await,
             AddAddress(device, address) => handle.add_address(device, *address).await,
             AddRoute(device, prefix) => handle.add_route(device, *prefix).await,

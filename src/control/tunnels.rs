@@ -1,9 +1,10 @@
 //! The tunnels' devices: made or adopted, set up as configured, removed in the end.
 
-use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Instant};
 
 use super::{
     config::{Config, Mtu, RouterConfig, TunnelConfig},
+    keepalive::Watch,
     mirror::{Link, State},
     netlink::{Device, Handle, RequestError, SettingError},
     path_mtu::{PathMtus, Unreachable},
@@ -53,6 +54,8 @@ pub struct TunnelEntry {
     pub(super) sequences: Arc<Sequences>,
     /// By thread: the slow path first, then the workers.
     records: RefCell<Vec<Arc<TunnelRecord>>>,
+    /// What its keepalives say of the far end.
+    pub keepalive: Watch,
     /// The MTU that was last asked for.
     mtu: Option<u16>,
     /// What routers said of the ways to the other ends.
@@ -73,6 +76,7 @@ impl TunnelEntry {
 
     /// The tunnel goes on under other terms; its device, counters and numbers stay.
     pub fn alter(&mut self, config: TunnelConfig) {
+        self.keepalive.alter(config.keepalive, Instant::now());
         self.config = config;
     }
 
@@ -229,6 +233,7 @@ async fn create_with(
         wire: None,
         sequences: Arc::default(),
         records: RefCell::default(),
+        keepalive: Watch::new(tunnel.keepalive, Instant::now()),
         mtu: None,
         paths: PathMtus::default(),
         unreachable: None,

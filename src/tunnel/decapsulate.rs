@@ -95,6 +95,12 @@ impl Outer {
         Ok(outer)
     }
 
+    /// What GRE says that is inside; without GRE, what the outer header says.
+    #[inline]
+    pub fn payload(&self) -> EtherType {
+        self.payload
+    }
+
     /// GRE in UDP; any other datagram is nobody's tunnel. What follows the datagram is cut off, as the kernel does.
     #[inline]
     fn take_udp(&mut self, body: &[u8]) -> Result<Option<GreKey>, Refusal> {

@@ -8,6 +8,7 @@ mod decapsulate;
 mod ecn;
 mod encapsulate;
 mod inner;
+pub mod keepalive;
 mod kind;
 mod outer;
 mod peers;
@@ -120,6 +121,10 @@ pub struct Tunnel {
     pub wire: Option<u16>,
     /// The tunnel device is administratively up. A tunnel that is down takes no packets (gre-11).
     pub up: bool,
+    /// It sends keepalives, and knows them when they come back.
+    pub keepalive: bool,
+    /// Its far end answers keepalives, or is not asked. Without answers nothing but keepalives is sent.
+    pub alive: bool,
 }
 
 impl Tunnel {
@@ -157,6 +162,8 @@ impl Tunnel {
             clamp_mss: None,
             wire: None,
             up: true,
+            keepalive: false,
+            alive: true,
         }
     }
 

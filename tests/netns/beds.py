@@ -185,7 +185,7 @@ class Pair:
 
     LAB = Lab
 
-    def __init__(self, directory: pathlib.Path, *tunnels: dict, mtu: int = 1500, **router):
+    def __init__(self, directory: pathlib.Path, *tunnels: dict, mtu: int = 1500, start: bool = True, **router):
         self._stack = contextlib.ExitStack()
         try:
             lab = self._stack.enter_context(self.LAB(mtu))
@@ -197,12 +197,18 @@ class Pair:
             for greyhound, side in ((self.a, 1), (self.b, 2)):
                 mine = [self._tunnel(tunnel, n, side) for n, tunnel in enumerate(tunnels or ({},), 1)]
                 greyhound.configure(mine, underlay=["wan"], overlay=["lan"], **router)
-                greyhound.spawn()
-            self.a.wait_ready()
-            self.b.wait_ready()
+            if start:
+                self.start()
         except BaseException:
             self._stack.close()
             raise
+
+    def start(self) -> None:
+        """Starts both routers, as they are configured."""
+        for greyhound in (self.a, self.b):
+            greyhound.spawn()
+        for greyhound in (self.a, self.b):
+            greyhound.wait_ready()
 
     def close(self) -> None:
         self._stack.close()

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, ops::RangeInclusive, sync::Arc};
 use ipnet::IpNet;
 
 use super::{
-    ConfigError, Mtu, TunnelConfig, encap, ends,
+    ConfigError, Mtu, TunnelConfig, encap, ends, keepalive,
     reader::{Section, Value},
     router::{DEVICE_NAME, is_device_name},
 };
@@ -39,6 +39,7 @@ const ACCEPTED: &[&str] = &[
     "ignore_df",
     "mtu",
     "clamp_mss",
+    "keepalive",
     "dev",
     "address",
     "routes",
@@ -46,7 +47,6 @@ const ACCEPTED: &[&str] = &[
     "bridge",
     "nvgre",
 ];
-const LATER: &[&str] = &["keepalive"];
 
 /// Whether a kind has something.
 type Has = fn(Mode) -> bool;
@@ -81,6 +81,7 @@ const PARTICULAR: &[(&[&str], Has)] = &[
     (&["bridge", "nvgre"], is_frames),
     // Frames go through as they are.
     (&["clamp_mss"], |mode| !is_frames(mode)),
+    (&["keepalive"], |mode| mode.kind().has_keepalives()),
 ];
 
 /// The encapsulation limit where none is configured (IPV6_DEFAULT_TNL_ENCAP_LIMIT).
@@ -97,7 +98,7 @@ const MTU_MIN: u16 = 68;
 const MTU_MIN_V6: u16 = 1280;
 
 pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> {
-    section.only(ACCEPTED, LATER)?;
+    section.only(ACCEPTED, &[])?;
     let name = device(&section.need("name", DEVICE_NAME)?)?;
     let mode = mode(&section.need("mode", &words(&Mode::ALL, "or"))?)?;
     particular(section, mode)?;
@@ -133,6 +134,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         ignore_df: section.optional("ignore_df", false, |v| v.boolean())?,
         mtu: Mtu::Auto,
         clamp_mss: section.optional("clamp_mss", false, |v| v.boolean())?,
+        keepalive: section.optional("keepalive", None, keepalive::parse)?,
         dev: section.optional("dev", None, |v| device(v).map(Some))?,
         address: section.optional("address", Vec::new(), addresses)?,
         routes: section.optional("routes", Vec::new(), routes)?,

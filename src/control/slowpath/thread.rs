@@ -9,7 +9,7 @@ use rustix::{
     fd::OwnedFd,
     io::Errno,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::{
     Command, OuterError, ServiceTun, Shown, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
@@ -24,6 +24,7 @@ use crate::{
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
     tunnel::{
         Family, Outer, Payload, Peers, Refusal, Size, Tunnel, TunnelId, decapsulate, encapsulate,
+        keepalive,
     },
 };
 
@@ -32,7 +33,7 @@ const BURST: usize = 64;
 /// Bursts taken from a punt queue that is about to go, however fast a worker still fills it.
 const LAST_TURNS: usize = 64;
 /// For the longest outer header: IPv6 with the encapsulation limit, UDP, and GRE with everything.
-const HEADROOM: usize = ipv6::HEADER_LEN + 8 + udp::HEADER_LEN + gre::MAX_HEADER_LEN;
+pub(super) const HEADROOM: usize = ipv6::HEADER_LEN + 8 + udp::HEADER_LEN + gre::MAX_HEADER_LEN;
 /// The largest IP packet: an IPv6 header and what its length field can say.
 const MAX_PACKET: usize = ipv6::HEADER_LEN + 65_535;
 
@@ -57,6 +58,8 @@ pub(super) struct Engine {
     punts: Vec<(u32, PuntSource)>,
     pub(super) snapshot: SlowSnapshot,
     pub(super) stats: Arc<SlowStats>,
+    /// A keepalive that was waited for has come back.
+    pub(super) answered: Arc<Notify>,
     /// The owner of the sequence numbers was handed something in this turn.
     wake_owner: bool,
     /// Nothing is read: another process may.
@@ -68,7 +71,7 @@ impl Engine {
         service: Option<ServiceTun>,
         waker: Waker,
         stats: Arc<SlowStats>,
-        reports: mpsc::Sender<OuterError>,
+        (reports, answered): (mpsc::Sender<OuterError>, Arc<Notify>),
     ) -> Result<Self, SlowPathError> {
         let failed = |e: Errno| SlowPathError::start("epoll")(e.into());
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
@@ -87,6 +90,7 @@ impl Engine {
             punts: Vec::new(),
             snapshot: SlowSnapshot::default(),
             stats,
+            answered,
             wake_owner: false,
             paused: false,
         })
@@ -167,6 +171,7 @@ impl Engine {
             Command::SetService(service) => self.service = Some(service),
             Command::AddTun(id, tun) => self.add_tun(id, tun),
             Command::RemoveTun(id) => drop(self.tuns.remove(&id)),
+            Command::Keepalive(id) => self.send_keepalive(id, buf),
             Command::AddPunts(worker, source) => {
                 self.remove_punts(worker, buf);
                 self.punts.push((worker, source));
@@ -244,6 +249,9 @@ impl Engine {
         };
         if !tunnel.up {
             return self.drop_in(record, DropReason::TunnelDown);
+        }
+        if !tunnel.alive {
+            return self.drop_in(record, DropReason::NoKeepalive);
         }
         let is_frame = is_frame(tunnel);
         if is_frame && !tunnel.fits(buf.data()) {
@@ -372,10 +380,16 @@ impl Engine {
         if outer.remote != tunnel.remote && self.snapshot.fib.is_own(outer.remote) {
             return self.drop_in(record, DropReason::OuterMartian);
         }
+        if outer.payload() == keepalive::PROTOCOL && keepalive::is_answer(tunnel, buf.data()) {
+            return self.hear_answer(tunnel, record);
+        }
         if tunnel.iseq && self.snapshot.owner.is_some() {
             return self.hand_over(outer.tunnel, Handover::FromUnderlay(buf.data().into()));
         }
         match decapsulate(tunnel, outer, buf, &record.state) {
+            Ok(()) if keepalive::is_request(tunnel, buf.data()) => {
+                self.send_back(outer.tunnel, buf);
+            }
             Ok(()) => self.deliver(outer.tunnel, buf),
             Err(refusal) => self.drop_in(record, refusal.into()),
         }
@@ -445,6 +459,7 @@ impl Engine {
             }
             PuntTo::Underlay(id) => self.send(id, buf),
             PuntTo::Service => self.hand_back(buf),
+            PuntTo::Keepalive(id) => self.take_keepalive(id, buf),
             PuntTo::Owner(id) => self.pass_to_owner(id, punt, buf),
         }
     }
