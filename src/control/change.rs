@@ -271,6 +271,7 @@ fn differing_keys(old: &TunnelConfig, new: &TunnelConfig) -> Vec<&'static str> {
         oseq = "oseq",
         ttl = "ttl",
         tos = "tos",
+        copy_dscp = "dscp",
         flow_label = "flowlabel",
         encaplimit = "encaplimit",
         udp = "encap",

@@ -95,6 +95,8 @@ pub struct Tunnel {
     pub oseq: bool,
     pub ttl: Ttl,
     pub tos: Tos,
+    /// On receipt the inner DSCP becomes the outer one's; otherwise it stays.
+    pub copy_dscp: bool,
     /// Outer DF always set; otherwise copied from an inner IPv4 packet, unless `ignore_df`.
     pub pmtudisc: bool,
     pub ignore_df: bool,
@@ -137,6 +139,7 @@ impl Tunnel {
             oseq: false,
             ttl: if v6 { Ttl::Fixed(64) } else { Ttl::Inherit },
             tos: Tos::Fixed(0),
+            copy_dscp: false,
             pmtudisc: true,
             ignore_df: false,
             flow_label: FlowLabel::Hash,
@@ -167,14 +170,30 @@ impl Tunnel {
     /// What encapsulation adds in front of the inner packet, header by header.
     #[inline]
     pub fn headers(&self) -> Overhead {
+        self.headers_with(self.encaplimit)
+    }
+
+    /// The same with this encapsulation limit.
+    #[inline]
+    fn headers_with(&self, limit: Option<u8>) -> Overhead {
         let gre = gre::header_len(self.okey.is_some(), self.ocsum, self.oseq);
-        overhead(self.mode, self.encaplimit, self.udp.is_some(), gre)
+        overhead(self.mode, limit, self.udp.is_some(), gre)
     }
 
     /// The bytes of those.
     #[inline]
     pub fn overhead(&self) -> usize {
         self.headers().total()
+    }
+
+    /// The same in front of this very packet: one that carries an encapsulation limit gets one, also where none is configured
+    /// (RFC 2473 section 4.1.1).
+    #[inline]
+    pub fn overhead_of(&self, inner: &[u8]) -> usize {
+        match inner::own_limit(inner, self) {
+            Some(_) => self.headers_with(Some(0)).total(),
+            None => self.overhead(),
+        }
     }
 
     /// The outer headers have a place that tells flows apart.
@@ -222,6 +241,8 @@ pub enum Refusal {
     SequenceMissing,
     /// The sequence number is older than the last one accepted (RFC 2890 section 2.2).
     SequenceOld,
+    /// The inner packet says that it may not be encapsulated again (RFC 2473 section 4.1.1).
+    EncapLimit,
     /// Outer CE over an inner packet that is not ECN-capable (RFC 6040 section 4.2).
     EcnCongestion,
     /// The inner packet is this tunnel's own outer packet: it would go round for ever (gre-8).
@@ -232,6 +253,8 @@ pub enum Refusal {
     NoRemote,
 }
 
+#[cfg(test)]
+mod header_tests;
 #[cfg(test)]
 mod udp_tests;
 
