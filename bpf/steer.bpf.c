@@ -79,6 +79,13 @@ struct {
 } prefixes6 SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct steer_hop);
+} hops SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, STEER_REASON_COUNT);
 	__type(key, __u32);
@@ -265,11 +272,16 @@ static __always_inline enum steer_reason underlay6(struct cursor cursor, const s
 static __always_inline enum steer_reason judge_route(const struct steer_route *route, __u32 length,
 						     enum steer_reason otherwise)
 {
+	const struct steer_hop *hop;
+	__u32 number;
+
 	if (!route)
 		return otherwise;
-	if (!route->mtu)
+	number = route->hop;
+	hop = bpf_map_lookup_elem(&hops, &number);
+	if (!hop || !hop->mtu)
 		return STEER_kernel_route;
-	if (length > route->mtu)
+	if (length > hop->mtu)
 		return STEER_too_big;
 	return STEER_redirected_overlay;
 }

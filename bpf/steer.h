@@ -118,8 +118,13 @@ struct steer_prefix6 {
 	__be32 address[4];
 };
 
-/* Where a prefix leads: into a tunnel that takes packets of up to mtu bytes, or with mtu 0 to the kernel. */
+/* Where a prefix leads: to the hop of that number. Hop 0 is the kernel. */
 struct steer_route {
+	__u32 hop;
+};
+
+/* Into a tunnel that takes packets of up to mtu bytes, or with mtu 0 to the kernel. Many prefixes share a hop. */
+struct steer_hop {
 	__u32 mtu;
 };
 

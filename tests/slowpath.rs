@@ -45,7 +45,7 @@ use rustix::{
 
 fn fib(tunnels: impl IntoIterator<Item = Tunnel>) -> Arc<Fib> {
     let tunnels = tunnels.into_iter().map(|t| (t, Egress::default()));
-    Arc::new(Fib::new(Vec::new(), tunnels, RouteTable::default()))
+    Arc::new(Fib::new(Vec::new(), tunnels, &RouteTable::default()))
 }
 
 #[path = "slowpath/peers.rs"]
@@ -391,7 +391,7 @@ impl Router {
 
     fn publish_fib<const N: usize>(&mut self, tunnels: [Tunnel; N], routes: RouteTable) {
         let tunnels = tunnels.map(|t| (t, Egress::default()));
-        self.publish_as(Arc::new(Fib::new(Vec::new(), tunnels, routes)), None);
+        self.publish_as(Arc::new(Fib::new(Vec::new(), tunnels, &routes)), None);
     }
 
     fn publish_as(&mut self, fib: Arc<Fib>, owner: Option<Owner>) {

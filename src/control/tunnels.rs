@@ -85,7 +85,7 @@ fn underlay_mtu(state: &State, config: &TunnelConfig, underlay: &[String]) -> Op
     let narrowest = || devices().map(|link| link.mtu).min();
     let way = |remote| {
         let found = state.lookup(remote)?;
-        let hop = found.route.hops.iter().find(|hop| !hop.dead)?;
+        let hop = found.hops.iter().find(|hop| !hop.dead)?;
         let device = devices().find(|link| link.index == hop.oif)?;
         let metric = found.route.mtu;
         Some(metric.map_or(device.mtu, |metric| metric.min(device.mtu)))

@@ -6,7 +6,7 @@ use super::{DropReason, PuntReason, PuntTo, Verdict, WorkerStats, stats::TunnelR
 use crate::{
     fib::{Adjacency, Fib, IntoTunnel, PortId, PortInfo, Resolution, ResolutionCache},
     packet::{
-        self, EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, ipv4, ipv6,
+        self, EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, flow, ipv4, ipv6,
         protocol, transport,
     },
     tunnel::{self, GRE_IN_UDP_PORT, Outer, Refusal, Tunnel, TunnelId},
@@ -229,7 +229,8 @@ fn from_overlay<B: PacketBuf>(
     if !port.forwards.family_of(inner.destination) {
         return Verdict::Drop(DropReason::ForwardingOff);
     }
-    let route = match state.resolutions.resolve(fib, inner.destination) {
+    let flow = || flow::hash(packet.data());
+    let route = match state.resolutions.resolve(fib, inner.destination, flow) {
         Resolution::Tunnel(route) => route,
         Resolution::Local => return to_kernel(PuntReason::LocalDelivery),
         _ => return to_kernel(PuntReason::NoRoute),
@@ -472,12 +473,13 @@ fn forwardable(
     if !fib.egress(id).forwards.family_of(inner.destination) {
         return Err(PuntReason::ForwardingOff);
     }
-    let adjacency = match resolutions.resolve(fib, inner.destination) {
+    let flow = || flow::hash(packet);
+    let adjacency = match resolutions.resolve(fib, inner.destination, flow) {
         Resolution::Adjacent(adjacency) => adjacency,
         Resolution::Tunnel(route) => return Ok((inner, Onward::Tunnel(route))),
         Resolution::Local => return Err(PuntReason::LocalDelivery),
         Resolution::Unresolved => return Err(PuntReason::Unresolved),
-        Resolution::Kernel => return Err(PuntReason::NoRoute),
+        Resolution::Kernel | Resolution::Multipath(_) => return Err(PuntReason::NoRoute),
     };
     if inner.len > usize::from(adjacency.mtu) {
         return Err(PuntReason::TooBig);

@@ -54,15 +54,15 @@ fn table(mode: Mode) -> (Bed, Fib) {
         bed.routes.insert(prefix.parse().unwrap(), hop);
     }
     let mut fib = bed.fib();
-    for (n, mtu) in [(3, 1500), (5, 1300)] {
+    fib.set_peers([(3, 1500), (5, 1300)].map(|(n, mtu)| {
         let adjacency = Adjacency {
             port: UNDERLAY,
             destination: peer_mac(n),
             source: mac(UNDERLAY),
             mtu,
         };
-        fib.add_peer(TunnelId(0), outer_address(mode, n), adjacency);
-    }
+        ((TunnelId(0), outer_address(mode, n)), adjacency)
+    }));
     (bed, fib)
 }
 
@@ -165,7 +165,7 @@ fn anybody_may_send_to_a_tunnel_without_a_remote_but_ourselves() {
     for mode in [Mode::Gre, Mode::Ip6gre, Mode::Ipip, Mode::Ip6ip6] {
         let (mut bed, mut fib) = table(mode);
         let (us, stranger) = (outer_address(mode, 1), outer_address(mode, 99));
-        fib.add_own(us);
+        fib.set_own([us]);
         let frame = arriving(mode, stranger, us, mac(UNDERLAY));
         let out = Verdict::Transmit(OVERLAY);
         assert_eq!(received(&mut bed, &fib, &frame), out, "{mode:?}");
@@ -194,7 +194,7 @@ fn mcast_1_a_group_takes_what_any_member_sends() {
             mtu: 1500,
         });
         let mut fib = bed.fib();
-        fib.add_own(us);
+        fib.set_own([us]);
         let v6 = mode.kind().payload == Payload::Ipv6;
         assert_eq!(
             sent(&mut bed, &fib, v6, 2, 8),

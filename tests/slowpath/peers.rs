@@ -98,9 +98,9 @@ fn a_packet_to_ourselves_is_not_sent() {
         let mut fib = Fib::new(
             Vec::new(),
             [(tunnel, Egress::default())],
-            RouteTable::default(),
+            &RouteTable::default(),
         );
-        fib.add_own(ip("192.0.2.99"));
+        fib.set_own([ip("192.0.2.99")]);
         router.publish_as(Arc::new(fib), None);
         let mut judge = lab.judge();
         judge.send("IP(src='10.1.0.9',dst='10.2.0.9',ttl=64)/ICMP()");

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use greyhound::xdp::{Plan, PortPlan, PrefixAction, TunnelClass};
+use greyhound::xdp::{Plan, PortPlan, PrefixAction, PrefixPlan, TunnelClass};
 
 use crate::{
     bench::{Bench, LO, REDIRECTED_O, REDIRECTED_U, UNDERLAY, bare, tunnel},
@@ -34,11 +34,8 @@ fn plan(roles: PortPlan) -> Plan {
             tunnel(LOCAL, REMOTE, None),
         ]
         .into(),
-        v4: [(
-            "10.0.2.0/24".parse().unwrap(),
-            PrefixAction::Tunnel { mtu: 1476 },
-        )]
-        .into(),
+        hops: vec![0, 1476],
+        prefixes: PrefixPlan::All([("10.0.2.0/24".parse().unwrap(), PrefixAction::Hop(1))].into()),
         ..Plan::default()
     }
 }

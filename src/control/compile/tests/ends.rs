@@ -95,17 +95,15 @@ fn the_route_and_the_peers_say_the_outer_destination() {
         let expected = (remote.to_owned(), ready);
         assert_eq!(outward(&net, destination), expected, "{destination}");
     }
-    // A new neighbour makes a peer ready, without the routes being gone through again.
-    let known = net.compile().fib.shared_routes();
     net.neighbour(ETH0, "192.0.2.3", Nud::Reachable);
-    let compiled = net.compile_with(Some(known));
+    let compiled = net.compile();
     assert_eq!(compiled.tunnels[0].peers.as_ref().unwrap()[1].word(), "up");
 }
 
 #[test]
 fn steered_is_what_can_be_sent() {
     let mut net = net(PEERS);
-    let room = |mtu| PrefixAction::Tunnel { mtu };
+    let room = |mtu| Leads::Tunnel { mtu };
     net.route("10.3.0.0/16", route_by(GRE1, Some("198.51.100.1")));
     net.route("10.4.0.0/16", route_by(GRE1, Some("192.0.2.3")));
     net.route("10.5.0.0/16", route_by(GRE1, Some("172.16.0.2")));
