@@ -404,7 +404,8 @@ fn v6_3_encapsulation_limits_count_down() {
                 let outer = wrapped(&tunnel, &packet);
                 if !over_ipv6 {
                     // RFC 2473 knows of tunnels over IPv6 alone.
-                    assert!(outer.is_ok(), "{at}");
+                    let in_front = outer.unwrap().len() - packet.len();
+                    assert_eq!(tunnel.overhead_of(&packet), in_front, "{at}");
                     continue;
                 }
                 let said = outer.as_ref().map(|outer| outer_limit(outer));
@@ -412,6 +413,7 @@ fn v6_3_encapsulation_limits_count_down() {
                 if let Ok(outer) = outer {
                     let in_front = outer.len() - packet.len();
                     assert_eq!(tunnel.overhead_of(&packet), in_front, "{at}");
+                    assert_eq!(tunnel.inner_at(&outer), in_front, "{at}");
                     let back = received(&tunnel.far_end(), &outer);
                     assert_eq!(back.as_ref(), Ok(&packet), "{at}");
                 }

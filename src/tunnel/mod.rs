@@ -24,7 +24,7 @@ pub use table::{Class, TunnelTable};
 
 use std::{net::IpAddr, sync::Arc};
 
-use crate::packet::{GreKey, ParseError, gre, mss};
+use crate::packet::{GreKey, ParseError, gre, mss, protocol};
 
 /// A tunnel's slot: an index that stays the same as long as the tunnel lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -194,6 +194,13 @@ impl Tunnel {
             Some(_) => self.headers_with(Some(0)).total(),
             None => self.overhead(),
         }
+    }
+
+    /// Where the inner packet begins in an outer one that this tunnel has made.
+    #[inline]
+    pub fn inner_at(&self, outer: &[u8]) -> usize {
+        let limited = outer.get(6) == Some(&protocol::DESTINATION_OPTIONS);
+        self.headers_with(limited.then_some(0)).total()
     }
 
     /// The outer headers have a place that tells flows apart.

@@ -238,7 +238,7 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
-        let overhead = tunnel.overhead();
+        let overhead = tunnel.inner_at(buf.data());
         match self.sender.send(buf.data(), overhead, tunnel.dev) {
             Ok(sent) => {
                 let inner_len = buf.data().len().saturating_sub(overhead);
