@@ -5,12 +5,12 @@ import sys
 import time
 
 from bed import Bed
-from checks import CHECKS, Later, NotApplicable
+from checks import CHECKS, NotApplicable
 from places import Failed, Gone
 from table import SLOW, TUNNELS, Tunnel
 
 WIDTH = 40
-COLOURS = {"ok": "\033[32m", "FAIL": "\033[31m", "later": "\033[33m"}
+COLOURS = {"ok": "\033[32m", "FAIL": "\033[31m"}
 
 
 def arguments():
@@ -28,8 +28,8 @@ class Results:
         self.notes = []
 
     def cell(self, where, column, outcome, why=""):
-        if outcome in ("ok", "FAIL", "later"):
-            self.count[{"ok": "passed", "FAIL": "failed", "later": "skipped"}[outcome]] += 1
+        if outcome in ("ok", "FAIL"):
+            self.count[{"ok": "passed", "FAIL": "failed"}[outcome]] += 1
         if why:
             self.notes.append(f"{outcome}: {where}, {column}: {why}")
         word = outcome.ljust(6)
@@ -43,8 +43,6 @@ class Results:
             self.cell(where, column, "ok")
         except NotApplicable:
             self.cell(where, column, "-")
-        except Later as why:
-            self.cell(where, column, "later", str(why))
         except (AssertionError, Failed, OSError) as why:
             self.cell(where, column, "FAIL", str(why))
 

@@ -11,6 +11,8 @@ mod inner;
 mod kind;
 mod outer;
 mod peers;
+mod quoted;
+mod size;
 mod state;
 mod table;
 
@@ -19,6 +21,8 @@ pub use encapsulate::encapsulate;
 pub use kind::{Family, Kind, Mode, Payload, Shim};
 pub use outer::{GRE_IN_UDP_PORT, Overhead, overhead};
 pub use peers::Peers;
+pub use quoted::Quoted;
+pub use size::Size;
 pub use state::{Counter, Sequences, TunnelCounters, TunnelState};
 pub use table::{Class, TunnelTable};
 
@@ -194,6 +198,14 @@ impl Tunnel {
             Some(_) => self.headers_with(Some(0)).total(),
             None => self.overhead(),
         }
+    }
+
+    /// Where an inner packet says that it may not be encapsulated again, in bytes from its start: what the pointer of the ICMPv6
+    /// Parameter Problem is to show (RFC 2473 section 4.1.1 a). Frames are refused without a word.
+    pub fn may_not_enter(&self, inner: &[u8]) -> Option<u32> {
+        let limit = inner::own_limit(inner, self)?;
+        let is_frame = self.mode.kind().payload == Payload::Ethernet;
+        (limit.value == 0 && !is_frame).then_some(limit.at as u32)
     }
 
     /// Where the inner packet begins in an outer one that this tunnel has made.

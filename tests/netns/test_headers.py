@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from scapy.layers.inet import UDP
-from scapy.layers.inet6 import HBHOptUnknown, IPv6, IPv6ExtHdrDestOpt, PadN
+from scapy.layers.inet6 import HBHOptUnknown, ICMPv6ParamProblem, IPv6, IPv6ExtHdrDestOpt, PadN
 
 from beds import OfKind, back, payload_of, token, v4, v6
 from test_decapsulation import ECN
@@ -138,11 +138,17 @@ def test_encapsulation_limit(of_kind, mode, configured):
 
 @pytest.mark.parametrize("mode", OVER_V6)
 def test_encapsulation_limit_of_zero(of_kind, mode):
-    """The packet ends here (v6-3, RFC 2473 section 4.1.1 a)."""
+    """The packet ends here, and its sender is told where it says so (v6-3, RFC 2473 section 4.1.1 a)."""
     bed = of_kind(mode=mode)
     packet = limited(0)
     with bed.greyhound.expect_drops(encap_limit=1):
         bed.send_inside(packet)
+        error = bed.inside.expect(lambda frame: ICMPv6ParamProblem in frame, "Parameter Problem")
+    problem = error[ICMPv6ParamProblem]
+    # 40 bytes of header, two of the options header, two of the option: the value.
+    assert (error[IPv6].src, error[IPv6].dst, problem.code, problem.ptr) == ("fd01::1", "fd01::2", 0, 44)
+    assert bytes(problem.payload)[:48] == forwarded(packet)[:48]
+    assert checksums_ok(error[IPv6])
     other = v6()
     bed.send_inside(other)
     frames = []
