@@ -183,7 +183,7 @@ impl Handle {
     }
 
     /// Whether table main has a route of exactly this prefix out of the device.
-    async fn has_route(&self, device: &Device, prefix: IpNet) -> bool {
+    pub async fn has_route(&self, device: &Device, prefix: IpNet) -> bool {
         let all = match prefix {
             IpNet::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
             IpNet::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),

@@ -1,6 +1,6 @@
 //! The tunnels' devices: made or adopted, set up as configured, removed in the end.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
 
 use super::{
     config::{Config, Mtu, RouterConfig, TunnelConfig},
@@ -40,7 +40,7 @@ pub struct TunnelEntry {
     pub id: TunnelId,
     pub config: TunnelConfig,
     pub device: Device,
-    sequences: Arc<Sequences>,
+    pub(super) sequences: Arc<Sequences>,
     /// By thread: the slow path first, then the workers.
     records: RefCell<Vec<Arc<TunnelRecord>>>,
     /// The MTU that was last asked for.
@@ -161,10 +161,19 @@ pub async fn create(
     config: &Config,
     state: &State,
     handle: &Handle,
+    mut handed: BTreeMap<String, OwnedFd>,
 ) -> Result<Vec<(TunnelEntry, Tun)>, TunnelError> {
     let mut made = Vec::new();
     for (slot, tunnel) in config.tunnels.iter().enumerate() {
-        match create_one(TunnelId(slot as u32), tunnel, &config.router, state, handle).await {
+        let id = TunnelId(slot as u32);
+        let created = match handed.remove(&tunnel.name) {
+            Some(device) => {
+                let tun = Tun::handed(&tunnel.name, device);
+                create_with(id, tun, tunnel, &config.router, (state, handle)).await
+            }
+            None => create_one(id, tunnel, &config.router, state, handle).await,
+        };
+        match created {
             Ok(entry) => made.push(entry),
             Err(why) => {
                 for (entry, tun) in &made {
@@ -189,6 +198,16 @@ pub async fn create_one(
 ) -> Result<(TunnelEntry, Tun), TunnelError> {
     refuse_mtu(state, tunnel, &router.underlay)?;
     let tun = Tun::open(&tunnel.name, router.persist)?;
+    create_with(id, tun, tunnel, router, (state, handle)).await
+}
+
+async fn create_with(
+    id: TunnelId,
+    tun: Tun,
+    tunnel: &TunnelConfig,
+    router: &RouterConfig,
+    (state, handle): (&State, &Handle),
+) -> Result<(TunnelEntry, Tun), TunnelError> {
     let device =
         (handle.device(&tunnel.name)?).ok_or_else(|| TunnelError::Vanished(tunnel.name.clone()))?;
     let mut entry = TunnelEntry {

@@ -1,6 +1,6 @@
 //! The slow path's thread: one turn takes a burst from every source that has something.
 
-use std::{collections::HashMap, io, net::IpAddr, ops::ControlFlow, sync::Arc};
+use std::{collections::HashMap, io, net::IpAddr, ops::ControlFlow, os::fd::AsFd, sync::Arc};
 
 use crossbeam_channel::Receiver as Inbox;
 use rustix::{
@@ -12,7 +12,7 @@ use rustix::{
 use tokio::sync::mpsc;
 
 use super::{
-    Command, OuterError, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
+    Command, OuterError, ServiceTun, Shown, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
     answers::Answers,
     icmp::ErrorSocket,
     raw::{Hears, Receiver},
@@ -59,6 +59,8 @@ pub(super) struct Engine {
     pub(super) stats: Arc<SlowStats>,
     /// The owner of the sequence numbers was handed something in this turn.
     wake_owner: bool,
+    /// Nothing is read: another process may.
+    paused: bool,
 }
 
 impl Engine {
@@ -86,6 +88,7 @@ impl Engine {
             snapshot: SlowSnapshot::default(),
             stats,
             wake_owner: false,
+            paused: false,
         })
     }
 
@@ -102,10 +105,8 @@ impl Engine {
             // Commands first: what was said before a packet came holds for that packet.
             if events.iter().any(|event| event.data.u64() == WAKER) {
                 self.waker.clear();
-                while let Ok(command) = inbox.try_recv() {
-                    if self.obey(command, &mut buf).is_break() {
-                        return;
-                    }
+                if self.take_orders(inbox, &mut buf).is_break() {
+                    return;
                 }
             }
             for event in events.drain(..) {
@@ -120,6 +121,37 @@ impl Engine {
             busy = self.drain_punts(&mut buf);
             self.wake_owner();
         }
+    }
+
+    fn take_orders(&mut self, inbox: &Inbox<Command>, buf: &mut VecBuf) -> ControlFlow<()> {
+        loop {
+            // While paused there is nothing else to do than to wait for the next order.
+            let order = match self.paused {
+                true => inbox.recv().ok(),
+                false => inbox.try_recv().ok(),
+            };
+            match order {
+                Some(command) => self.obey(command, buf)?,
+                None if self.paused => return ControlFlow::Break(()),
+                None => return ControlFlow::Continue(()),
+            }
+        }
+    }
+
+    fn show(&self) -> io::Result<Shown> {
+        let mut shown = Shown::default();
+        for (id, tun) in &self.tuns {
+            shown.tuns.push((*id, tun.as_fd().try_clone_to_owned()?));
+        }
+        for receiver in &self.receivers {
+            let socket = receiver.as_fd().try_clone_to_owned()?;
+            shown.receivers.push((receiver.hears().to_pair(), socket));
+        }
+        if let Some(service) = &self.service {
+            let device = service.as_fd().try_clone_to_owned()?;
+            shown.service = Some((service.name().into(), device));
+        }
+        Ok(shown)
     }
 
     fn obey(&mut self, command: Command, buf: &mut VecBuf) -> ControlFlow<()> {
@@ -140,6 +172,17 @@ impl Engine {
                 self.punts.push((worker, source));
             }
             Command::RemovePunts(worker) => self.remove_punts(worker, buf),
+            Command::Show(reply) => {
+                // Whoever asked may have given up.
+                let _ = reply.send(self.show());
+            }
+            Command::Pause(reply) => {
+                self.drain_punts(buf);
+                self.wake_owner();
+                self.paused = true;
+                let _ = reply.send(());
+            }
+            Command::Resume => self.paused = false,
             Command::Stop => {
                 for _ in 0..LAST_TURNS {
                     if !self.drain_punts(buf) {
