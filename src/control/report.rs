@@ -80,6 +80,9 @@ pub struct TunnelReport {
     pub ttl: ByteOrInherit,
     /// The traffic class over IPv6.
     pub tos: ByteOrInherit,
+    /// Over IPv6 alone: `inherit` where received packets get the outer DSCP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dscp: Option<String>,
     /// Over IPv6 alone: a number, `hash` or `inherit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flowlabel: Option<NumberOrWord>,
@@ -395,6 +398,7 @@ impl From<&TunnelConfig> for TunnelReport {
             ttl: tunnel.ttl.into(),
             tos: tunnel.tos.into(),
             overhead: tunnel.headers().parts().map(header).collect(),
+            dscp: tunnel.copy_dscp.then(|| "inherit".to_owned()),
             flowlabel: is_v6.then(|| tunnel.flow_label.into()),
             encaplimit: is_v6.then_some(limit),
             encap: tunnel.udp.map(|_| "gre-in-udp".to_owned()),

@@ -29,6 +29,7 @@ const ACCEPTED: &[&str] = &[
     "hoplimit",
     "tos",
     "tclass",
+    "dscp",
     "flowlabel",
     "encaplimit",
     "encap",
@@ -70,7 +71,10 @@ const PARTICULAR: &[(&[&str], Has)] = &[
         ],
         |mode| mode.kind().shim == Shim::Gre,
     ),
-    (&["hoplimit", "tclass", "flowlabel", "encaplimit"], is_v6),
+    (
+        &["hoplimit", "tclass", "dscp", "flowlabel", "encaplimit"],
+        is_v6,
+    ),
     (&["encap_csum6"], |mode| {
         is_v6(mode) && mode.kind().shim == Shim::Gre
     }),
@@ -127,6 +131,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         nvgre: section.optional("nvgre", false, |v| v.boolean())?,
         ttl: section.optional(either(section, "ttl", "hoplimit")?, default_ttl, ttl)?,
         tos: section.optional(either(section, "tos", "tclass")?, Tos::Fixed(0), tos)?,
+        copy_dscp: section.optional("dscp", false, dscp)?,
         flow_label: section.optional("flowlabel", FlowLabel::Hash, flow_label)?,
         encaplimit: section.optional("encaplimit", default_limit, encaplimit)?,
         udp: encap::parse(section, is_v6(mode))?,
@@ -248,6 +253,15 @@ fn tos(value: &Value<'_>) -> Result<Tos, ConfigError> {
     }
     let tos = value.integer(0..=255).map(|n| Tos::Fixed(n as u8));
     tos.ok_or_else(|| value.refuse(r#"0..255 or "inherit""#))
+}
+
+/// iproute2's `dscp inherit`.
+fn dscp(value: &Value<'_>) -> Result<bool, ConfigError> {
+    match value.text() {
+        Some("inherit") => Ok(true),
+        Some("none") => Ok(false),
+        _ => Err(value.refuse(r#""inherit" or "none""#)),
+    }
 }
 
 /// A number, also as text, which is how iproute2 prints it.
