@@ -11,15 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
+
 use super::{
     claim::Claims,
-    compile::{Compiled, Compiler, Input, TunnelDevice, TunnelStatus},
+    compile::{Compiled, Compiler, Input, Query, TunnelDevice, TunnelStatus},
     config::{Config, RouterConfig, TunnelConfig, XdpMode},
     fastpath::{self, FastPath, FoundDevice},
     handover,
     mirror::{Nud, Parts, State, Touched},
     netlink::Device,
-    report::{MirrorReport, Statistics, Status},
+    report::{MirrorReport, Statistics, Status, routes::RoutePage},
     run::{KernelRequest, RunError, find_devices},
     slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
@@ -39,6 +41,8 @@ const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(300);
 /// Neighbours of the inner networks that are refreshed in one tick, at the most.
 const REFRESHES: usize = 64;
+/// Routes in one answer: what is put together in some milliseconds.
+const PAGE: usize = 4096;
 
 /// Everything that runs.
 pub(super) struct Router {
@@ -198,16 +202,7 @@ impl Router {
 
     /// As [`publish`](Self::publish), where no more than this may have changed.
     pub(super) fn publish_news(&mut self, state: &State, what: Parts) {
-        let devices: Vec<TunnelDevice<'_>> = self
-            .tunnels
-            .iter()
-            .map(|t| TunnelDevice {
-                id: t.id,
-                config: &t.config,
-                ifindex: t.device.index,
-                paths: &t.paths,
-            })
-            .collect();
+        let devices = tunnel_devices(&self.tunnels);
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
         let Compiled { fib, plan, tunnels } = self.compiler.compile(Input {
             state,
@@ -483,6 +478,28 @@ impl Router {
         format!("{up} of {all} tunnels up; {path}")
     }
 
+    /// A page of the table in force: routes within a prefix, behind another one.
+    pub(super) fn routes(
+        &self,
+        state: &State,
+        within: Option<IpNet>,
+        after: Option<IpNet>,
+    ) -> RoutePage {
+        let input = Input {
+            state,
+            devices: self.fast.as_ref().map_or(&[][..], |fast| fast.devices()),
+            tunnels: &tunnel_devices(&self.tunnels),
+            what: Parts::NONE,
+            touched: &Touched::default(),
+        };
+        let query = Query {
+            within,
+            after,
+            limit: PAGE,
+        };
+        self.compiler.show(input, query)
+    }
+
     pub(super) fn statistics(&self) -> Statistics {
         let fast = self.fast.as_ref();
         let workers: Vec<_> = fast.map_or(Vec::new(), |fast| {
@@ -526,6 +543,19 @@ impl Router {
         self.stop_fast_path();
         self.tunnels
     }
+}
+
+fn tunnel_devices(tunnels: &[TunnelEntry]) -> Vec<TunnelDevice<'_>> {
+    let mut devices = Vec::with_capacity(tunnels.len());
+    for tunnel in tunnels {
+        devices.push(TunnelDevice {
+            id: tunnel.id,
+            config: &tunnel.config,
+            ifindex: tunnel.device.index,
+            paths: &tunnel.paths,
+        });
+    }
+    devices
 }
 
 /// Attaches the steering program's filter to a socket.

@@ -202,7 +202,7 @@ pub(super) async fn settle(monitor: &mut Monitor, made: &[(TunnelEntry, Tun)]) {
     let _ = tokio::time::timeout(SETTLE, all_known).await;
 }
 
-/// A request that changes something, and where its answer goes.
+/// A request that changes something or asks the mirror, and where its answer goes.
 type Order = (Request, oneshot::Sender<Response>);
 
 /// Answers at once what can be read, and leaves changes to the task that makes them, one after the other.
@@ -211,7 +211,9 @@ async fn answer(
     orders: &mpsc::Sender<Order>,
     request: Request,
 ) -> Response {
-    match request.changes() {
+    // What stands in the mirror is for the task that has it.
+    let is_order = request.changes() || matches!(request, Request::RouteShow { .. });
+    match is_order {
         true => order(orders, request).await,
         false => router.borrow().statistics().answer(&request),
     }
@@ -284,6 +286,12 @@ async fn follow(
             _ = tick.tick() => News::Second,
             errors = reports.next() => News::Errors(errors),
             Some((request, asked)) = orders.recv() => {
+                if let Request::RouteShow { within, after } = request {
+                    let page = router.borrow().routes(monitor.state(), within, after);
+                    // Whoever asked may have gone.
+                    let _ = asked.send(Response::ok(&page));
+                    continue;
+                }
                 if request == (Request::Takeover {}) {
                     // No change is under way, and none begins: this task is at its end.
                     let _ = asked.send(Response::ok(&()));

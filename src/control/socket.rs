@@ -18,6 +18,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use ipnet::IpNet;
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -58,6 +59,14 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
     },
+    /// A page of the forwarding table: routes within a prefix, behind another one.
+    #[serde(rename = "route show")]
+    RouteShow {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        within: Option<IpNet>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<IpNet>,
+    },
     /// Who answers, and since when.
     #[serde(rename = "status")]
     Status {},
@@ -78,7 +87,10 @@ impl Request {
     /// Whether it asks for a change; else it only reads.
     pub fn changes(&self) -> bool {
         match self {
-            Request::Stats { .. } | Request::TunnelShow { .. } | Request::Status {} => false,
+            Request::Stats { .. }
+            | Request::TunnelShow { .. }
+            | Request::RouteShow { .. }
+            | Request::Status {} => false,
             Request::Reload {} | Request::Takeover {} => true,
             Request::TunnelAdd { .. } | Request::TunnelDel { .. } => true,
         }
@@ -89,6 +101,7 @@ impl Request {
         match self {
             Request::Stats { .. } => "stats",
             Request::TunnelShow { .. } => "tunnel show",
+            Request::RouteShow { .. } => "route show",
             Request::Status {} => "status",
             Request::Reload {} => "reload",
             Request::TunnelAdd { .. } => "tunnel add",

@@ -47,7 +47,7 @@ pub struct TunnelStatus {
     pub peers: Option<Vec<PeerStatus>>,
 }
 
-fn word(outer: Option<&OuterHop>) -> &'static str {
+pub(super) fn word(outer: Option<&OuterHop>) -> &'static str {
     match outer {
         None => "no-route",
         Some(outer) if outer.mac.is_none() => "unresolved",
@@ -270,15 +270,20 @@ impl Scene<'_> {
         rooms: &HashMap<(TunnelId, IpAddr), u16>,
         (id, gateway): (TunnelId, Option<IpAddr>),
     ) -> Option<u16> {
+        let remote = self.remote(id, gateway)?;
+        rooms.get(&(id, remote)).copied()
+    }
+
+    /// The outer address of packets into a tunnel by a gateway; the unspecified address stands for all peers.
+    pub(super) fn remote(&self, id: TunnelId, gateway: Option<IpAddr>) -> Option<IpAddr> {
         let config = self.by_id.get(&id)?.config;
-        let remote = match gateway {
+        match gateway {
             Some(gateway) if config.remote.is_unspecified() => {
                 let underlay = config.mode.kind().underlay;
-                config.peers.remote_of(underlay, Some(gateway), gateway)?
+                config.peers.remote_of(underlay, Some(gateway), gateway)
             }
-            _ => config.remote,
-        };
-        rooms.get(&(id, remote)).copied()
+            _ => Some(config.remote),
+        }
     }
 
     /// A local route makes a whole prefix the router's own, without any address (AnyIP).

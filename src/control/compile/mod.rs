@@ -8,6 +8,7 @@ mod ends;
 mod ports;
 mod prefixes;
 mod routes;
+mod show;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,6 +16,7 @@ use std::{
 };
 
 pub use ends::{OuterHop, PeerStatus, TunnelStatus};
+pub use show::Query;
 
 use super::{
     config::TunnelConfig,
@@ -61,6 +63,19 @@ pub struct Input<'a> {
     pub what: Parts,
     /// The prefixes and neighbours that may have changed.
     pub touched: &'a Touched,
+}
+
+impl<'a> Input<'a> {
+    fn scene(&self) -> Scene<'a> {
+        let tunnels = self.tunnels.iter();
+        Scene {
+            state: self.state,
+            devices: self.devices,
+            tunnels: self.tunnels,
+            by_ifindex: tunnels.clone().map(|t| (t.ifindex, *t)).collect(),
+            by_id: tunnels.map(|t| (t.id, *t)).collect(),
+        }
+    }
 }
 
 /// What a compilation yields.
@@ -110,14 +125,7 @@ impl Compiler {
     /// Takes in what is new, and gives what is in force from now on. The plan's prefixes are told as the difference from the
     /// last one.
     pub fn compile(&mut self, input: Input<'_>) -> Compiled {
-        let tunnels = input.tunnels.iter();
-        let scene = Scene {
-            state: input.state,
-            devices: input.devices,
-            tunnels: input.tunnels,
-            by_ifindex: tunnels.clone().map(|t| (t.ifindex, *t)).collect(),
-            by_id: tunnels.map(|t| (t.id, *t)).collect(),
-        };
+        let scene = input.scene();
         let moved = self.devices != input.devices;
         if moved {
             self.devices = input.devices.to_vec();

@@ -123,15 +123,19 @@ fn way(best: &Best<'_>) -> Option<Way> {
     })
 }
 
+/// The hops that the kernel uses.
+pub(super) fn alive(hops: &[Hop]) -> Vec<Hop> {
+    hops.iter().filter(|hop| !hop.dead).copied().collect()
+}
+
 /// The hops that the kernel uses, less what does not matter for that.
 fn usable(hops: &[Hop]) -> Box<[Hop]> {
-    let alive = hops.iter().filter(|hop| !hop.dead);
     let plain = |hop: &Hop| Hop {
         linkdown: false,
         onlink: false,
         ..*hop
     };
-    alive.map(plain).collect()
+    alive(hops).iter().map(plain).collect()
 }
 
 impl RouteCompiler {
@@ -331,7 +335,7 @@ impl Scene<'_> {
         }
     }
 
-    fn single(&self, hop: &Hop, mtu: Option<u32>) -> NextHop {
+    pub(super) fn single(&self, hop: &Hop, mtu: Option<u32>) -> NextHop {
         if hop.encap {
             return NextHop::Kernel;
         }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
-    fib::Fib,
+    fib::{Fib, Resolution},
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
     tunnel::{
         Family, Outer, Payload, Peers, Refusal, Size, Tunnel, TunnelId, decapsulate, encapsulate,
@@ -372,13 +372,13 @@ impl Engine {
             return self.hand_over(outer.tunnel, Handover::FromUnderlay(buf.data().into()));
         }
         match decapsulate(tunnel, outer, buf, &record.state) {
-            Ok(()) => self.deliver(outer.tunnel, buf),
+            Ok(()) => self.deliver(outer.tunnel, Some(outer.remote), buf),
             Err(refusal) => self.drop_in(record, refusal.into()),
         }
     }
 
-    /// A decapsulated packet, into its tunnel's device.
-    fn deliver(&mut self, id: TunnelId, buf: &mut VecBuf) {
+    /// A decapsulated packet, into its tunnel's device. `from` is the outer source where it is known.
+    fn deliver(&mut self, id: TunnelId, from: Option<IpAddr>, buf: &mut VecBuf) {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
@@ -387,6 +387,10 @@ impl Engine {
         };
         if tunnel.remote.is_multicast() && is_for_other_member(&self.snapshot.fib, tunnel, buf) {
             return self.drop_in(record, DropReason::OtherMember);
+        }
+        // As in datapath::forward: it would go round until its TTL ends (gre-8).
+        if leads_back(&self.snapshot.fib, tunnel, from, buf.data()) {
+            return self.drop_in(record, DropReason::Recursion);
         }
         self.complete_checksum(buf);
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
@@ -428,7 +432,7 @@ impl Engine {
             return self.stats.drops.count(DropReason::NoHeadroom);
         }
         match punt.to {
-            PuntTo::Tunnel(id) => self.deliver(id, buf),
+            PuntTo::Tunnel(id) => self.deliver(id, None, buf),
             PuntTo::Underlay(id) => self.send(id, buf),
             PuntTo::Service => self.hand_back(buf),
             PuntTo::Owner(id) => self.pass_to_owner(id, punt, buf),
@@ -509,6 +513,13 @@ fn is_for_many(destination: IpAddr) -> bool {
     is_broadcast || destination.is_multicast()
 }
 
+fn is_link_local(destination: IpAddr) -> bool {
+    match destination {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
 /// Whether the packet, which replaces what `buf` held, found room.
 pub(super) fn copy_into(buf: &mut VecBuf, packet: &[u8]) -> bool {
     let copied = buf.refill(HEADROOM, |room| {
@@ -531,6 +542,20 @@ fn number(hears: Hears) -> u64 {
 pub(super) fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord)> {
     let record = snapshot.records.get(id.index())?.as_deref()?;
     Some((snapshot.fib.tunnels().get(id)?, record))
+}
+
+/// Whether the kernel would send a packet that came out of `tunnel` back to the end of it that it came from.
+fn leads_back(fib: &Fib, tunnel: &Tunnel, from: Option<IpAddr>, packet: &[u8]) -> bool {
+    let is_frame = tunnel.mode.kind().payload == Payload::Ethernet;
+    match packet::destination(packet) {
+        // The kernel forwards none of these by its routes.
+        Ok(to) if is_frame || is_for_many(to) || is_link_local(to) => false,
+        Ok(to) => {
+            let back = Some(from.unwrap_or(tunnel.remote));
+            matches!(fib.resolve(to), Resolution::Tunnel(route) if route.id == tunnel.id && route.remote == back)
+        }
+        Err(_) => false,
+    }
 }
 
 pub(super) fn again(error: &io::Error) -> bool {

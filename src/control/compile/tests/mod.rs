@@ -3,6 +3,7 @@
 mod ends;
 mod incremental;
 mod multipath;
+mod show;
 
 use proptest::prelude::*;
 
@@ -258,16 +259,20 @@ impl Net {
         self.compile_by(&mut Compiler::default(), Parts::ALL, &Touched::all())
     }
 
-    fn compile_by(&self, compiler: &mut Compiler, what: Parts, touched: &Touched) -> Compiled {
+    fn tunnels(&self) -> Vec<TunnelDevice<'_>> {
         let indices = [GRE1, GRE2];
-        let tunnels: Vec<_> = (self.configs.iter().zip(indices).enumerate())
+        (self.configs.iter().zip(indices).enumerate())
             .map(|(slot, (config, ifindex))| TunnelDevice {
                 id: TunnelId(slot as u32),
                 config,
                 ifindex,
                 paths: &self.paths,
             })
-            .collect();
+            .collect()
+    }
+
+    fn compile_by(&self, compiler: &mut Compiler, what: Parts, touched: &Touched) -> Compiled {
+        let tunnels = self.tunnels();
         compiler.compile(Input {
             state: &self.state,
             devices: &self.devices,
