@@ -283,10 +283,22 @@ pub struct IcmpReport {
 pub struct MirrorReport {
     /// Milliseconds since the mirror was last known to agree with the kernel.
     pub age_ms: u64,
+    pub links: u64,
+    pub addresses: u64,
+    /// Prefixes of the main tables.
     pub routes: u64,
     pub neighbours: u64,
+    pub nexthops: u64,
     /// Full dumps after an overrun or any doubt.
     pub dumps: u64,
+    /// Parts that were read, at the start and ever since.
+    pub parts_read: u64,
+    /// Messages of the kernel, dumped ones included.
+    pub messages: u64,
+    /// Times that notifications were lost for want of room.
+    pub overruns: u64,
+    /// Messages that could not be understood.
+    pub undecodable: u64,
 }
 
 /// Who answers.
