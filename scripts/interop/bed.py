@@ -11,8 +11,12 @@ import time
 from dataclasses import dataclass, field
 
 from places import Failed, Namespace, Place, boot
+from table import WAN
 
 DEVICE = "t0"
+# Of a TCP connection each way: enough to tell the paths apart. A virtual machine without KVM takes some time for it.
+BYTES = 3_000_000
+PREFIX = {4: 30, 6: 64}
 MAC_B = "02:00:00:00:b0:01"
 
 
@@ -31,6 +35,9 @@ class End:
     wan: str
     files: str
     mac: str = ""
+    digest: str = ""
+    mtu: int = 0
+    sequence: int = 0
     other: "End" = field(default=None, repr=False)
 
     def gateway(self, family):
@@ -41,7 +48,7 @@ class Bed:
     def __init__(self, options):
         self.name, self.dir, self.greyhound = options.name, options.dir, options.greyhound
         self.machine = self.process = None
-        self.sequence, self.port = 0, 5000
+        self.port, self.mtu = 5000, WAN
         os.symlink(f"{options.cache}/busybox/bin/busybox", f"{self.dir}/busybox")
         if options.peer == "guest":
             self.machine, peer = boot(self.dir, options.cache, "toB", MAC_B)
@@ -80,6 +87,7 @@ class Bed:
             self.underlay.must(f"ip addr add {end.outer[4][:-1]}2/30 dev {end.port};"
                                f"ip addr add {end.outer[6][:-1]}2/64 dev {end.port} nodad")
             end.mac = end.router.must(f"cat /sys/class/net/{end.wan}/address")
+            end.digest = end.host.must(f"head -c {BYTES} /dev/urandom >{end.files}/sent; md5sum <{end.files}/sent", 60)
             end.router.must(f"ping -c 1 -W 5 {end.outer[4][:-1]}2")
 
     # --- The tunnel
@@ -89,7 +97,7 @@ class Bed:
         lines = ["[router]", 'underlay = ["wan"]', 'overlay = ["lan"]', f'xdp = "{xdp}"',
                  f'control = "{self.dir}/control.sock"', "[[tunnel]]", f'name = "{DEVICE}"', f'mode = "{tunnel.mode}"',
                  f'local = "{self.a.outer[family]}"', f'remote = "{self.b.outer[family]}"',
-                 f'address = ["{self.a.tunnel[4]}/30", "{self.a.tunnel[6]}/64"]', *tunnel.config()]
+                 f'address = {[f"{self.a.tunnel[version]}/{PREFIX[version]}" for version in tunnel.payloads]}', *tunnel.config()]
         path = f"{self.dir}/greyhound.toml"
         with open(path, "w") as file:
             file.write("\n".join(lines) + "\n")
@@ -108,18 +116,33 @@ class Bed:
 
     def up(self, tunnel, xdp):
         """Makes the tunnel at both ends, and waits until a packet has passed."""
-        self.sequence = 0x4000_0000
+        self.set_mtu(tunnel.wan)
         self.start(self.configuration(tunnel, xdp))
         family = tunnel.kind.delivery
         self.b.router.must(f"ip link add {DEVICE} {tunnel.link(self.b.outer[family], self.a.outer[family])};"
-                           f"ip addr add {self.b.tunnel[4]}/30 dev {DEVICE};"
-                           f"ip addr add {self.b.tunnel[6]}/64 dev {DEVICE} nodad; ip link set {DEVICE} up")
+                           f"echo 0 >/proc/sys/net/ipv6/conf/{DEVICE}/accept_dad 2>/dev/null || true; ip link set {DEVICE} up;"
+                           + "".join(f"ip addr add {self.b.tunnel[version]}/{PREFIX[version]} dev {DEVICE};"
+                                     for version in tunnel.payloads))
         for end in (self.a, self.b):
-            for version in tunnel.kind.payloads:
-                via = f"via {end.other.tunnel[version]} " if tunnel.kind.layer2 else ""
-                end.router.must(f"ip -{version} route replace {end.other.net[version]} {via}dev {DEVICE}")
-        for version in tunnel.kind.payloads:
+            end.sequence = 0x4000_0000
+            end.mtu = int(end.router.must("".join(self.route(tunnel, end, version) for version in tunnel.payloads)
+                                          + f"cat /sys/class/net/{DEVICE}/mtu"))
+        for version in tunnel.payloads:
             self.a.host.until(f"ping -n -c 1 -W 1 {self.b.inner[version]}")
+
+    def route(self, tunnel, end, version):
+        via = f"via {end.other.tunnel[version]} " if tunnel.kind.layer2 else ""
+        return f"ip -{version} route replace {end.other.net[version]} {via}dev {DEVICE};"
+
+    def set_mtu(self, mtu):
+        """Of every device but the tunnel's."""
+        if mtu == self.mtu:
+            return
+        self.mtu = mtu
+        for end in (self.a, self.b):
+            end.host.must(f"ip link set eth0 mtu {mtu}")
+            end.router.must(f"ip link set lan mtu {mtu}; ip link set {end.wan} mtu {mtu}")
+            self.underlay.must(f"ip link set {end.port} mtu {mtu}")
 
     def start(self, config):
         with open(f"{self.dir}/greyhound.log", "wb") as log:
@@ -146,7 +169,8 @@ class Bed:
 
     def down(self):
         """Takes the tunnel away at both ends; what they have learned about the path goes too."""
-        self.b.router.run(f"ip link del {DEVICE}")
+        forget = "ip route flush cache; ip -6 route flush cache"
+        self.b.router.run(f"ip link del {DEVICE}; {forget}")
         if self.process:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -155,8 +179,8 @@ class Bed:
                 self.process.kill()
                 self.process.wait()
             self.process = None
-        for place in (self.a.router, self.b.router, self.a.host, self.b.host):
-            place.run("ip route flush cache; ip -6 route flush cache")
+        for place in (self.a.router, self.a.host, self.b.host):
+            place.run(forget)
 
     def close(self):
         if self.process:
