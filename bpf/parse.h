@@ -8,6 +8,7 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
+#include <linux/udp.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -67,6 +68,9 @@ static __always_inline bool ipv4_checksum_good(const struct iphdr *ip)
 #define GRE_VERSION 0x0007
 /* RFC 2784 section 2.3: discard where bit 1 (RFC 1701: routing), 4 or 5 is set. */
 #define GRE_REFUSED 0x4c00
+
+/* RFC 8086 section 3.2.2 */
+#define GRE_IN_UDP_PORT 4754
 
 struct gre_base {
 	__be16 flags;

@@ -5,7 +5,7 @@
  *
  * greyhound_steer   the program; tags that the device keeps beside the frame are invisible to it
  * greyhound_tags    the same, and it asks the device for such tags (Linux 6.8, bound to its device)
- * greyhound_raw     the filter of the slow path's IPv4 raw sockets, for protocols 4, 41 and 47
+ * greyhound_raw     the filter of the slow path's IPv4 sockets: raw ones for protocols 4, 41 and 47, and GRE in UDP's
  * greyhound_raw6    the same for IPv6
  */
 #include <linux/errno.h>
@@ -128,16 +128,19 @@ static __always_inline bool unspecified6(const struct in6_addr *address)
 	return (word[0] | word[1] | word[2] | word[3]) == 0;
 }
 
-static __always_inline bool known_tunnel6(struct steer_tunnel6 *tunnel, bool any_remote)
+/* The tunnel's flags; 0 where there is none. */
+static __always_inline __u32 known_tunnel6(struct steer_tunnel6 *tunnel, bool any_remote)
 {
+	const __u32 *flags;
+
 	if (unspecified6(&tunnel->remote))
-		return false;
-	if (bpf_map_lookup_elem(&tunnels6, tunnel))
-		return true;
-	if (!any_remote)
-		return false;
-	__builtin_memset(&tunnel->remote, 0, sizeof(tunnel->remote));
-	return bpf_map_lookup_elem(&tunnels6, tunnel);
+		return 0;
+	flags = bpf_map_lookup_elem(&tunnels6, tunnel);
+	if (!flags && any_remote) {
+		__builtin_memset(&tunnel->remote, 0, sizeof(tunnel->remote));
+		flags = bpf_map_lookup_elem(&tunnels6, tunnel);
+	}
+	return flags ? *flags : 0;
 }
 
 /* A GRE packet of `length` bytes: whether it is well formed, and its key. */
@@ -169,12 +172,30 @@ static __always_inline enum steer_reason read_gre(struct cursor cursor, __u32 le
 	return STEER_redirected_underlay;
 }
 
+/*
+ * A UDP packet of `length` bytes: whether there is GRE in it. The checksum is user space's to verify. Where UDP's own
+ * length ends earlier than IP's the kernel decides.
+ */
+static __always_inline enum steer_reason read_udp(struct cursor cursor, __u32 length,
+						  struct steer_shim *shim)
+{
+	const struct udphdr *udp = take(&cursor, struct udphdr);
+
+	if (!udp || length < sizeof(*udp) || udp->dest != bpf_htons(GRE_IN_UDP_PORT))
+		return STEER_not_tunnel;
+	if (bpf_ntohs(udp->len) != length)
+		return STEER_bad_header;
+	return read_gre(cursor, length - sizeof(*udp), shim);
+}
+
 /* The `length` bytes behind an outer header: whether they are what a tunnel of this protocol carries. */
 static __always_inline enum steer_reason read_shim(struct cursor cursor, __u32 length,
 						   struct steer_shim *shim)
 {
 	if (shim->protocol == IPPROTO_GRE)
 		return read_gre(cursor, length, shim);
+	if (shim->protocol == IPPROTO_UDP)
+		return read_udp(cursor, length, shim);
 	if (inner_header_complete(cursor, shim->protocol, length))
 		return STEER_redirected_underlay;
 	return STEER_bad_header;
@@ -182,7 +203,8 @@ static __always_inline enum steer_reason read_shim(struct cursor cursor, __u32 l
 
 static __always_inline bool is_tunnel(__u8 protocol)
 {
-	return protocol == IPPROTO_GRE || protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6;
+	return protocol == IPPROTO_GRE || protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6 ||
+	       protocol == IPPROTO_UDP;
 }
 
 /* The cursor stands behind the plain IPv4 header of a packet of `length` bytes. */
@@ -466,7 +488,8 @@ static __always_inline bool filter_gre(struct __sk_buff *skb, __u32 offset, stru
 }
 
 /*
- * The kernel hands the raw socket every packet of its protocol for this host, beginning with its IP header.
+ * The kernel hands the raw socket every packet of its protocol for this host, beginning with its IP header, and a UDP
+ * socket those to its port, beginning with the UDP header.
  * Let through: packets of our tunnels, and what our peers send malformed (user space counts it).
  */
 SEC("socket")
@@ -475,11 +498,12 @@ int greyhound_raw(struct __sk_buff *skb)
 	struct steer_tunnel4 tunnel = {};
 	struct steer_peer4 peer = {};
 	struct iphdr ip;
-	__u32 zero = 0;
+	__u32 zero = 0, offset;
 	int verdict;
 	const struct steer_port *self = bpf_map_lookup_elem(&port, &zero);
 
-	if (!self || bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)) || ip.version != 4)
+	if (!self || bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET) ||
+	    ip.version != 4)
 		return DROP;
 	peer.local = ip.daddr;
 	peer.remote = ip.saddr;
@@ -489,12 +513,13 @@ int greyhound_raw(struct __sk_buff *skb)
 		if (!(self->flags & STEER_PORT_ANY_REMOTE) || !bpf_map_lookup_elem(&peers4, &peer))
 			return DROP;
 	}
-	if (ip.protocol != IPPROTO_GRE)
+	if (ip.protocol != IPPROTO_GRE && ip.protocol != IPPROTO_UDP)
 		return WHOLE;
 	tunnel.local = ip.daddr;
 	tunnel.remote = ip.saddr;
 	tunnel.shim.protocol = ip.protocol;
-	if (filter_gre(skb, ip.ihl * 4, &tunnel.shim, &verdict))
+	offset = ip.protocol == IPPROTO_UDP ? sizeof(struct udphdr) : ip.ihl * 4;
+	if (filter_gre(skb, offset, &tunnel.shim, &verdict))
 		return verdict;
 	return known_tunnel4(&tunnel, self->flags) ? WHOLE : DROP;
 }
@@ -517,14 +542,15 @@ static __always_inline __u8 protocol_behind(struct __sk_buff *skb, __u8 next_hea
 	return next_header;
 }
 
-/* The same over IPv6, where the packet begins behind the IPv6 header and all extension headers. */
+/* The same over IPv6, where every packet begins behind the IPv6 header and all extension headers. */
 SEC("socket")
 int greyhound_raw6(struct __sk_buff *skb)
 {
 	struct steer_tunnel6 tunnel = {};
 	struct steer_peer6 peer = {};
+	struct udphdr udp = {};
 	struct ipv6hdr ip;
-	__u32 zero = 0;
+	__u32 zero = 0, offset = 0, flags;
 	int verdict;
 	bool any_remote;
 	const struct steer_port *self = bpf_map_lookup_elem(&port, &zero);
@@ -540,12 +566,21 @@ int greyhound_raw6(struct __sk_buff *skb)
 		if (!any_remote || !bpf_map_lookup_elem(&peers6, &peer))
 			return DROP;
 	}
-	if (peer.protocol != IPPROTO_GRE)
+	if (peer.protocol == IPPROTO_UDP) {
+		if (bpf_skb_load_bytes(skb, 0, &udp, sizeof(udp)))
+			return DROP;
+		offset = sizeof(udp);
+	} else if (peer.protocol != IPPROTO_GRE) {
 		return WHOLE;
+	}
 	tunnel.local = ip.daddr;
 	tunnel.remote = ip.saddr;
-	tunnel.shim.protocol = IPPROTO_GRE;
-	if (filter_gre(skb, 0, &tunnel.shim, &verdict))
+	tunnel.shim.protocol = peer.protocol;
+	if (filter_gre(skb, offset, &tunnel.shim, &verdict))
 		return verdict;
-	return known_tunnel6(&tunnel, any_remote) ? WHOLE : DROP;
+	flags = known_tunnel6(&tunnel, any_remote);
+	/* The socket takes packets without a checksum as soon as one tunnel does. */
+	if (offset && !udp.check && !(flags & STEER_TUNNEL_ZERO_CHECKSUM))
+		return DROP;
+	return flags ? WHOLE : DROP;
 }

@@ -68,7 +68,7 @@ struct steer_port {
 /* What a tunnel puts between its outer header and the inner packet. Only GRE has a key. */
 struct steer_shim {
 	__be32 key;
-	__u8 protocol; /* 47, or 4 or 41 where there is nothing */
+	__u8 protocol; /* 47, 17 for GRE in UDP, or 4 or 41 where there is nothing */
 	__u8 has_key;  /* no key is not key 0 */
 	__u16 zero;
 };
@@ -78,6 +78,13 @@ struct steer_tunnel4 {
 	__be32 local;
 	__be32 remote;
 	struct steer_shim shim;
+};
+
+/* What the map says of a tunnel. */
+enum steer_tunnel_flags {
+	STEER_TUNNEL_KNOWN = 1 << 0,
+	/* GRE in UDP over IPv6 that does without a UDP checksum. */
+	STEER_TUNNEL_ZERO_CHECKSUM = 1 << 1,
 };
 
 struct steer_tunnel6 {

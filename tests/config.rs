@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use greyhound::control::config::{Config, Mtu, Workers, XdpMode};
 use greyhound::packet::GreKey;
-use greyhound::tunnel::{FlowLabel, Mode, Tos, Ttl, TunnelId};
+use greyhound::tunnel::{FlowLabel, Mode, Tos, Ttl, TunnelId, UdpEncap};
 
 /// The example of the documentation, as far as this version goes.
 const EXAMPLE: &str = r#"
@@ -210,6 +210,41 @@ fn packets_see_the_tunnel_as_configured() {
 }
 
 #[test]
+fn gre_in_udp_has_a_checksum_where_the_rfc_wants_one() {
+    let udp = |mode: &str, options: &[&str]| parse(&kind(mode, options)).unwrap().tunnels[0].udp;
+    let encap = |source_port, checksum| {
+        Some(UdpEncap {
+            source_port,
+            checksum,
+        })
+    };
+    let on = "encap = \"gre-in-udp\"";
+    for (mode, options, expected) in [
+        ("gre", &[][..], None),
+        ("gre", &["encap = \"none\""], None),
+        ("gre", &[on], encap(None, false)),
+        ("gre", &[on, "encap_csum = true"], encap(None, true)),
+        ("gre", &[on, "encap_sport = \"auto\""], encap(None, false)),
+        ("gre", &[on, "encap_sport = 1"], encap(Some(1), false)),
+        (
+            "gre",
+            &[on, "encap_sport = 65535"],
+            encap(Some(65535), false),
+        ),
+        ("ip6gre", &[on], encap(None, true)),
+        ("ip6gre", &[on, "encap_csum = false"], encap(None, false)),
+        ("ip6gre", &[on, "encap_csum6 = false"], encap(None, false)),
+    ] {
+        assert_eq!(udp(mode, options), expected, "{mode} {options:?}");
+    }
+    let config = parse(&kind("ip6gre", &[on, "key = 1"])).unwrap();
+    let tunnel = config.tunnels[0].tunnel(TunnelId(0), None, 1400, true);
+    assert_eq!(tunnel.udp, encap(None, true));
+    assert_eq!(tunnel.overhead(), 40 + 8 + 8 + 8);
+    assert_eq!(usize::from(config.tunnels[0].overhead()), tunnel.overhead());
+}
+
+#[test]
 fn without_xdp_the_overlay_may_be_empty() {
     let config = parse("[router]\nunderlay = [\"eth0\"]\nxdp = \"off\"").unwrap();
     assert!(config.router.overlay.is_empty() && config.tunnels.is_empty());
@@ -231,6 +266,7 @@ fn tunnels_may_share_what_linux_lets_them_share() {
     };
     parse(&second("remote = \"192.0.2.3\"")).unwrap();
     parse(&second("remote = \"192.0.2.2\"\nkey = 0")).unwrap();
+    parse(&second("remote = \"192.0.2.2\"\nencap = \"gre-in-udp\"")).unwrap();
     parse(&second("remote = \"192.0.2.2\"\ndev = \"eth0\"")).unwrap();
 }
 
@@ -289,7 +325,8 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
 }
 
 const TUNNEL_KEYS: &str = "name, mode, local, remote, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, tos, \
-     tclass, flowlabel, encaplimit, pmtudisc, ignore_df, mtu, clamp_mss, dev, address, routes";
+     tclass, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, clamp_mss, dev, \
+     address, routes";
 const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
@@ -511,8 +548,40 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
         "9: clamp_mss = 1400: expected true or false",
     ),
     (
-        "encap = \"gre-in-udp\"",
-        "9: encap is not available in this version; accepted: {tunnel}",
+        "encap = \"fou\"",
+        r#"9: encap = "fou": expected "gre-in-udp" or "none""#,
+    ),
+    (
+        "encap = true",
+        r#"9: encap = true: expected "gre-in-udp" or "none""#,
+    ),
+    (
+        "encap_sport = 50000",
+        r#"9: encap_sport = 50000: not without encap: expected encap = "gre-in-udp" beside it"#,
+    ),
+    (
+        "encap_csum = true",
+        r#"9: encap_csum = true: not without encap: expected encap = "gre-in-udp" beside it"#,
+    ),
+    (
+        "encap_csum6 = true",
+        "9: encap_csum6 = true: not with mode gre; accepted with ip6gre",
+    ),
+    (
+        "encap_sport = 0",
+        r#"9: encap_sport = 0: expected 1..65535 or "auto""#,
+    ),
+    (
+        "encap_sport = 65536",
+        r#"9: encap_sport = 65536: expected 1..65535 or "auto""#,
+    ),
+    (
+        "encap_csum = 1",
+        "9: encap_csum = 1: expected true or false",
+    ),
+    (
+        "encap-dport = 4754",
+        r#"9: unknown key "encap-dport" (did you mean encap_sport?); accepted: {tunnel}"#,
     ),
     (
         "nvgre = true",
@@ -547,6 +616,26 @@ const BROKEN_KINDS: &[(&str, &[&str], &str)] = &[
         "ipip",
         &["ocsum = true"],
         "9: ocsum = true: not with mode ipip; accepted with gre and ip6gre",
+    ),
+    (
+        "ipip",
+        &["encap = \"gre-in-udp\""],
+        "9: encap = \"gre-in-udp\": not with mode ipip; accepted with gre and ip6gre",
+    ),
+    (
+        "ip6ip6",
+        &["encap_sport = 4754"],
+        "9: encap_sport = 4754: not with mode ip6ip6; accepted with gre and ip6gre",
+    ),
+    (
+        "ip6ip6",
+        &["encap_csum6 = false"],
+        "9: encap_csum6 = false: not with mode ip6ip6; accepted with ip6gre",
+    ),
+    (
+        "ip6gre",
+        &["encap_csum = true", "encap_csum6 = true"],
+        "10: encap_csum6 = true: encap_csum is set too: expected one of them",
     ),
     (
         "sit",

@@ -9,6 +9,9 @@
 //! B answers every tunnel packet with an ICMP error, for its kernel knows no GRE: nothing here may mind that.
 //! Needs root, iproute2 and scapy; without them the tests fail.
 
+#[path = "slowpath/udp.rs"]
+mod udp;
+
 use std::{
     cell::RefCell,
     fs::File,

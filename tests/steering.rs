@@ -21,3 +21,5 @@ mod maps;
 mod raw_socket;
 #[path = "steering/tables.rs"]
 mod tables;
+#[path = "steering/udp.rs"]
+mod udp;

@@ -13,7 +13,7 @@ use super::{
     netlink::{Device, Handle, RequestError},
     router::Router,
     run::{KernelRequest, RunError, settle},
-    slowpath::Tun,
+    slowpath::{SlowPathError, Tun},
     tunnels::{self, TunnelEntry, TunnelError},
 };
 use crate::tunnel::TunnelId;
@@ -29,6 +29,8 @@ pub enum ApplyError {
     Request(#[from] RequestError),
     #[error(transparent)]
     FastPath(#[from] RunError),
+    #[error(transparent)]
+    Slow(#[from] SlowPathError),
 }
 
 /// What has been done towards a change and can be taken back.
@@ -98,6 +100,9 @@ async fn prepare(
     (wanted, change): (&Wanted, &Change),
     prepared: &mut Prepared,
 ) -> Result<(), ApplyError> {
+    let altered = change.altered.iter().map(|(_, config)| config);
+    let heard: Vec<_> = change.added.iter().chain(altered).cloned().collect();
+    router.borrow_mut().hear(&heard)?;
     let moving = Moving::of(router.borrow().tunnels(), change);
     let state = monitor.state();
     for config in &change.added {

@@ -273,6 +273,7 @@ fn differing_keys(old: &TunnelConfig, new: &TunnelConfig) -> Vec<&'static str> {
         tos = "tos",
         flow_label = "flowlabel",
         encaplimit = "encaplimit",
+        udp = "encap",
         pmtudisc = "pmtudisc",
         ignore_df = "ignore_df",
         mtu = "mtu",

@@ -392,14 +392,20 @@ fn can_send(link: &Link) -> bool {
 /// How a tunnel's packets name it on receipt: once for every outer protocol that it takes.
 fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
     let kind = config.mode.kind();
-    let classes: &[TunnelClass] = match (kind.shim, kind.payload) {
-        (Shim::Gre, _) => &[TunnelClass::Gre],
-        (Shim::None, Payload::Ipv4) => &[TunnelClass::Ipv4],
-        (Shim::None, Payload::Ipv6) => &[TunnelClass::Ipv6],
-        (Shim::None, _) => &[TunnelClass::Ipv4, TunnelClass::Ipv6],
+    let classes = match (kind.shim, config.udp, kind.payload) {
+        (Shim::Gre, Some(udp), _) => [
+            Some(TunnelClass::GreInUdp {
+                zero_checksum: !udp.checksum,
+            }),
+            None,
+        ],
+        (Shim::Gre, None, _) => [Some(TunnelClass::Gre), None],
+        (Shim::None, _, Payload::Ipv4) => [Some(TunnelClass::Ipv4), None],
+        (Shim::None, _, Payload::Ipv6) => [Some(TunnelClass::Ipv6), None],
+        (Shim::None, ..) => [Some(TunnelClass::Ipv4), Some(TunnelClass::Ipv6)],
     };
-    classes.iter().map(|class| TunnelMatch {
-        class: *class,
+    classes.into_iter().flatten().map(|class| TunnelMatch {
+        class,
         local: config.local,
         remote: config.remote,
         key: config.ikey,

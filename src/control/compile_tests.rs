@@ -223,6 +223,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         tos: Tos::Fixed(0),
         flow_label: FlowLabel::Hash,
         encaplimit: None,
+        udp: None,
         pmtudisc: true,
         ignore_df: false,
         mtu: Mtu::Auto,

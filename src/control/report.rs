@@ -80,6 +80,13 @@ pub struct TunnelReport {
     /// Over IPv6 alone: a number or `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encaplimit: Option<NumberOrWord>,
+    /// `gre-in-udp`, and then its source port, a number or `auto`, and whether a UDP checksum is sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encap: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encap_sport: Option<NumberOrWord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encap_csum: Option<bool>,
     /// Over IPv6 without meaning.
     pub pmtudisc: bool,
     pub ignore_df: bool,
@@ -103,7 +110,7 @@ pub struct TunnelReport {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HeaderReport {
-    /// `IPv4`, `IPv6`, `limit` (the encapsulation limit's destination options) or `GRE`.
+    /// `IPv4`, `IPv6`, `limit` (the encapsulation limit's destination options), `UDP` or `GRE`.
     pub header: String,
     pub bytes: usize,
 }
@@ -286,6 +293,12 @@ impl From<&TunnelConfig> for TunnelReport {
             overhead: tunnel.headers().parts().map(header).collect(),
             flowlabel: is_v6.then(|| tunnel.flow_label.into()),
             encaplimit: is_v6.then_some(limit),
+            encap: tunnel.udp.map(|_| "gre-in-udp".to_owned()),
+            encap_sport: tunnel.udp.map(|udp| match udp.source_port {
+                Some(port) => NumberOrWord::Number(port.into()),
+                None => NumberOrWord::Word("auto".to_owned()),
+            }),
+            encap_csum: tunnel.udp.map(|udp| udp.checksum),
             pmtudisc: tunnel.pmtudisc,
             ignore_df: tunnel.ignore_df,
             clamp_mss: tunnel.clamp_mss,

@@ -14,19 +14,20 @@ use std::{
 use super::{
     claim::Claims,
     compile::{Compiled, TunnelDevice, TunnelStatus, compile},
-    config::{Config, RouterConfig, XdpMode},
+    config::{Config, RouterConfig, TunnelConfig, XdpMode},
     fastpath::{self, FastPath, FoundDevice},
     mirror::{Nud, Parts, State},
     netlink::Device,
     report::{MirrorReport, Statistics, Status},
     run::{KernelRequest, RunError, find_devices},
     slots::Slots,
-    slowpath::{ServiceTun, SlowPath, SlowSnapshot, Tun, TunError},
+    slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
     statistics,
     tunnels::{TunnelEntry, TunnelError},
 };
 use crate::{
     fib::RouteTable,
+    tunnel::Family,
     xdp::{Limits, Plan, Steer},
 };
 
@@ -134,6 +135,7 @@ impl Router {
         };
         let (entries, tuns): (Vec<_>, Vec<_>) = made.into_iter().unzip();
         router.tunnels = entries;
+        router.hear(&router.config.tunnels.clone())?;
         if !off {
             router.start_fast_path()?;
         }
@@ -159,6 +161,13 @@ impl Router {
             )?);
         }
         Ok(())
+    }
+
+    /// Opens the slow path's sockets for these tunnels, before anything is in force.
+    pub(super) fn hear(&mut self, tunnels: &[TunnelConfig]) -> Result<(), SlowPathError> {
+        let tunnels = tunnels.iter().map(|t| (t.mode, t.udp.is_some()));
+        let filter = filter_by(self.steer.as_ref());
+        Ok(self.slow.open(tunnels, &filter)?)
     }
 
     /// Compiles the mirror and puts the result in force everywhere.
@@ -222,13 +231,8 @@ impl Router {
             records: records(0),
             owner: self.fast.as_ref().and_then(FastPath::owner),
         };
-        let steer = self.steer.as_ref();
-        let filter = |socket: BorrowedFd<'_>, _| {
-            if let Some(Err(why)) = steer.map(|steer| steer.filter_raw_socket(socket)) {
-                tracing::error!("a raw socket sees more than our tunnels' packets: {why}");
-            }
-        };
-        if let Err(why) = self.slow.publish(snapshot, &filter) {
+        let heard = self.slow.publish(snapshot, &filter_by(self.steer.as_ref()));
+        if let Err(why) = heard {
             tracing::error!("tunnels receive nothing: {why}");
         }
         if let Some(steer) = &mut self.steer {
@@ -481,6 +485,15 @@ impl Router {
     pub(super) fn stop(mut self) -> Vec<TunnelEntry> {
         self.stop_fast_path();
         self.tunnels
+    }
+}
+
+/// Attaches the steering program's filter to a socket.
+fn filter_by(steer: Option<&Steer>) -> impl Fn(BorrowedFd<'_>, Family) + '_ {
+    move |socket, _| {
+        if let Some(Err(why)) = steer.map(|steer| steer.filter_raw_socket(socket)) {
+            tracing::error!("a socket sees more than our tunnels' packets: {why}");
+        }
     }
 }
 

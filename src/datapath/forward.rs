@@ -4,12 +4,12 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{DropReason, PuntReason, PuntTo, Verdict, WorkerStats, stats::TunnelRecord};
 use crate::{
-    fib::{Adjacency, Fib, PortId, PortInfo, Resolution, ResolutionCache},
+    fib::{Adjacency, Fib, IntoTunnel, PortId, PortInfo, Resolution, ResolutionCache},
     packet::{
         EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, ipv4, ipv6, protocol,
         transport,
     },
-    tunnel::{self, Outer, Refusal, Tunnel, TunnelId},
+    tunnel::{self, GRE_IN_UDP_PORT, Outer, Refusal, Tunnel, TunnelId},
 };
 
 /// What changes with packets and belongs to one worker. It outlives every snapshot.
@@ -84,12 +84,18 @@ pub fn forward<B: PacketBuf>(
 /// Whether an IP packet has a protocol that tunnels use; destination options may hold an encapsulation limit.
 #[inline]
 fn may_be_tunnelled(ether_type: EtherType, packet: &[u8]) -> bool {
-    const TUNNELS: [u8; 3] = [protocol::GRE, protocol::IPIP, protocol::IPV6];
-    match ether_type {
-        EtherType::IPV6 => packet
-            .get(6)
-            .is_some_and(|next| TUNNELS.contains(next) || *next == protocol::DESTINATION_OPTIONS),
-        _ => packet.get(9).is_some_and(|p| TUNNELS.contains(p)),
+    let (next, at) = match (ether_type, packet.first()) {
+        (EtherType::IPV6, _) => (packet.get(6), ipv6::HEADER_LEN),
+        (_, first) => (
+            packet.get(9),
+            first.map_or(0, |b| usize::from(b & 0x0f) * 4),
+        ),
+    };
+    match next {
+        Some(&(protocol::GRE | protocol::IPIP | protocol::IPV6)) => true,
+        Some(&protocol::UDP) => packet.get(at + 2..at + 4) == Some(&GRE_IN_UDP_PORT.to_be_bytes()),
+        Some(&protocol::DESTINATION_OPTIONS) => ether_type == EtherType::IPV6,
+        _ => false,
     }
 }
 
@@ -214,34 +220,79 @@ fn from_overlay<B: PacketBuf>(
     if !port.forwards.family_of(inner.destination) {
         return Verdict::Drop(DropReason::ForwardingOff);
     }
-    let (id, remote, mtu) = match state.resolutions.resolve(fib, inner.destination) {
-        Resolution::Tunnel { id, remote, mtu } => (id, remote, mtu),
+    let route = match state.resolutions.resolve(fib, inner.destination) {
+        Resolution::Tunnel(route) => route,
         Resolution::Local => return to_kernel(PuntReason::LocalDelivery),
         _ => return to_kernel(PuntReason::NoRoute),
     };
-    let Some(tunnel) = fib.tunnels().get(id).filter(|tunnel| tunnel.up) else {
-        return to_kernel(PuntReason::TunnelNotReady);
+    let way = match way_in(route, inner.len, fib, state) {
+        Ok(way) => way,
+        Err(NoWay::Kernels(PuntReason::SequenceOwner)) => {
+            return Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Owner(route.id));
+        }
+        Err(NoWay::Kernels(reason)) => return to_kernel(reason),
+        Err(NoWay::Nobodys(reason)) => return state.drop_in(route.id, reason),
     };
-    let Some(remote) = remote else {
-        return state.drop_in(id, DropReason::NoRemote);
-    };
-    let Some(adjacency) = fib.adjacency(tunnel, remote) else {
-        return to_kernel(PuntReason::TunnelNotReady);
-    };
-    if inner.len > usize::from(mtu) || inner.len + tunnel.overhead() > usize::from(adjacency.mtu) {
-        return to_kernel(PuntReason::TooBig);
-    }
-    if tunnel.oseq && !state.owns_sequences {
-        return Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Owner(id));
-    }
     if port.partial_checksums && transport::complete_checksum(packet.data_mut()) {
         state.stats.checksums_completed.add(1);
     }
-    if let Some(record) = state.tunnel(id) {
-        tunnel.clamp_mss(packet.data_mut(), &record.state.counters);
+    go_in(packet, &inner, &way, state)
+}
+
+/// A tunnel that can take a packet, the outer destination, and the neighbour on the way there.
+struct Way<'f> {
+    tunnel: &'f Tunnel,
+    remote: IpAddr,
+    adjacency: Adjacency,
+}
+
+/// Why a packet does not get into the tunnel that its route names.
+enum NoWay {
+    Kernels(PuntReason),
+    Nobodys(DropReason),
+}
+
+/// The way into the tunnel of `route` for an inner packet of `len` bytes.
+#[inline(always)]
+fn way_in<'f>(
+    route: IntoTunnel,
+    len: usize,
+    fib: &'f Fib,
+    state: &ForwardState,
+) -> Result<Way<'f>, NoWay> {
+    let not_ready = NoWay::Kernels(PuntReason::TunnelNotReady);
+    let Some(tunnel) = fib.tunnels().get(route.id).filter(|tunnel| tunnel.up) else {
+        return Err(not_ready);
+    };
+    let remote = route.remote.ok_or(NoWay::Nobodys(DropReason::NoRemote))?;
+    let adjacency = fib.adjacency(tunnel, remote).ok_or(not_ready)?;
+    if len > usize::from(route.mtu) || len + tunnel.overhead() > usize::from(adjacency.mtu) {
+        return Err(NoWay::Kernels(PuntReason::TooBig));
+    }
+    if tunnel.oseq && !state.owns_sequences {
+        return Err(NoWay::Kernels(PuntReason::SequenceOwner));
+    }
+    Ok(Way {
+        tunnel,
+        remote,
+        adjacency,
+    })
+}
+
+/// Forwards a plain packet into a tunnel.
+#[inline]
+fn go_in<B: PacketBuf>(
+    packet: &mut B,
+    inner: &Plain,
+    way: &Way<'_>,
+    state: &ForwardState,
+) -> Verdict {
+    if let Some(record) = state.tunnel(way.tunnel.id) {
+        (way.tunnel).clamp_mss(packet.data_mut(), &record.state.counters);
     }
     decrement(packet.data_mut(), inner.destination);
-    encapsulate(packet, tunnel, (remote, &adjacency), inner.len, state)
+    let to = (way.remote, &way.adjacency);
+    encapsulate(packet, way.tunnel, to, inner.len, state)
 }
 
 /// Encapsulates a packet that is known to fit, and addresses it to `remote` and the neighbour on the way there.
@@ -312,46 +363,90 @@ fn from_underlay<B: PacketBuf>(
         Err(Refusal::OuterFragment | Refusal::Gre(ParseError::Version)) => {
             return Verdict::Punt(PuntReason::NotPlain, PuntTo::Service);
         }
+        // Nor does a router look so far into what only passes through.
+        Err(Refusal::Gre(_) | Refusal::UdpLength)
+            if port.is_some_and(|port| port.overlay) && !is_for_us(packet.data(), fib) =>
+        {
+            return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
+        }
         Err(refusal) => return Verdict::Drop(refusal.into()),
     };
     let id = outer.tunnel;
     let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), record(&state.tunnels, id)) else {
         return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
     };
+    if port.is_some_and(|port| port.partial_checksums)
+        && outer.complete_checksums(packet.data_mut())
+    {
+        state.stats.checksums_completed.add(1);
+    }
     if tunnel.iseq && !state.owns_sequences {
         return Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Owner(id));
     }
     if let Err(refusal) = tunnel::decapsulate(tunnel, &outer, packet, &record.state) {
         return state.drop_in(id, refusal);
     }
-    if port.is_some_and(|port| port.partial_checksums)
-        && transport::complete_checksum(packet.data_mut())
-    {
-        state.stats.checksums_completed.add(1);
-    }
     tunnel.clamp_mss(packet.data_mut(), &record.state.counters);
-    let (inner, adjacency) = match forwardable(packet.data(), id, fib, &mut state.resolutions) {
+    // The slow path counts these for the tunnel when it delivers them.
+    let to_kernel = |reason| Verdict::Punt(reason, PuntTo::Tunnel(id));
+    let (inner, onward) = match forwardable(packet.data(), id, fib, &mut state.resolutions) {
         Ok(found) => found,
-        // The slow path counts these for the tunnel when it delivers them.
-        Err(reason) => return Verdict::Punt(reason, PuntTo::Tunnel(id)),
+        Err(reason) => return to_kernel(reason),
     };
-    decrement(packet.data_mut(), inner.destination);
-    let verdict = transmit(packet, &adjacency);
-    if let Verdict::Transmit(_) = verdict {
-        record.state.counters.rx_packets.add(1);
-        record.state.counters.rx_bytes.add(inner.len as u64);
+    let counters = &record.state.counters;
+    let came_out = || {
+        counters.rx_packets.add(1);
+        counters.rx_bytes.add(inner.len as u64);
+    };
+    match onward {
+        Onward::Port(adjacency) => {
+            decrement(packet.data_mut(), inner.destination);
+            let verdict = transmit(packet, &adjacency);
+            if let Verdict::Transmit(_) = verdict {
+                came_out();
+            }
+            verdict
+        }
+        // Back to where it came from: it would go round until its TTL ends (gre-8). Another end of the same tunnel is fine.
+        Onward::Tunnel(route) if route.id == id && route.remote == Some(outer.remote) => {
+            state.drop_in(id, Refusal::Recursion)
+        }
+        Onward::Tunnel(route) => match way_in(route, inner.len, fib, state) {
+            Ok(way) => {
+                came_out();
+                go_in(packet, &inner, &way, state)
+            }
+            Err(NoWay::Kernels(reason)) => to_kernel(reason),
+            Err(NoWay::Nobodys(reason)) => {
+                came_out();
+                state.drop_in(route.id, reason)
+            }
+        },
     }
-    verdict
 }
 
-/// Whether a decapsulated packet can go straight to its next hop; otherwise why it is the kernel's.
+/// Whether the packet's destination is an address of the router.
+fn is_for_us(packet: &[u8], fib: &Fib) -> bool {
+    match packet.first().map(|byte| byte >> 4) {
+        Some(6) => Ipv6::parse(packet).is_ok_and(|ip| fib.is_own(ip.destination().into())),
+        _ => Ipv4::parse(packet).is_ok_and(|ip| fib.is_own(ip.destination().into())),
+    }
+}
+
+/// Where a decapsulated packet goes next.
+enum Onward {
+    Port(Adjacency),
+    Tunnel(IntoTunnel),
+}
+
+/// Whether a decapsulated packet can go straight on; otherwise why it is the kernel's.
 #[inline(always)]
 fn forwardable(
     packet: &[u8],
     id: TunnelId,
     fib: &Fib,
     resolutions: &mut ResolutionCache,
-) -> Result<(Plain, Adjacency), PuntReason> {
+) -> Result<(Plain, Onward), PuntReason> {
     let inner = plain(packet)?;
     // From ourselves, out of a tunnel: a martian to the kernel, unless accept_local is on.
     if fib.is_own(inner.source) {
@@ -362,7 +457,7 @@ fn forwardable(
     }
     let adjacency = match resolutions.resolve(fib, inner.destination) {
         Resolution::Adjacent(adjacency) => adjacency,
-        Resolution::Tunnel { .. } => return Err(PuntReason::TunnelToTunnel),
+        Resolution::Tunnel(route) => return Ok((inner, Onward::Tunnel(route))),
         Resolution::Local => return Err(PuntReason::LocalDelivery),
         Resolution::Unresolved => return Err(PuntReason::Unresolved),
         Resolution::Kernel => return Err(PuntReason::NoRoute),
@@ -370,7 +465,7 @@ fn forwardable(
     if inner.len > usize::from(adjacency.mtu) {
         return Err(PuntReason::TooBig);
     }
-    Ok((inner, adjacency))
+    Ok((inner, Onward::Port(adjacency)))
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@ use crate::{
 };
 use etherparse::PacketBuilder;
 
+#[path = "forward_udp_tests.rs"]
+mod udp;
+
 const UNDERLAY: PortId = PortId(0);
 const OVERLAY: PortId = PortId(1);
 const PEER: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x20]);
@@ -346,9 +349,9 @@ fn every_inbound_exception_goes_into_the_tunnels_device() {
             PuntReason::NoRoute,
         ),
         (
-            "into a tunnel",
-            to([10, 3, 0, 1], 64, 8),
-            PuntReason::TunnelToTunnel,
+            "into a tunnel that it does not fit",
+            to([10, 3, 0, 1], 64, 1441),
+            PuntReason::TooBig,
         ),
         ("multicast", to([224, 0, 0, 5], 1, 8), PuntReason::NotPlain),
     ];
@@ -694,4 +697,44 @@ fn a_strangers_tunnel_passes_through_a_device_of_both_roles() {
     gre[20..24].copy_from_slice(&[0, 0, 8, 0]);
     let verdict = bed.verdict(&framed(mac(OVERLAY), &gre), OVERLAY);
     assert_eq!(verdict, Verdict::Transmit(UNDERLAY));
+}
+
+#[test]
+fn a_packet_goes_from_one_tunnel_into_another() {
+    let mut bed = Bed::new();
+    let inner = ipv4(OUTSIDE, [10, 3, 0, 1], 64, 8);
+    let (verdict, frame) = bed.run(&inbound(&inner, false), UNDERLAY);
+    assert_eq!(verdict, Verdict::Transmit(UNDERLAY));
+    let mut outer = VecBuf::new(0, &frame[ethernet::HEADER_LEN..]);
+    let (state, numbered) = (
+        TunnelState::new(0, 1, Arc::default()),
+        bed.tunnels[1].0.clone(),
+    );
+    let peer = numbered.far_end();
+    let table = tunnel::TunnelTable::new([peer.clone()]);
+    let parsed = Outer::parse(outer.data(), &table, None).unwrap();
+    tunnel::decapsulate(&peer, &parsed, &mut outer, &state).unwrap();
+    assert_eq!(outer.data()[8], 63, "forwarded once");
+    let counted = |bed: &Bed, id: usize| {
+        let counters = &bed.record(id).state.counters;
+        (counters.rx_packets.get(), counters.tx_packets.get())
+    };
+    assert_eq!((counted(&bed, 0), counted(&bed, 1)), ((1, 0), (0, 1)));
+
+    // Numbers are another thread's: the kernel routes it into the second tunnel's device, from where it gets to that thread.
+    let mut bed = Bed::new();
+    bed.state.owns_sequences = false;
+    let verdict = bed.verdict(&inbound(&inner, false), UNDERLAY);
+    let back = Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Tunnel(TunnelId(0)));
+    assert_eq!(verdict, back);
+    assert_eq!((counted(&bed, 0), counted(&bed, 1)), ((0, 0), (0, 0)));
+}
+
+#[test]
+fn gre_8_nothing_goes_back_to_where_it_came_from() {
+    let mut bed = Bed::new();
+    let inner = ipv4(OUTSIDE, [10, 2, 0, 9], 64, 8);
+    let verdict = bed.verdict(&inbound(&inner, false), UNDERLAY);
+    assert_eq!(verdict, Verdict::Drop(DropReason::Recursion));
+    assert_eq!(bed.record(0).drops.total(), 1);
 }

@@ -72,8 +72,6 @@ reasons! {
         TtlExpiring = "ttl_expiring",
         /// Larger than the tunnel's or the egress device's MTU: the kernel answers or fragments.
         TooBig = "too_big",
-        /// The packet routes into a tunnel after it came out of one.
-        TunnelToTunnel = "tunnel_to_tunnel",
         /// Forwarding is switched off on the device it came in by.
         ForwardingOff = "forwarding_off",
         /// Another thread owns the tunnel's sequence numbers.
@@ -99,6 +97,10 @@ reasons! {
         OuterChecksum = "outer_checksum",
         /// A fragment where only whole packets can come.
         OuterFragment = "outer_fragment",
+        /// GRE in UDP whose UDP header is cut, or says a length that cannot be.
+        UdpLength = "udp_length",
+        /// Wrong, or missing where the tunnel wants one.
+        UdpChecksum = "udp_checksum",
         GreTruncated = "gre_truncated",
         GreVersion = "gre_version",
         GreFlags = "gre_flags",
@@ -146,6 +148,8 @@ impl From<Refusal> for DropReason {
                 ParseError::GreFlags => DropReason::GreFlags,
             },
             Refusal::OuterFragment => DropReason::OuterFragment,
+            Refusal::UdpLength => DropReason::UdpLength,
+            Refusal::UdpChecksum => DropReason::UdpChecksum,
             Refusal::Gre(e) => match e {
                 ParseError::Version => DropReason::GreVersion,
                 ParseError::GreFlags => DropReason::GreFlags,

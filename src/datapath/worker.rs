@@ -81,6 +81,11 @@ impl<P: Port> Worker<P> {
         &self.ports
     }
 
+    /// The ports, for whoever plays their wires.
+    pub fn ports_mut(&mut self) -> &mut [P] {
+        &mut self.ports
+    }
+
     /// Takes the worker apart, to close its ports in order.
     pub fn into_ports(self) -> Vec<P> {
         self.ports

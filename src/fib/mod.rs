@@ -103,16 +103,21 @@ pub enum NextHop {
     Kernel,
 }
 
+/// A packet's route leads into a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IntoTunnel {
+    pub id: TunnelId,
+    /// The outer destination; none where the tunnel has none for this packet.
+    pub remote: Option<IpAddr>,
+    /// Largest inner packet, in bytes: the tunnel's, or the route's where that is smaller.
+    pub mtu: u16,
+}
+
 /// The outcome of a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resolution {
     Adjacent(Adjacency),
-    Tunnel {
-        id: TunnelId,
-        /// The outer destination; none where the tunnel has none for this packet.
-        remote: Option<IpAddr>,
-        mtu: u16,
-    },
+    Tunnel(IntoTunnel),
     Local,
     /// The next hop's link address is not known.
     Unresolved,
@@ -255,7 +260,7 @@ impl Fib {
             Some(NextHop::Tunnel { id, gateway, mtu }) => {
                 let tunnel = self.tunnels.get(id);
                 let remote = tunnel.and_then(|tunnel| tunnel.remote_of(gateway, destination));
-                Resolution::Tunnel { id, remote, mtu }
+                Resolution::Tunnel(IntoTunnel { id, remote, mtu })
             }
             Some(NextHop::Local) => Resolution::Local,
             Some(NextHop::Kernel) | None => Resolution::Kernel,

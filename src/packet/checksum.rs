@@ -14,6 +14,16 @@ impl Checksum {
         Self(0)
     }
 
+    /// The sum over the pseudo-header of a transport packet of `len` bytes (RFC 768, RFC 8200 section 8.1). `addresses` are
+    /// source and destination as they stand in the IP header.
+    #[inline]
+    pub fn pseudo_header(addresses: &[u8], protocol: u8, len: usize) -> Self {
+        Self::new()
+            .add_bytes(addresses)
+            .add_u16(u16::from(protocol))
+            .add_u32(len as u32)
+    }
+
     /// Adds bytes that begin at an even offset of the covered data. An odd last byte counts as followed by zero, so
     /// only the last piece may have an odd length.
     #[inline]

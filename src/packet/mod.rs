@@ -15,6 +15,7 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod mss;
 pub mod transport;
+pub mod udp;
 
 pub use buf::{NoRoom, PacketBuf, VecBuf};
 pub use checksum::Checksum;
@@ -22,6 +23,7 @@ pub use ethernet::{EtherType, Ethernet, MacAddr};
 pub use gre::{Gre, GreHeader, GreKey};
 pub use ipv4::{Ipv4, Ipv4Header};
 pub use ipv6::{Ipv6, Ipv6Header};
+pub use udp::{Udp, UdpHeader};
 
 /// Where an IP packet goes.
 pub fn destination(packet: &[u8]) -> Result<IpAddr, ParseError> {

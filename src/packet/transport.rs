@@ -5,14 +5,16 @@
 //! tunnel the whole checksum has to be computed. A field that happens to equal the pseudo-header's sum although it
 //! was finished is computed to the same value again, so the test for it can do no harm.
 
-use super::{Checksum, Ipv4, Ipv6, protocol};
+use super::{Checksum, Ipv4, Ipv6, ipv6, protocol, udp};
+
+const UDP_FIELD: usize = 6;
 
 /// Where a protocol keeps its checksum, in bytes from the start of its header.
 #[inline]
 fn field_offset(protocol: u8) -> Option<usize> {
     match protocol {
         protocol::TCP => Some(16),
-        protocol::UDP => Some(6),
+        protocol::UDP => Some(UDP_FIELD),
         _ => None,
     }
 }
@@ -34,10 +36,11 @@ pub fn complete_checksum(packet: &mut [u8]) -> bool {
         return false;
     }
     // The field holds the pseudo-header's sum already, so the sum over the segment includes it.
-    let sum = match Checksum::new().add_bytes(segment).finish() {
-        // RFC 768: an all-zero UDP checksum means "none", so zero is sent as its other form.
-        0 if offset == 6 => 0xffff,
-        sum => sum,
+    let sum = Checksum::new().add_bytes(segment).finish();
+    let sum = if offset == UDP_FIELD {
+        udp::never_zero(sum)
+    } else {
+        sum
     };
     segment[offset..offset + 2].copy_from_slice(&sum.to_be_bytes());
     true
@@ -54,20 +57,20 @@ fn locate(packet: &[u8]) -> Option<(usize, usize, usize, Checksum)> {
                 return None;
             }
             let start = ip.header_len();
-            let pseudo = Checksum::new()
-                .add_bytes(&packet[12..20])
-                .add_u16(u16::from(ip.protocol()))
-                .add_u16((ip.total_len() - start) as u16);
+            let pseudo =
+                Checksum::pseudo_header(&packet[12..20], ip.protocol(), ip.total_len() - start);
             Some((start, ip.total_len(), offset, pseudo))
         }
         6 => {
             let ip = Ipv6::parse(packet).ok()?;
-            let offset = field_offset(ip.next_header())?;
-            let start = super::ipv6::HEADER_LEN;
-            let pseudo = Checksum::new()
-                .add_bytes(&packet[8..40])
-                .add_u16(u16::from(ip.next_header()))
-                .add_u16(ip.payload().len() as u16);
+            let (protocol, start) = match (ip.next_header(), ip.payload()) {
+                // Eight bytes of options, a tunnel's encapsulation limit: no room for an address that changes the sum.
+                (protocol::DESTINATION_OPTIONS, [next, 0, ..]) => (*next, ipv6::HEADER_LEN + 8),
+                (protocol, _) => (protocol, ipv6::HEADER_LEN),
+            };
+            let offset = field_offset(protocol)?;
+            let len = ip.total_len().checked_sub(start)?;
+            let pseudo = Checksum::pseudo_header(&packet[8..40], protocol, len);
             Some((start, ip.total_len(), offset, pseudo))
         }
         _ => None,
@@ -128,6 +131,23 @@ mod tests {
         fn any_bytes_are_survived(mut bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             complete_checksum(&mut bytes);
         }
+    }
+
+    #[test]
+    fn an_encapsulation_limit_is_gone_past() {
+        let finished = build(true, false, b"payload");
+        let mut packet = finished.clone();
+        packet.splice(40..40, [protocol::UDP, 0, 4, 1, 4, 1, 1, 0]);
+        packet[5] += 8;
+        packet[6] = protocol::DESTINATION_OPTIONS;
+        let mut unfinished = packet.clone();
+        unfinish(&mut unfinished);
+        assert_ne!(unfinished, packet);
+        assert!(complete_checksum(&mut unfinished));
+        assert_eq!(unfinished, packet);
+        // More options than that may move the packet's ends.
+        unfinished[41] = 1;
+        assert!(!complete_checksum(&mut unfinished));
     }
 
     #[test]

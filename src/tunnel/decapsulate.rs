@@ -1,18 +1,26 @@
 //! Out of the tunnel.
 
+use std::net::IpAddr;
+
 use super::{
-    Payload, Refusal, Shim, Tunnel, TunnelId, TunnelState, TunnelTable, ecn, outer::Shell,
+    GRE_IN_UDP_PORT, Payload, Refusal, Shim, Tunnel, TunnelId, TunnelState, TunnelTable, ecn,
+    outer::{Shell, addresses},
     table::Class,
 };
 use crate::packet::{
-    EtherType, Gre, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, ipv4, ipv6, protocol,
+    EtherType, Gre, GreKey, Ipv4, Ipv6, PacketBuf, ParseError, Udp, ethernet, ipv4, ipv6, protocol,
+    transport, udp,
 };
 
 /// A received tunnel packet's outer headers, parsed and matched to a tunnel; the packet is still whole.
 #[derive(Debug, Clone, Copy)]
 pub struct Outer {
     pub tunnel: TunnelId,
-    /// Where the shim begins, in bytes from the start of the packet; without one, the inner packet.
+    /// Who sent it: the outer source.
+    pub remote: IpAddr,
+    /// Where a UDP header begins, in bytes from the start of the packet.
+    udp_at: Option<usize>,
+    /// Where the shim begins; without one, the inner packet.
     shim_at: usize,
     /// Where the inner packet begins.
     inner_at: usize,
@@ -39,6 +47,8 @@ impl Outer {
             .ok_or(Refusal::Outer(ParseError::HeaderLength))?;
         let mut outer = Outer {
             tunnel: TunnelId(0),
+            remote: shell.remote,
+            udp_at: None,
             shim_at: shell.header_len,
             inner_at: shell.header_len,
             end: shell.end,
@@ -50,12 +60,17 @@ impl Outer {
         let mut key = None;
         let class = match shell.protocol {
             protocol::GRE => {
-                let gre = Gre::parse(body).map_err(Refusal::Gre)?;
-                key = gre.key();
-                outer.take_gre(&gre);
+                key = outer.take_gre(body)?;
                 match outer.payload {
                     EtherType::TRANSPARENT_ETHERNET => Class::Tap,
                     _ => Class::Gre,
+                }
+            }
+            protocol::UDP => {
+                key = outer.take_udp(body)?;
+                match outer.payload {
+                    EtherType::TRANSPARENT_ETHERNET => Class::TapInUdp,
+                    _ => Class::GreInUdp,
                 }
             }
             protocol::IPIP => Class::Ipv4,
@@ -69,6 +84,7 @@ impl Outer {
         // A frame that no Ethernet tunnel takes is an unknown payload to the IP tunnel of the same name.
         let tunnel = match (find(class), class) {
             (None, Class::Tap) => find(Class::Gre),
+            (None, Class::TapInUdp) => find(Class::GreInUdp),
             (found, _) => found,
         };
         let tunnel = tunnel.ok_or(Refusal::UnknownTunnel)?;
@@ -76,8 +92,22 @@ impl Outer {
         Ok(outer)
     }
 
+    /// GRE in UDP; any other datagram is nobody's tunnel. What follows the datagram is cut off, as the kernel does.
     #[inline]
-    fn take_gre(&mut self, gre: &Gre<'_>) {
+    fn take_udp(&mut self, body: &[u8]) -> Result<Option<GreKey>, Refusal> {
+        if body.get(2..4) != Some(&GRE_IN_UDP_PORT.to_be_bytes()) {
+            return Err(Refusal::UnknownTunnel);
+        }
+        let datagram = Udp::parse(body).map_err(|_| Refusal::UdpLength)?;
+        self.udp_at = Some(self.shim_at);
+        self.end = self.shim_at + datagram.total_len();
+        self.shim_at += udp::HEADER_LEN;
+        self.take_gre(&body[udp::HEADER_LEN..datagram.total_len()])
+    }
+
+    #[inline]
+    fn take_gre(&mut self, body: &[u8]) -> Result<Option<GreKey>, Refusal> {
+        let gre = Gre::parse(body).map_err(Refusal::Gre)?;
         self.inner_at = self.shim_at + gre.header_len();
         self.payload = gre.protocol();
         self.has_checksum = gre.has_checksum();
@@ -90,6 +120,22 @@ impl Outer {
                 self.inner_at += 4;
             }
         }
+        Ok(gre.key())
+    }
+
+    /// Finishes what a sender behind a veth has left to the device: the checksum of the TCP or UDP packet inside, and that
+    /// of the UDP header around. The kernel computes an outer checksum as if the inner one were finished (`lco_csum`),
+    /// so the inner one comes first. True when there was something to do.
+    #[inline]
+    pub fn complete_checksums(&self, packet: &mut [u8]) -> bool {
+        let at = match self.payload {
+            EtherType::TRANSPARENT_ETHERNET => self.inner_at + ethernet::HEADER_LEN,
+            _ => self.inner_at,
+        };
+        let inner = packet.get_mut(at..self.end).unwrap_or_default();
+        let inside = transport::complete_checksum(inner);
+        let around = self.udp_at.is_some() && transport::complete_checksum(packet);
+        inside || around
     }
 }
 
@@ -105,6 +151,13 @@ pub fn decapsulate<B: PacketBuf>(
     let data = packet.data();
     let short = Refusal::Outer(ParseError::Truncated);
     let body = data.get(outer.shim_at..outer.end).ok_or(short)?;
+    if let Some(at) = outer.udp_at {
+        check_udp(
+            tunnel,
+            addresses(data),
+            data.get(at..outer.end).ok_or(short)?,
+        )?;
+    }
     if tunnel.mode.kind().shim == Shim::Gre {
         check_gre(tunnel, outer, body, state)?;
     }
@@ -129,6 +182,18 @@ pub fn decapsulate<B: PacketBuf>(
         state.sequences.accept(sequence);
     }
     Ok(())
+}
+
+/// The UDP checksum: right where there is one, and over IPv6 there only without one where the tunnel does without (RFC 8086
+/// sections 6.1 and 6.2).
+#[inline]
+fn check_udp(tunnel: &Tunnel, addresses: &[u8], datagram: &[u8]) -> Result<(), Refusal> {
+    let udp = Udp::parse(datagram).map_err(|_| Refusal::UdpLength)?;
+    let wanted = tunnel.local.is_ipv6() && tunnel.udp.is_none_or(|encap| encap.checksum);
+    match udp.has_valid_checksum(addresses) && (udp.has_checksum() || !wanted) {
+        true => Ok(()),
+        false => Err(Refusal::UdpChecksum),
+    }
 }
 
 /// Checksum and sequence number, as the kernel asks for them: both there and right, or configured not to be.

@@ -19,12 +19,12 @@ pub fn encapsulate<B: PacketBuf>(
     if remote.is_unspecified() {
         return Err(Refusal::NoRemote);
     }
-    let overhead = tunnel.overhead();
+    let headers = tunnel.headers();
+    let overhead = headers.total();
     if overhead + inner.len > usize::from(u16::MAX) || packet.headroom() < overhead {
         return Err(Refusal::NoRoom);
     }
-    // Only an IPv6 header has room for it.
-    if remote.is_ipv6() {
+    if tunnel.shows_flow() {
         inner.hash = inner.flow_hash(packet.data());
     }
     // Both were checked above; nothing is changed before this point.
@@ -39,7 +39,7 @@ pub fn encapsulate<B: PacketBuf>(
             key: tunnel.okey,
             sequence: tunnel.oseq.then(|| state.sequences.next()),
         };
-        header.emit(&mut out[outer::header_len(tunnel)..]);
+        header.emit(&mut out[headers.shim_at()..]);
     }
     outer::emit(tunnel, remote, out, &inner, state)
 }

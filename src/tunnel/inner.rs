@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
-use super::{Payload, Refusal, Shim, Tunnel, ecn};
+use super::{GRE_IN_UDP_PORT, Payload, Refusal, Shim, Tunnel, ecn};
 use crate::packet::{
     EtherType, Ethernet, Gre, Ipv4, Ipv6, flow,
-    protocol::{DESTINATION_OPTIONS, GRE, IPIP, IPV6},
+    protocol::{DESTINATION_OPTIONS, GRE, IPIP, IPV6, UDP},
+    udp,
 };
 
 /// The outer TTL where the inner packet has none: Linux's `IPDEFTTL`.
@@ -36,7 +37,7 @@ impl Inner {
         match packet.first().map(|byte| byte >> 4) {
             Some(6) if payload != Payload::Ipv4 => {
                 let ip = Ipv6::parse(packet).map_err(Refusal::Inner)?;
-                refuse_round(packet, ip.next_header(), tunnel, remote)?;
+                refuse_round((packet, ip.payload()), ip.next_header(), tunnel, remote)?;
                 Ok(Inner::ipv6(&ip))
             }
             Some(6) => Err(Refusal::UnknownProtocol),
@@ -46,7 +47,7 @@ impl Inner {
             },
             _ => {
                 let ip = Ipv4::parse(packet).map_err(Refusal::Inner)?;
-                refuse_round(packet, ip.protocol(), tunnel, remote)?;
+                refuse_round((packet, ip.payload()), ip.protocol(), tunnel, remote)?;
                 Ok(Inner::ipv4(&ip))
             }
         }
@@ -109,7 +110,7 @@ impl Inner {
     #[inline]
     pub fn flow_hash(&self, packet: &[u8]) -> u32 {
         match self.ether_type {
-            EtherType::TRANSPARENT_ETHERNET => packet.get(14..).map_or(0, flow::hash),
+            EtherType::TRANSPARENT_ETHERNET => flow::hash_frame(packet),
             _ => flow::hash(packet),
         }
     }
@@ -140,26 +141,37 @@ pub(super) const DEPTH: usize = 8;
 /// outer routes lead into each other would otherwise send a packet round for ever: locally sent packets lose no TTL.
 #[inline(always)]
 fn refuse_round(
-    packet: &[u8],
+    (packet, body): (&[u8], &[u8]),
     protocol: u8,
     tunnel: &Tunnel,
     remote: IpAddr,
 ) -> Result<(), Refusal> {
-    match protocol {
-        GRE | IPIP | IPV6 | DESTINATION_OPTIONS if goes_round(packet, tunnel, remote) => {
-            Err(Refusal::Recursion)
-        }
-        _ => Ok(()),
+    let tunnelled = match protocol {
+        GRE | IPIP | IPV6 | DESTINATION_OPTIONS => true,
+        UDP => is_gre_in_udp(body),
+        _ => false,
+    };
+    match tunnelled && goes_round(packet, tunnel, remote) {
+        true => Err(Refusal::Recursion),
+        false => Ok(()),
     }
+}
+
+/// Whether a UDP packet goes to GRE's port.
+#[inline]
+fn is_gre_in_udp(datagram: &[u8]) -> bool {
+    datagram.get(2..4) == Some(&GRE_IN_UDP_PORT.to_be_bytes())
 }
 
 fn goes_round(packet: &[u8], tunnel: &Tunnel, remote: IpAddr) -> bool {
     let mut rest = packet;
     for _ in 0..DEPTH {
-        let Some((ends, protocol, at)) = head(rest) else {
+        let Some((ends, protocol, body)) = head(rest) else {
             return false;
         };
+        let in_udp = protocol == UDP && is_gre_in_udp(body);
         let ours = match tunnel.mode.kind().shim {
+            Shim::Gre if tunnel.udp.is_some() => in_udp,
             Shim::Gre => protocol == GRE,
             Shim::None => matches!(protocol, IPIP | IPV6),
         };
@@ -167,31 +179,37 @@ fn goes_round(packet: &[u8], tunnel: &Tunnel, remote: IpAddr) -> bool {
             return true;
         }
         // Only the first fragment has a tunnel header; of the others the addresses tell enough.
-        let body = rest.get(at..).unwrap_or_default();
-        rest = match protocol {
-            IPIP | IPV6 => body,
-            GRE => match Gre::parse(body) {
-                Ok(gre) if matches!(gre.protocol(), EtherType::IPV4 | EtherType::IPV6) => {
-                    gre.payload()
-                }
-                _ => return false,
-            },
+        let gre = match protocol {
+            UDP if in_udp => body.get(udp::HEADER_LEN..).unwrap_or_default(),
+            IPIP | IPV6 => {
+                rest = body;
+                continue;
+            }
+            GRE => body,
+            _ => return false,
+        };
+        rest = match Gre::parse(gre) {
+            Ok(gre) if matches!(gre.protocol(), EtherType::IPV4 | EtherType::IPV6) => gre.payload(),
             _ => return false,
         };
     }
     // A further header would be one too many, if there is one.
-    matches!(head(rest), Some((_, GRE | IPIP | IPV6, _)))
+    match head(rest) {
+        Some((_, UDP, body)) => is_gre_in_udp(body),
+        Some((_, protocol, _)) => matches!(protocol, GRE | IPIP | IPV6),
+        None => false,
+    }
 }
 
-/// Source and destination of an IP packet, its protocol, and where that begins.
-fn head(packet: &[u8]) -> Option<((IpAddr, IpAddr), u8, usize)> {
+/// Source and destination of an IP packet, its protocol, and what that is followed by.
+fn head(packet: &[u8]) -> Option<((IpAddr, IpAddr), u8, &[u8])> {
     if packet.first()? >> 4 == 6 {
         let ip = Ipv6::parse(packet).ok()?;
         let upper = ip.upper_layer().ok()?;
         let ends = (ip.source().into(), ip.destination().into());
-        return Some((ends, upper.protocol, upper.at));
+        return Some((ends, upper.protocol, packet.get(upper.at..)?));
     }
     let ip = Ipv4::parse(packet).ok()?;
     let ends = (ip.source().into(), ip.destination().into());
-    Some((ends, ip.protocol(), ip.header_len()))
+    Some((ends, ip.protocol(), packet.get(ip.header_len()..)?))
 }

@@ -17,14 +17,14 @@ mod table;
 pub use decapsulate::{Outer, decapsulate};
 pub use encapsulate::encapsulate;
 pub use kind::{Family, Kind, Mode, Payload, Shim};
-pub use outer::{Overhead, overhead};
+pub use outer::{GRE_IN_UDP_PORT, Overhead, overhead};
 pub use peers::Peers;
 pub use state::{Counter, Sequences, TunnelCounters, TunnelState};
 pub use table::{Class, TunnelTable};
 
 use std::{net::IpAddr, sync::Arc};
 
-use crate::packet::{GreKey, ParseError, mss};
+use crate::packet::{GreKey, ParseError, gre, mss};
 
 /// A tunnel's slot: an index that stays the same as long as the tunnel lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,6 +62,15 @@ pub enum FlowLabel {
     Fixed(u32),
 }
 
+/// GRE in UDP (RFC 8086): what the UDP header has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UdpEncap {
+    /// None: from the inner flow's hash.
+    pub source_port: Option<u16>,
+    /// A checksum is sent; without, zero. Over IPv6 it is asked for on receipt, too (RFC 8086 section 6.2).
+    pub checksum: bool,
+}
+
 /// A tunnel as configured, with nothing in it that a packet changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tunnel {
@@ -92,6 +101,8 @@ pub struct Tunnel {
     pub flow_label: FlowLabel,
     /// How often outer packets may be encapsulated again (RFC 2473 section 4.1.1), over IPv6.
     pub encaplimit: Option<u8>,
+    /// GRE stands in UDP; none but with the GRE kinds.
+    pub udp: Option<UdpEncap>,
     /// The underlay device (interface index) that the tunnel is bound to.
     pub dev: Option<u32>,
     /// The tunnel device's MTU: the largest inner packet, in bytes.
@@ -109,7 +120,8 @@ impl Tunnel {
     pub fn new(mode: Mode, local: impl Into<IpAddr>, remote: impl Into<IpAddr>) -> Tunnel {
         let v6 = mode.kind().underlay == Family::V6;
         let encaplimit = v6.then_some(4);
-        let mtu = 1500 - overhead(mode, false, false, false, encaplimit).total();
+        let gre = gre::header_len(false, false, false);
+        let mtu = 1500 - overhead(mode, encaplimit, false, gre).total();
         Tunnel {
             id: TunnelId(0),
             name: mode.as_str().into(),
@@ -129,6 +141,7 @@ impl Tunnel {
             ignore_df: false,
             flow_label: FlowLabel::Hash,
             encaplimit,
+            udp: None,
             dev: None,
             mtu: mtu as u16,
             clamp_mss: None,
@@ -151,11 +164,23 @@ impl Tunnel {
         }
     }
 
-    /// Bytes that encapsulation adds in front of the inner packet: outer IP header with its options, and GRE header.
+    /// What encapsulation adds in front of the inner packet, header by header.
+    #[inline]
+    pub fn headers(&self) -> Overhead {
+        let gre = gre::header_len(self.okey.is_some(), self.ocsum, self.oseq);
+        overhead(self.mode, self.encaplimit, self.udp.is_some(), gre)
+    }
+
+    /// The bytes of those.
     #[inline]
     pub fn overhead(&self) -> usize {
-        let key = self.okey.is_some();
-        overhead(self.mode, key, self.ocsum, self.oseq, self.encaplimit).total()
+        self.headers().total()
+    }
+
+    /// The outer headers have a place that tells flows apart.
+    #[inline]
+    fn shows_flow(&self) -> bool {
+        self.local.is_ipv6() || self.udp.is_some_and(|udp| udp.source_port.is_none())
     }
 
     /// Holds the TCP connection that an inner packet opens to what the tunnel carries, where that was asked for. The packet's
@@ -175,6 +200,10 @@ pub enum Refusal {
     Outer(ParseError),
     /// A fragment: the kernel has to put the packet together first.
     OuterFragment,
+    /// The UDP header is cut, or its length cannot be.
+    UdpLength,
+    /// The UDP checksum is wrong, or missing over IPv6 where the tunnel wants one.
+    UdpChecksum,
     /// The GRE header could not be parsed.
     Gre(ParseError),
     /// The inner packet could not be parsed, or claims more bytes than there are.
@@ -202,6 +231,9 @@ pub enum Refusal {
     /// The tunnel has no remote, and neither peers nor routes say where the packet goes.
     NoRemote,
 }
+
+#[cfg(test)]
+mod udp_tests;
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -2,10 +2,15 @@
 
 use std::net::IpAddr;
 
-use super::{Family, FlowLabel, Mode, Refusal, Shim, Tunnel, TunnelState, inner::Inner};
+use super::{Family, FlowLabel, Mode, Refusal, Shim, Tunnel, TunnelState, UdpEncap, inner::Inner};
 use crate::packet::{
-    EtherType, Ipv4, Ipv4Header, Ipv6, Ipv6Header, ParseError, gre, ipv4, ipv6, protocol,
+    EtherType, Ipv4, Ipv4Header, Ipv6, Ipv6Header, ParseError, UdpHeader, ipv4, ipv6, protocol, udp,
 };
+
+/// The destination port of GRE in UDP (RFC 8086 section 3.2.2).
+pub const GRE_IN_UDP_PORT: u16 = 4754;
+/// Source ports that say nothing but which flow is inside: 49152 to 65535 (RFC 8086 section 3.2.1).
+const ENTROPY_PORTS: (u16, u32) = (49_152, 14);
 
 /// Bytes of the destination options header that carries the tunnel encapsulation limit (RFC 2473 section 4.1.1).
 pub(super) const LIMIT_OPTION_LEN: usize = 8;
@@ -72,59 +77,66 @@ pub struct Overhead {
     pub ip: usize,
     /// The destination options header with the encapsulation limit.
     pub limit: usize,
+    pub udp: usize,
     pub gre: usize,
 }
 
 impl Overhead {
+    /// Where the outer IP header and its options end.
+    #[inline]
+    pub(super) fn udp_at(self) -> usize {
+        self.ip + self.limit
+    }
+
+    /// Where a GRE header begins, and without one the inner packet.
+    #[inline]
+    pub(super) fn shim_at(self) -> usize {
+        self.udp_at() + self.udp
+    }
+
     #[inline]
     pub fn total(self) -> usize {
-        self.ip + self.limit + self.gre
+        self.ip + self.limit + self.udp + self.gre
     }
 
     /// The headers that are there, outermost first: what they are called, and their bytes.
     pub fn parts(self) -> impl Iterator<Item = (&'static str, usize)> {
-        let ip = match self.family {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        };
-        [(ip, self.ip), ("limit", self.limit), ("GRE", self.gre)]
-            .into_iter()
-            .filter(|(_, bytes)| *bytes > 0)
+        let parts = [
+            (self.family.as_str(), self.ip),
+            ("limit", self.limit),
+            ("UDP", self.udp),
+            ("GRE", self.gre),
+        ];
+        parts.into_iter().filter(|(_, bytes)| *bytes > 0)
     }
 }
 
-/// What a tunnel of this kind adds to each packet. Key, checksum and sequence number count as sent.
+/// What a tunnel of this kind adds to each packet. `gre` is what a GRE header takes, with the options that are sent.
 #[inline]
-pub fn overhead(mode: Mode, key: bool, csum: bool, seq: bool, limit: Option<u8>) -> Overhead {
+pub fn overhead(mode: Mode, limit: Option<u8>, in_udp: bool, gre: usize) -> Overhead {
     let kind = mode.kind();
     let (ip, limit) = match kind.underlay {
         Family::V4 => (ipv4::HEADER_LEN, 0),
         Family::V6 if limit.is_some() => (ipv6::HEADER_LEN, LIMIT_OPTION_LEN),
         Family::V6 => (ipv6::HEADER_LEN, 0),
     };
-    let gre = match kind.shim {
-        Shim::Gre => gre::header_len(key, csum, seq),
-        Shim::None => 0,
-    };
     Overhead {
         family: kind.underlay,
         ip,
         limit,
-        gre,
+        udp: if in_udp { udp::HEADER_LEN } else { 0 },
+        gre: match kind.shim {
+            Shim::Gre => gre,
+            Shim::None => 0,
+        },
     }
-}
-
-/// Bytes of the outer header that `tunnel` writes, options included.
-#[inline]
-pub(super) fn header_len(tunnel: &Tunnel) -> usize {
-    let overhead = overhead(tunnel.mode, false, false, false, tunnel.encaplimit);
-    overhead.ip + overhead.limit
 }
 
 /// The protocol number of what follows the outer header.
 #[inline]
 fn protocol_of(tunnel: &Tunnel, inner: &Inner) -> u8 {
     match (tunnel.mode.kind().shim, inner.ether_type) {
+        _ if tunnel.udp.is_some() => protocol::UDP,
         (Shim::Gre, _) => protocol::GRE,
         (Shim::None, EtherType::IPV6) => protocol::IPV6,
         (Shim::None, _) => protocol::IPIP,
@@ -179,7 +191,10 @@ pub(super) fn emit(
         }
         _ => return Err(Refusal::NoRemote),
     }
-    Ok(())
+    match &tunnel.udp {
+        Some(encap) => emit_udp(encap, packet, tunnel.headers().udp_at(), inner.hash),
+        None => Ok(()),
+    }
 }
 
 /// The outer flow label; the inner one's is copied on request where there is one.
@@ -191,4 +206,31 @@ fn flow_label(tunnel: &Tunnel, inner: &Inner) -> u32 {
         // Zero means "no label" (RFC 6437 section 2).
         _ => (inner.hash & 0xf_ffff).max(1),
     }
+}
+
+/// Writes the UDP header at `at` into `packet`, which is whole otherwise. `hash` is the inner flow's.
+#[inline]
+fn emit_udp(encap: &UdpEncap, packet: &mut [u8], at: usize, hash: u32) -> Result<(), Refusal> {
+    let (first, bits) = ENTROPY_PORTS;
+    let header = UdpHeader {
+        // The flow label takes the hash from its other end.
+        source_port: (encap.source_port).unwrap_or(first | (hash >> (32 - bits)) as u16),
+        destination_port: GRE_IN_UDP_PORT,
+    };
+    let (ip, datagram) = packet.split_at_mut_checked(at).ok_or(Refusal::NoRoom)?;
+    let addresses = encap.checksum.then(|| addresses(ip));
+    match header.emit(datagram, addresses) {
+        true => Ok(()),
+        false => Err(Refusal::NoRoom),
+    }
+}
+
+/// Source and destination as they stand in an IP header, for the pseudo-header of what follows it.
+#[inline]
+pub(super) fn addresses(ip: &[u8]) -> &[u8] {
+    let range = match ip.first().map(|byte| byte >> 4) {
+        Some(6) => 8..40,
+        _ => 12..20,
+    };
+    ip.get(range).unwrap_or_default()
 }

@@ -18,6 +18,9 @@ pub enum Class {
     Gre,
     /// GRE with an Ethernet frame inside.
     Tap,
+    /// The same two in UDP.
+    GreInUdp,
+    TapInUdp,
     /// IPv4 directly behind the outer header.
     Ipv4,
     /// IPv6 directly behind the outer header.
@@ -25,10 +28,12 @@ pub enum Class {
 }
 
 impl Class {
-    /// The classes whose packets a tunnel of this kind takes.
-    fn of(mode: Mode) -> &'static [Class] {
-        let kind = mode.kind();
+    /// The classes whose packets a tunnel takes.
+    fn of(tunnel: &Tunnel) -> &'static [Class] {
+        let kind = tunnel.mode.kind();
         match (kind.shim, kind.payload) {
+            (Shim::Gre, Payload::Ethernet) if tunnel.udp.is_some() => &[Class::TapInUdp],
+            (Shim::Gre, _) if tunnel.udp.is_some() => &[Class::GreInUdp],
             (Shim::Gre, Payload::Ethernet) => &[Class::Tap],
             (Shim::Gre, _) => &[Class::Gre],
             (Shim::None, Payload::Ipv4) => &[Class::Ipv4],
@@ -95,7 +100,7 @@ impl<A: Address> Matches<A> {
             (local, remote)
         };
         self.wildcards |= local == A::ANY || remote == A::ANY;
-        for class in Class::of(tunnel.mode) {
+        for class in Class::of(tunnel) {
             let wanted = (local.with(remote), tag(*class, tunnel.ikey));
             self.ids.entry(wanted).or_default().push(tunnel.id);
         }
@@ -210,6 +215,7 @@ impl TunnelTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tunnel::UdpEncap;
     use proptest::prelude::*;
 
     fn address(v6: bool, n: u8) -> IpAddr {
@@ -240,7 +246,7 @@ mod tests {
         let mut candidate = None;
         for ends in [(local, remote), (any, remote), (local, any), (any, any)] {
             for t in list {
-                let ours = t.up && Class::of(t.mode).contains(&class);
+                let ours = t.up && Class::of(t).contains(&class);
                 if ours && (t.local, t.remote, t.ikey) == (ends.0, ends.1, key) {
                     if t.dev.is_some() && t.dev == device {
                         return Some(t);
@@ -256,12 +262,15 @@ mod tests {
         #[test]
         fn gre_11_lookup_is_linuxs_order(
             modes in proptest::sample::select(vec![[Mode::Gre, Mode::Gretap, Mode::Ipip], [Mode::Ip6gre, Mode::Ip6gretap, Mode::Ip6ip6]]),
-            specs in proptest::collection::vec((0usize..3, (0u8..3, 0u8..3), proptest::option::of(0u32..2), proptest::option::of(1u32..3), any::<bool>()), 0..12),
-            class in proptest::sample::select(vec![Class::Gre, Class::Tap, Class::Ipv4, Class::Ipv6]),
+            specs in proptest::collection::vec((0usize..3, (0u8..3, 0u8..3), proptest::option::of(0u32..2), proptest::option::of(1u32..3), any::<bool>(), any::<bool>()), 0..12),
+            class in proptest::sample::select(vec![Class::Gre, Class::Tap, Class::GreInUdp, Class::TapInUdp, Class::Ipv4, Class::Ipv6]),
             packet in (1u8..3, 1u8..3, proptest::option::of(0u32..2), 1u32..4),
         ) {
             let list: Vec<Tunnel> = specs.iter().enumerate()
-                .map(|(i, &(mode, ends, key, dev, up))| Tunnel { dev, up, ..made(i as u32, modes[mode], ends, key) }).collect();
+                .map(|(i, &(mode, ends, key, dev, up, in_udp))| {
+                    let udp = (in_udp && mode < 2).then_some(UdpEncap { source_port: None, checksum: true });
+                    Tunnel { dev, up, udp, ..made(i as u32, modes[mode], ends, key) }
+                }).collect();
             let table = TunnelTable::new(list.clone());
             let (l, r, key, dev) = packet;
             let v6 = modes[0].kind().underlay == Family::V6;

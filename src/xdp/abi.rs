@@ -39,6 +39,10 @@ pub const PORT_PARTIAL_CHECKSUMS: u16 = 1 << 4;
 pub const PORT_ANY_REMOTE: u16 = 1 << 5;
 pub const PORT_ANY_REMOTE6: u16 = 1 << 6;
 
+/// `enum steer_tunnel_flags`.
+pub const TUNNEL_KNOWN: u32 = 1 << 0;
+pub const TUNNEL_ZERO_CHECKSUM: u32 = 1 << 1;
+
 /// `struct steer_port`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PortEntry {
@@ -123,8 +127,13 @@ mod tests {
             ("ANY_REMOTE", PORT_ANY_REMOTE),
             ("ANY_REMOTE6", PORT_ANY_REMOTE6),
         ];
-        for (name, value) in flags {
-            let line = format!("STEER_PORT_{name} = 1 << {},", value.trailing_zeros());
+        let flags = flags.map(|(name, value)| (format!("PORT_{name}"), u32::from(value)));
+        let tunnel = [
+            ("TUNNEL_KNOWN".to_owned(), TUNNEL_KNOWN),
+            ("TUNNEL_ZERO_CHECKSUM".to_owned(), TUNNEL_ZERO_CHECKSUM),
+        ];
+        for (name, value) in flags.into_iter().chain(tunnel) {
+            let line = format!("STEER_{name} = 1 << {},", value.trailing_zeros());
             assert!(HEADER.contains(&line), "{line}");
         }
     }

@@ -48,6 +48,8 @@ pub struct PortPlan {
 pub enum TunnelClass {
     /// Protocol 47.
     Gre,
+    /// GRE in UDP, to port 4754. Over IPv6 the kernel's socket asks for a UDP checksum, but not for this one.
+    GreInUdp { zero_checksum: bool },
     /// An IPv4 packet: protocol 4.
     Ipv4,
     /// An IPv6 packet: protocol 41.
@@ -58,8 +60,23 @@ impl TunnelClass {
     fn protocol(self) -> u8 {
         match self {
             TunnelClass::Gre => 47,
+            TunnelClass::GreInUdp { .. } => 17,
             TunnelClass::Ipv4 => 4,
             TunnelClass::Ipv6 => 41,
+        }
+    }
+
+    fn has_key(self) -> bool {
+        matches!(self, TunnelClass::Gre | TunnelClass::GreInUdp { .. })
+    }
+
+    /// What the map says of a tunnel of this class.
+    fn flags(self) -> u32 {
+        match self {
+            TunnelClass::GreInUdp {
+                zero_checksum: true,
+            } => abi::TUNNEL_KNOWN | abi::TUNNEL_ZERO_CHECKSUM,
+            _ => abi::TUNNEL_KNOWN,
         }
     }
 }
@@ -80,7 +97,7 @@ pub struct TunnelMatch {
 impl TunnelMatch {
     fn is_possible(&self) -> bool {
         self.local.is_ipv4() == self.remote.is_ipv4()
-            && (self.class == TunnelClass::Gre || self.key.is_none())
+            && (self.class.has_key() || self.key.is_none())
     }
 }
 
@@ -211,7 +228,7 @@ impl Plan {
             let protocol = tunnel.class.protocol();
             for local in self.locals(tunnel) {
                 let key = abi::tunnel(local, tunnel.remote, protocol, tunnel.key);
-                tables.get_mut(tunnels).insert(key, PRESENT);
+                tables.get_mut(tunnels).insert(key, tunnel.class.flags());
                 let key = abi::peer(local, tunnel.remote, protocol);
                 tables.get_mut(peers).insert(key, PRESENT);
             }

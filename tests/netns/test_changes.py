@@ -205,15 +205,35 @@ def test_no_recursion(single, xdp):
 
 
 def test_from_tunnel_to_tunnel(single, xdp):
-    """What comes out of one tunnel and routes into another is forwarded like anything else."""
+    """What comes out of one tunnel and routes into another is forwarded like anything else, on the fast path too."""
     bed = single(xdp=xdp, start=False)
     second = bed.TUNNEL | {"name": "gre2", "key": 7, "address": ["10.200.1.1/30"], "routes": ["10.3.0.0/16"]}
     bed.greyhound.start([bed.tunnel, second], xdp=xdp)
-    for inner in (v4(src="10.2.0.2", dst="10.3.0.2"), v4(src="10.2.0.2", dst="10.3.0.2")):
+
+    def crosses(inner) -> None:
         bed.send_outside(bed.around(inner))
         frame = bed.outside.expect(carries(payload_of(inner)), "packet in the second tunnel")
         assert is_gre(frame) and frame[GRE].key_present and frame[GRE].key == 7
         assert ip_bytes(frame[GRE].payload) == forwarded(inner)
+
+    crosses(v4(src="10.2.0.2", dst="10.3.0.2"))
+    if xdp == "auto":
+        bed.warm()
+    before = [bed.greyhound.tunnel(name)["fast"] for name in ("gre1", "gre2")]
+    for _ in range(10):
+        crosses(v4(src="10.2.0.2", dst="10.3.0.2"))
+    now = [bed.greyhound.tunnel(name)["fast"] for name in ("gre1", "gre2")]
+    expected = 10 if xdp == "auto" else 0
+    assert now[0]["rx_packets"] - before[0]["rx_packets"] == expected
+    assert now[1]["tx_packets"] - before[1]["tx_packets"] == expected
+
+
+def test_nothing_goes_back_to_where_it_came_from(single):
+    """Two routers that each take the other for the way: the fast path ends it at once (gre-8)."""
+    bed = single()
+    bed.warm()
+    with bed.greyhound.expect_drops(recursion=1):
+        bed.refused(bed.around(v4(src="10.2.0.2", dst="10.2.0.3")))
 
 
 def test_the_routers_own_traffic(pair, xdp):

@@ -93,6 +93,26 @@ pub fn outer6(next_header: u8, payload: &[u8]) -> Vec<u8> {
     ipv6(REMOTE6, LOCAL6, next_header, payload)
 }
 
+/// A UDP packet to GRE's port, without a checksum.
+pub fn in_udp(payload: &[u8]) -> Vec<u8> {
+    udp_packet(4754, payload)
+}
+
+pub fn udp_packet(port: u16, payload: &[u8]) -> Vec<u8> {
+    let length = 8 + payload.len() as u16;
+    let words = [0xc123, port, length, 0];
+    [&words.map(u16::to_be_bytes).concat(), payload].concat()
+}
+
+/// The same over IPv6, with its checksum.
+pub fn in_udp6(src: &str, dst: &str, payload: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2(OTHER_MAC, MAC).ipv6(v6(src), v6(dst), 64);
+    let mut frame = Vec::new();
+    let builder = builder.udp(0xc123, 4754);
+    builder.write(&mut frame, payload).unwrap();
+    frame
+}
+
 /// Destination options that hold a tunnel encapsulation limit, as Linux writes them.
 pub fn limit(next_header: u8) -> [u8; 8] {
     [next_header, 0, 4, 1, 4, 1, 1, 0]

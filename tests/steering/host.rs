@@ -95,7 +95,41 @@ pub fn raw_socket6(protocol: i32) -> Socket {
 }
 
 fn raw_socket_of(domain: Domain, protocol: i32) -> Socket {
-    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(protocol))).unwrap();
+    patient(domain, Type::RAW, Protocol::from(protocol))
+}
+
+/// A UDP socket on GRE's port, that waits as long.
+pub fn udp_socket(any: IpAddr) -> Socket {
+    let domain = match any {
+        IpAddr::V4(_) => Domain::IPV4,
+        IpAddr::V6(_) => Domain::IPV6,
+    };
+    let socket = patient(domain, Type::DGRAM, Protocol::UDP);
+    if any.is_ipv6() {
+        socket.set_only_v6(true).unwrap();
+    }
+    socket.bind(&SocketAddr::new(any, 4754).into()).unwrap();
+    socket
+}
+
+/// Lets datagrams without a checksum in over IPv6.
+pub fn allow_no_checksum(socket: &Socket) {
+    let on = 1i32;
+    // SAFETY: the option outlives the call, and its size is its own.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_UDP,
+            libc::UDP_NO_CHECK6_RX,
+            (&raw const on).cast(),
+            mem::size_of_val(&on) as u32,
+        )
+    };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+}
+
+fn patient(domain: Domain, kind: Type, protocol: Protocol) -> Socket {
+    let socket = Socket::new(domain, kind, Some(protocol)).unwrap();
     socket
         .set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();

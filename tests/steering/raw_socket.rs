@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, os::fd::AsFd};
 
-use greyhound::xdp::{Limits, Steer, TunnelClass};
+use greyhound::xdp::{Limits, Steer, TunnelClass, TunnelMatch};
 use socket2::Socket;
 
 use crate::{
@@ -161,6 +161,73 @@ fn the_ipv6_raw_sockets_get_only_our_tunnels() {
         let last = of(REMOTE6, LOCAL6, &[&inner(protocol)[..], &[7]].concat());
         deliver(&sender, &receiver, &cases, (&last, 54, 0));
     }
+    drop(namespace);
+}
+
+#[test]
+#[rustfmt::skip]
+fn the_udp_sockets_get_only_our_tunnels() {
+    let namespace = Namespace::enter("udp");
+    core_affinity::set_for_current(core_affinity::get_core_ids().unwrap()[0]);
+    ip(&["link", "set", "lo", "up"]);
+    ip(&["addr", "add", &format!("{LOCAL}/32"), "dev", "lo"]);
+    ip(&["addr", "add", &format!("{LOCAL6}/128"), "dev", "lo", "nodad"]);
+    let class = |zero_checksum| TunnelClass::GreInUdp { zero_checksum };
+    let keyed = |key, tunnel: TunnelMatch| TunnelMatch { key: Some(key), ..tunnel };
+    let mut plan = family(UNDERLAY);
+    plan.tunnels.extend([
+        keyed(7, bare(class(false), LOCAL, REMOTE)),
+        keyed(7, bare(class(false), ip6(LOCAL6), ip6(REMOTE6))),
+        keyed(9, bare(class(true), ip6(LOCAL6), ip6(REMOTE6))),
+    ]);
+    let mut steer = Steer::load(Limits::default()).unwrap();
+    steer.apply(&plan).unwrap();
+    let payload = |key| gre_payload(0xa000, key);
+
+    let sender = host::raw_socket(libc::IPPROTO_RAW);
+    let receiver = host::udp_socket(ANY.into());
+    steer.filter_raw_socket(receiver.as_fd()).unwrap();
+    let far = Ipv4Addr::new(198, 51, 100, 1);
+    let of = |src, payload: &[u8]| ipv4(src, LOCAL, 17, &in_udp(payload));
+    let options = edit(ipv4(REMOTE, LOCAL, 17, &[&[1; 4][..], &in_udp(&payload(8))].concat()), |ip| ip[0] = 0x46);
+    let cases = [
+        ("ours", of(REMOTE, &payload(7)), true),
+        ("wrong key", of(REMOTE, &payload(8)), false),
+        ("wrong key behind options", options, false),
+        ("the key of plain GRE", of(REMOTE, &payload(42)), false),
+        ("no key", of(REMOTE, &gre_payload(0, 0)), false),
+        ("unknown peer", of(far, &payload(7)), false),
+        ("peer of plain GRE", of(Ipv4Addr::new(192, 0, 2, 3), &gre_payload(0x2000, 0)), false),
+        ("malformed, from a peer", of(REMOTE, &[0x40, 0, 8, 0]), true),
+        ("cut within GRE, from a peer", of(REMOTE, &[0, 0]), true),
+        ("malformed, from a stranger", of(far, &[0x40, 0, 8, 0]), false),
+    ];
+    let last = of(REMOTE, &gre_payload(0x3000, 7));
+    deliver(&sender, &receiver, &cases, (&last, 42, 0));
+
+    let sender = host::raw_socket6(libc::IPPROTO_RAW);
+    let receiver = host::udp_socket(std::net::Ipv6Addr::UNSPECIFIED.into());
+    host::allow_no_checksum(&receiver);
+    steer.filter_raw_socket(receiver.as_fd()).unwrap();
+    let of = |src, payload: &[u8]| in_udp6(src, LOCAL6, payload);
+    let without = |payload: &[u8]| spoil(of(REMOTE6, payload), |ip| ip[46..48].fill(0));
+    let cases = [
+        ("ours", of(REMOTE6, &payload(7)), true),
+        ("without a checksum", without(&payload(7)), false),
+        ("without one where it may be", without(&payload(9)), true),
+        ("with one where none needs to be", of(REMOTE6, &payload(9)), true),
+        ("wrong key", of(REMOTE6, &payload(8)), false),
+        ("wrong key without a checksum", without(&payload(8)), false),
+        ("unknown peer", of("2001:db8:ffff::9", &payload(7)), false),
+        ("malformed, from a peer", of(REMOTE6, &[0x40, 0, 8, 0]), true),
+        ("malformed, from a stranger", of("2001:db8:ffff::9", &[0x40, 0, 8, 0]), false),
+    ];
+    let last = of(REMOTE6, &gre_payload(0x3000, 7));
+    deliver(&sender, &receiver, &cases, (&last, 62, 0));
+    let behind = |payload: &[u8]| outer6(60, &[&limit(17)[..], &of(REMOTE6, payload)[54..]].concat());
+    let wrong = [("wrong key behind a limit", behind(&payload(8)), false)];
+    deliver(&sender, &receiver, &wrong, (&last, 62, 0));
+    deliver(&sender, &receiver, &[("behind a limit", behind(&payload(7)), true)], (&behind(&gre_payload(0x3000, 7)), 70, 0));
     drop(namespace);
 }
 

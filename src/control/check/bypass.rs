@@ -7,9 +7,9 @@ use super::{
     host::{Chain, Host, Link},
 };
 use crate::{
-    control::config::{Config, XdpMode},
+    control::config::{Config, TunnelConfig, XdpMode},
     packet::protocol,
-    tunnel::{Family, Mode, Payload, Shim},
+    tunnel::{Family, GRE_IN_UDP_PORT, Payload, Shim},
 };
 
 /// Queueing disciplines that only queue: the kernel's defaults, and those that keep packets as they are.
@@ -98,7 +98,7 @@ fn describe(chain: &Chain) -> String {
     format!("{family} {table} {name}{hook}: {rules} {plural}{policy}")
 }
 
-/// Fragments and other exceptions come in by a raw socket, behind the input hook.
+/// Fragments and other exceptions come in by a raw socket, behind the input hook; GRE in UDP by a UDP socket.
 fn input(config: &Config, host: &Host) -> Vec<Finding> {
     let chains = host.chains.as_deref().unwrap_or_default().iter();
     let closed = chains.filter(|chain| chain.hook == "input" && chain.drops_by_default);
@@ -109,38 +109,52 @@ fn input(config: &Config, host: &Host) -> Vec<Finding> {
             name,
             ..
         } = chain;
-        let protocols = protocols(config, family);
+        let (protocols, in_udp) = protocols(config, family);
         let numbers: Vec<String> = protocols.iter().map(u8::to_string).collect();
-        let found = format!(
-            "{family} {table} {name} drops by default: the slow path needs IP protocol {} accepted there",
-            numbers.join(", ")
-        );
+        let numbers = numbers.join(", ");
         // `meta l4proto` looks behind IPv6 extension headers, among them the encapsulation limit's.
-        let mend = format!(
-            "nft insert rule {family} {table} {name} meta l4proto {{ {} }} accept",
-            numbers.join(", ")
+        let mut needs = Vec::new();
+        if !protocols.is_empty() {
+            let rule = format!("meta l4proto {{ {numbers} }}");
+            needs.push((format!("IP protocol {numbers}"), rule));
+        }
+        if in_udp {
+            let rule = format!("udp dport {GRE_IN_UDP_PORT}");
+            needs.push((format!("UDP port {GRE_IN_UDP_PORT}"), rule));
+        }
+        let (what, rules): (Vec<_>, Vec<_>) = needs.into_iter().unzip();
+        let found = format!(
+            "{family} {table} {name} drops by default: the slow path needs {} accepted there",
+            what.join(" and ")
         );
-        (!protocols.is_empty()).then(|| Finding::warn("input", "host", found).mend(mend))
+        let insert = |rule| format!("nft insert rule {family} {table} {name} {rule} accept");
+        let mend: Vec<String> = rules.into_iter().map(insert).collect();
+        let mend = mend.join("; ");
+        (!what.is_empty()).then(|| Finding::warn("input", "host", found).mend(mend))
     };
     closed.filter_map(finding).collect()
 }
 
-/// The outer protocols of the tunnels whose packets a chain of this nftables family sees.
-fn protocols(config: &Config, family: &str) -> BTreeSet<u8> {
-    let seen = |mode: &Mode| match mode.kind().underlay {
+/// The outer protocols of the tunnels whose packets a chain of this nftables family sees, and whether GRE in UDP is among
+/// them.
+fn protocols(config: &Config, family: &str) -> (BTreeSet<u8>, bool) {
+    let seen = |tunnel: &&TunnelConfig| match tunnel.mode.kind().underlay {
         Family::V4 => matches!(family, "inet" | "ip"),
         Family::V6 => matches!(family, "inet" | "ip6"),
     };
-    let of = |mode: Mode| -> &'static [u8] {
-        match (mode.kind().shim, mode.kind().payload) {
+    let of = |tunnel: &TunnelConfig| -> &'static [u8] {
+        let kind = tunnel.mode.kind();
+        match (kind.shim, kind.payload) {
+            (Shim::Gre, _) if tunnel.udp.is_some() => &[],
             (Shim::Gre, _) => &[protocol::GRE],
             (Shim::None, Payload::Ipv4) => &[protocol::IPIP],
             (Shim::None, Payload::Ipv6) => &[protocol::IPV6],
             (Shim::None, _) => &[protocol::IPIP, protocol::IPV6],
         }
     };
-    let modes = config.tunnels.iter().map(|tunnel| tunnel.mode);
-    modes.filter(seen).flat_map(of).copied().collect()
+    let tunnels = || config.tunnels.iter().filter(seen);
+    let protocols = tunnels().flat_map(of).copied().collect();
+    (protocols, tunnels().any(|tunnel| tunnel.udp.is_some()))
 }
 
 fn legacy(host: &Host) -> Option<Finding> {

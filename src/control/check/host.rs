@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
+use crate::tunnel::Family;
+
 /// An observation that may have been impossible, and then says why.
 pub(super) type Seen<T> = Result<T, String>;
 
@@ -26,6 +28,8 @@ pub(super) struct Host {
     pub kernel_tunnels: Vec<String>,
     /// A greyhound that answers on the configured control path.
     pub running: Option<u32>,
+    /// Whether GRE's UDP port is free, for each family that needs it.
+    pub udp_ports: Vec<(Family, Seen<()>)>,
     pub links: Seen<Vec<Link>>,
     /// Addresses with the index of their device.
     pub addresses: Seen<Vec<(u32, IpNet)>>,

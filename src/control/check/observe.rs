@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use rustix::process::{Resource, getrlimit};
@@ -13,10 +14,13 @@ use super::{
     host::{Host, IpSettings, Link, Seen},
     netlink, programs,
 };
-use crate::control::{
-    config::{Config, XdpMode},
-    report::Status,
-    socket::{Client, Request},
+use crate::{
+    control::{
+        config::{Config, XdpMode},
+        report::Status,
+        socket::{Client, Request},
+    },
+    tunnel::{Family, GRE_IN_UDP_PORT},
 };
 
 /// AF_XDP (linux/socket.h).
@@ -52,6 +56,7 @@ pub(super) async fn host(config: &Config) -> Host {
         cpus: cpus(),
         kernel_tunnels: kernel_tunnels(),
         running: running(config),
+        udp_ports: udp_ports(config),
         offloads: offloads
             .map(|name| ((*name).to_owned(), programs::offloads(name)))
             .collect(),
@@ -115,6 +120,32 @@ fn running(config: &Config) -> Option<u32> {
     let mut client = Client::connect(&config.router.control).ok()?;
     let status: Status = client.ask(&Request::Status {}).ok()?;
     Some(status.pid)
+}
+
+/// Asks for the port and gives it back at once: nobody else can say for sure whether it is to be had.
+fn udp_ports(config: &Config) -> Vec<(Family, Seen<()>)> {
+    let needs = |family: &Family| {
+        let mut tunnels = config.tunnels.iter();
+        tunnels.any(|tunnel| tunnel.udp.is_some() && tunnel.mode.kind().underlay == *family)
+    };
+    let any = |family| match family {
+        Family::V4 => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    let ask = |family| {
+        let socket = Socket::new(
+            Domain::for_address((any(family), 0).into()),
+            Type::DGRAM,
+            None,
+        )?;
+        if family == Family::V6 {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&SocketAddr::new(any(family), GRE_IN_UDP_PORT).into())
+    };
+    let families = [Family::V4, Family::V6].into_iter().filter(needs);
+    let seen = families.map(|family| (family, ask(family).map_err(|e| e.to_string())));
+    seen.collect()
 }
 
 fn settings(config: &Config) -> BTreeMap<String, IpSettings> {

@@ -1,9 +1,12 @@
 //! The process and the kernel: privileges, version, drivers.
 
-use super::{Finding, host::Host};
+use super::{
+    Finding,
+    host::{Host, Seen},
+};
 use crate::{
     control::config::{Config, Workers, XdpMode},
-    tunnel::Mode,
+    tunnel::{Family, GRE_IN_UDP_PORT, Mode},
 };
 
 // linux/capability.h
@@ -28,6 +31,7 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     }
     findings.extend(cpus(config, host));
     findings.extend(kernel_tunnels(config, host));
+    findings.extend(udp_ports(host));
     findings.extend(host.running.map(|pid| {
         let control = config.router.control.display();
         Finding::ok(
@@ -169,8 +173,9 @@ fn kernel_tunnels(config: &Config, host: &Host) -> Vec<Finding> {
     };
     let mut modules: Vec<_> = host.kernel_tunnels.iter().collect();
     modules.retain(|name| {
-        let mut modes = config.tunnels.iter().map(|tunnel| tunnel.mode);
-        modes.any(|mode| of(name).contains(&mode))
+        // In UDP the packets come to our socket alone.
+        let mut bare = config.tunnels.iter().filter(|t| t.udp.is_none());
+        bare.any(|tunnel| of(name).contains(&tunnel.mode))
     });
     let finding = |name: &String| {
         let found = format!(
@@ -179,4 +184,21 @@ fn kernel_tunnels(config: &Config, host: &Host) -> Vec<Finding> {
         Finding::warn("module", "host", found).mend(format!("modprobe -r {name}"))
     };
     modules.into_iter().map(finding).collect()
+}
+
+/// GRE's UDP port, which is ours alone. A running router has it.
+fn udp_ports(host: &Host) -> Vec<Finding> {
+    let finding = |(family, seen): &(Family, Seen<()>)| {
+        let port = format!("UDP port {GRE_IN_UDP_PORT} over {}", family.as_str());
+        match (seen, host.running) {
+            (Ok(()), _) => Finding::ok("port", "host", format!("{port} is free")),
+            (Err(_), Some(_)) => Finding::ok("port", "host", format!("{port} is in use")),
+            (Err(why), None) => {
+                Finding::fail("port", "host", format!("{port} is not to be had: {why}")).mend(
+                    format!("ss -uanp sport = :{GRE_IN_UDP_PORT}; the kernel's: ip fou show"),
+                )
+            }
+        }
+    };
+    host.udp_ports.iter().map(finding).collect()
 }

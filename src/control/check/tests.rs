@@ -7,7 +7,7 @@ use super::{
     host::{Chain, Host, IpSettings, Link, Offloads, RouteTo},
     judge,
 };
-use crate::control::config::Config;
+use crate::{control::config::Config, tunnel::Family};
 
 const REMOTE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
@@ -53,6 +53,7 @@ fn host() -> Host {
         cpus: Ok(vec![0, 1]),
         kernel_tunnels: Vec::new(),
         running: None,
+        udp_ports: Vec::new(),
         links: Ok(vec![card(2, "eth0"), card(3, "eth1")]),
         addresses: Ok(vec![(2, "192.0.2.1/24".parse().unwrap())]),
         rules: Ok(Vec::new()),
@@ -519,6 +520,32 @@ fn the_kernels_own_driver_is_named_where_its_kind_is_configured() {
 }
 
 #[test]
+fn gres_udp_port_is_ours_alone() {
+    let in_udp = "encap = \"gre-in-udp\"";
+    let taken = |host: &mut Host| {
+        host.udp_ports = vec![(Family::V4, Ok(())), (Family::V6, Err("in use".to_owned()))];
+    };
+    with_config(
+        "",
+        in_udp,
+        taken,
+        &[
+            "fail host port: UDP port 4754 over IPv6 is not to be had: in use | ss -uanp sport = :4754; the kernel's: ip fou \
+           show",
+        ],
+    );
+    // By the router that runs already.
+    let running = |host: &mut Host| {
+        taken(host);
+        host.running = Some(1);
+    };
+    with_config("", in_udp, running, &[]);
+    // The kernel's driver gets no packet of a tunnel in UDP.
+    let ip_gre = |host: &mut Host| host.kernel_tunnels = vec!["ip_gre".to_owned()];
+    with_config("", in_udp, ip_gre, &[]);
+}
+
+#[test]
 fn a_tunnels_name_may_be_taken_by_its_own_tun_device_only() {
     let taken = |kind: &'static str| {
         move |host: &mut Host| {
@@ -619,6 +646,25 @@ fn what_the_fast_path_goes_past_is_named() {
         [
             "warn host input: inet filter input drops by default: the slow path needs IP protocol 4, 41 accepted there \
              | nft insert rule inet filter input meta l4proto { 4, 41 } accept",
+        ],
+    );
+    let in_udp = "encap = \"gre-in-udp\"";
+    let mut tunnels = kind("gre", "192.0.2.1", "192.0.2.2", in_udp);
+    assert_eq!(
+        complaints(&tunnels, &closed),
+        [
+            "warn host input: inet filter input drops by default: the slow path needs UDP port 4754 accepted there | nft \
+             insert rule inet filter input udp dport 4754 accept",
+        ],
+    );
+    let plain = kind("gre", "192.0.2.1", "192.0.2.2", "").tunnels;
+    tunnels.tunnels.extend(plain);
+    assert_eq!(
+        complaints(&tunnels, &closed),
+        [
+            "warn host input: inet filter input drops by default: the slow path needs IP protocol 47 and UDP port 4754 \
+             accepted there | nft insert rule inet filter input meta l4proto { 47 } accept; nft insert rule inet filter \
+             input udp dport 4754 accept",
         ],
     );
     one_change(

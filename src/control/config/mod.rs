@@ -4,6 +4,7 @@
 //! Nothing is ignored: a key that this version does not know, or knows only by name, is refused. Every refusal is one
 //! line that says where, what was found and what would be accepted, and comes before anything is touched.
 
+mod encap;
 mod reader;
 mod router;
 mod rules;
@@ -21,8 +22,10 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::{
-    packet::GreKey,
-    tunnel::{self as family, FlowLabel, Mode, Overhead, Peers, Tos, Ttl, Tunnel, TunnelId},
+    packet::{GreKey, gre},
+    tunnel::{
+        self as family, FlowLabel, Mode, Overhead, Peers, Tos, Ttl, Tunnel, TunnelId, UdpEncap,
+    },
 };
 
 use reader::{Section, Source};
@@ -110,6 +113,8 @@ pub struct TunnelConfig {
     pub flow_label: FlowLabel,
     /// None over IPv4.
     pub encaplimit: Option<u8>,
+    /// With the GRE kinds alone.
+    pub udp: Option<UdpEncap>,
     /// Over IPv4 alone: IPv6 routers do not fragment.
     pub pmtudisc: bool,
     pub ignore_df: bool,
@@ -235,14 +240,14 @@ impl XdpMode {
 impl TunnelConfig {
     /// Bytes that encapsulation adds.
     pub fn overhead(&self) -> u16 {
-        // At most 40 + 8 + 16.
+        // At most 40 + 8 + 8 + 16.
         self.headers().total() as u16
     }
 
     /// The same header by header.
     pub fn headers(&self) -> Overhead {
-        let key = self.okey.is_some();
-        family::overhead(self.mode, key, self.ocsum, self.oseq, self.encaplimit)
+        let gre = gre::header_len(self.okey.is_some(), self.ocsum, self.oseq);
+        family::overhead(self.mode, self.encaplimit, self.udp.is_some(), gre)
     }
 
     /// The tunnel as packets see it: in slot `id`, bound to the device with index `dev`, with its own device's MTU and
@@ -267,6 +272,7 @@ impl TunnelConfig {
             ignore_df: self.ignore_df,
             flow_label: self.flow_label,
             encaplimit: self.encaplimit,
+            udp: self.udp,
             dev,
             mtu,
             clamp_mss: self.clamp_mss.then_some(mtu),
@@ -299,6 +305,19 @@ mod tests {
             ("ipip6", "", 1452),
             ("ip6ip6", "encaplimit = \"none\"", 1460),
             ("ipip6", "encaplimit = \"none\"", 1460),
+            // A UDP header takes eight bytes (RFC 8086).
+            ("gre", "encap = \"gre-in-udp\"", 1468),
+            (
+                "gre",
+                "encap = \"gre-in-udp\"\nkey = 1\ncsum = true\nseq = true",
+                1456,
+            ),
+            ("ip6gre", "encap = \"gre-in-udp\"", 1440),
+            (
+                "ip6gre",
+                "encap = \"gre-in-udp\"\nencaplimit = \"none\"",
+                1448,
+            ),
         ] {
             let (local, remote) = match mode {
                 "gre" | "ipip" | "sit" => ("192.0.2.1", "192.0.2.2"),

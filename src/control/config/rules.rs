@@ -69,7 +69,11 @@ pub(super) fn tunnel_beside(
         ));
     }
     // As ip_tunnel_find(), in a table per kind: the device that a tunnel is bound to tells it from another as well.
-    let identity = |t: &TunnelConfig| (t.mode, t.local, t.remote, t.ikey, t.dev.clone());
+    // Packets in UDP and packets by themselves are different ones.
+    let identity = |t: &TunnelConfig| {
+        let ends = (t.local, t.remote, t.dev.clone());
+        (t.mode, t.udp.is_some(), t.ikey, ends)
+    };
     if identity(tunnel) == identity(other) {
         let (key, expected) = match (tunnel.mode.kind().shim, tunnel.ikey) {
             (Shim::None, _) => (String::new(), "other addresses"),

@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    ConfigError, Mtu, TunnelConfig,
+    ConfigError, Mtu, TunnelConfig, encap,
     reader::{Section, Value},
     router::{DEVICE_NAME, is_device_name},
 };
@@ -35,6 +35,10 @@ const ACCEPTED: &[&str] = &[
     "tclass",
     "flowlabel",
     "encaplimit",
+    "encap",
+    "encap_sport",
+    "encap_csum",
+    "encap_csum6",
     "pmtudisc",
     "ignore_df",
     "mtu",
@@ -43,14 +47,7 @@ const ACCEPTED: &[&str] = &[
     "address",
     "routes",
 ];
-const LATER: &[&str] = &[
-    "encap",
-    "encap_sport",
-    "bridge",
-    "keepalive",
-    "nvgre",
-    "peer",
-];
+const LATER: &[&str] = &["bridge", "keepalive", "nvgre", "peer"];
 /// The kinds of this version.
 const MODES: [Mode; 6] = [
     Mode::Gre,
@@ -68,11 +65,25 @@ type Has = fn(Mode) -> bool;
 const PARTICULAR: &[(&[&str], Has)] = &[
     (
         &[
-            "key", "ikey", "okey", "csum", "icsum", "ocsum", "seq", "iseq", "oseq",
+            "key",
+            "ikey",
+            "okey",
+            "csum",
+            "icsum",
+            "ocsum",
+            "seq",
+            "iseq",
+            "oseq",
+            "encap",
+            "encap_sport",
+            "encap_csum",
         ],
         |mode| mode.kind().shim == Shim::Gre,
     ),
     (&["hoplimit", "tclass", "flowlabel", "encaplimit"], is_v6),
+    (&["encap_csum6"], |mode| {
+        is_v6(mode) && mode.kind().shim == Shim::Gre
+    }),
     (&["pmtudisc"], |mode| !is_v6(mode)),
     (&["ignore_df"], |mode| mode == Mode::Gre),
 ];
@@ -120,6 +131,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         tos: section.optional(either(section, "tos", "tclass")?, Tos::Fixed(0), tos)?,
         flow_label: section.optional("flowlabel", FlowLabel::Hash, flow_label)?,
         encaplimit: section.optional("encaplimit", default_limit, encaplimit)?,
+        udp: encap::parse(section, is_v6(mode))?,
         pmtudisc: section.optional("pmtudisc", true, |v| v.boolean())?,
         ignore_df: section.optional("ignore_df", false, |v| v.boolean())?,
         mtu: Mtu::Auto,
@@ -161,7 +173,7 @@ fn particular(section: &Section<'_>, mode: Mode) -> Result<(), ConfigError> {
 }
 
 /// The one of two names for the same thing that is there.
-fn either<'k>(
+pub(super) fn either<'k>(
     section: &Section<'_>,
     name: &'k str,
     other: &'k str,

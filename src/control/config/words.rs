@@ -15,6 +15,7 @@ const FLAGS: &[&str] = &[
     "nvgre",
     "clamp_mss",
     "encap_csum",
+    "encap_csum6",
 ];
 /// Keys that take several values: the word may come again.
 const LISTS: &[(&str, &str)] = &[

@@ -109,6 +109,7 @@ fn options(t: &TunnelReport) -> Vec<String> {
         Some(NumberOrWord::Word(word)) if word != "hash" => Some(format!("flowlabel {word}")),
         _ => None,
     });
+    words.extend(encap(t, is_v6));
     match (t.ikey, t.okey) {
         (Some(ikey), Some(okey)) if ikey == okey => words.push(format!("key {ikey}")),
         (ikey, okey) => {
@@ -143,6 +144,23 @@ fn options(t: &TunnelReport) -> Vec<String> {
     }
     if t.mtu != 0 {
         words.push(format!("mtu {}", t.mtu));
+    }
+    words
+}
+
+/// GRE in UDP, in the words of `ip -d link show`.
+fn encap(t: &TunnelReport, is_v6: bool) -> Vec<String> {
+    let Some(encap) = &t.encap else {
+        return Vec::new();
+    };
+    let mut words = vec![format!("encap {encap}")];
+    if let Some(NumberOrWord::Number(port)) = t.encap_sport {
+        words.push(format!("encap-sport {port}"));
+    }
+    match (is_v6, t.encap_csum) {
+        (false, Some(true)) => words.push("encap-csum".to_owned()),
+        (true, Some(false)) => words.push("noencap-csum6".to_owned()),
+        _ => {}
     }
     words
 }

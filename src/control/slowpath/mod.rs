@@ -16,6 +16,7 @@ mod send;
 mod stats;
 mod thread;
 mod tun;
+mod udp;
 
 pub use super::wake::Waker;
 pub use raw::RawError;
@@ -31,13 +32,16 @@ use std::{
 
 use crossbeam_channel::{Sender, unbounded};
 
-use raw::{Hears, RawReceiver};
+use raw::{Hears, Receiver};
 
 use crate::{
     datapath::{Handover, PuntSource, TunnelRecord, Wake},
     fib::Fib,
-    tunnel::{Family, TunnelId},
+    tunnel::{Family, Mode, TunnelId},
 };
+
+/// Called for every socket that is opened to receive.
+pub type SocketFilter<'f> = &'f dyn Fn(BorrowedFd<'_>, Family);
 
 /// Why the slow path did not start.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +81,7 @@ pub struct SlowSnapshot {
 
 enum Command {
     /// The tunnels, and the sockets that they need and that are not open yet.
-    Snapshot(SlowSnapshot, Vec<RawReceiver>),
+    Snapshot(SlowSnapshot, Vec<Receiver>),
     SetService(ServiceTun),
     AddTun(TunnelId, Tun),
     RemoveTun(TunnelId),
@@ -91,8 +95,9 @@ pub struct SlowPath {
     commands: Sender<Command>,
     waker: Waker,
     stats: Arc<SlowStats>,
-    /// What the thread's raw sockets hear.
+    /// What the thread's sockets hear, and those that it will have with the next snapshot.
     hears: Vec<Hears>,
+    opened: Vec<Receiver>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -112,6 +117,7 @@ impl SlowPath {
             waker,
             stats,
             hears: Vec::new(),
+            opened: Vec::new(),
             thread: Some(thread),
         })
     }
@@ -125,34 +131,47 @@ impl SlowPath {
         self.stats.clone()
     }
 
-    /// Replaces the tunnels, and opens and closes raw sockets as these need them, in the caller's network namespace.
+    /// Opens the sockets that these tunnels need and that are not open yet, in the caller's network namespace: what can be
+    /// refused comes before anything is in force. They are listened to from the next snapshot on that needs them.
     ///
     /// `filter` sees every socket right after it was opened and before anything is received from it: the place to attach a
-    /// socket filter. Over IPv4 what the socket hears begins with the IPv4 header, over IPv6 behind the IPv6 header and its
-    /// extensions. Tunnels are in force even if this fails: those without their socket receive nothing, and the next call
-    /// tries again.
-    pub fn publish(
+    /// socket filter. Over IPv4 what a raw socket hears begins with the IPv4 header, over IPv6 behind the IPv6 header and its
+    /// extensions; what a UDP socket hears, with the UDP header.
+    pub fn open(
         &mut self,
-        snapshot: SlowSnapshot,
-        filter: &dyn Fn(BorrowedFd<'_>, Family),
+        tunnels: impl Iterator<Item = (Mode, bool)>,
+        filter: SocketFilter<'_>,
     ) -> Result<(), RawError> {
-        let needed = Hears::needed(snapshot.fib.tunnels());
-        self.hears.retain(|hears| needed.contains(hears));
-        let mut opened = Vec::new();
         let mut outcome = Ok(());
-        for hears in needed {
+        for hears in tunnels.flat_map(|(mode, in_udp)| Hears::of(mode, in_udp)) {
             if self.hears.contains(&hears) {
                 continue;
             }
-            match RawReceiver::open(hears) {
+            match Receiver::open(hears) {
                 Ok(receiver) => {
                     filter(receiver.as_fd(), hears.family);
-                    opened.push(receiver);
+                    self.opened.push(receiver);
                     self.hears.push(hears);
                 }
                 Err(e) => outcome = Err(e),
             }
         }
+        outcome
+    }
+
+    /// Replaces the tunnels, and opens and closes sockets as these need them, as [`open`](Self::open) does. Tunnels are in
+    /// force even if this fails: those without their socket receive nothing, and the next call tries again.
+    pub fn publish(
+        &mut self,
+        snapshot: SlowSnapshot,
+        filter: SocketFilter<'_>,
+    ) -> Result<(), RawError> {
+        let needed = Hears::needed(snapshot.fib.tunnels());
+        self.hears.retain(|hears| needed.contains(hears));
+        self.opened.retain(|r| needed.contains(&r.hears()));
+        let tunnels = snapshot.fib.tunnels().iter();
+        let outcome = self.open(tunnels.map(|t| (t.mode, t.udp.is_some())), filter);
+        let opened = std::mem::take(&mut self.opened);
         self.command(Command::Snapshot(snapshot, opened));
         outcome
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, io, net::IpAddr, ops::ControlFlow, sync::Arc};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::Receiver as Inbox;
 use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
@@ -12,12 +12,12 @@ use rustix::{
 
 use super::{
     Command, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
-    raw::{Hears, RawReceiver},
+    raw::{Hears, Receiver},
     send::{RawSender, Sent},
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
-    packet::{self, PacketBuf, VecBuf, gre, ipv6, transport},
+    packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
     tunnel::{Family, Outer, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
 };
 
@@ -25,8 +25,8 @@ use crate::{
 const BURST: usize = 64;
 /// Bursts taken from a punt queue that is about to go, however fast a worker still fills it.
 const LAST_TURNS: usize = 64;
-/// For the longest outer header: IPv6 with the encapsulation limit, and GRE with everything.
-const HEADROOM: usize = ipv6::HEADER_LEN + 8 + gre::MAX_HEADER_LEN;
+/// For the longest outer header: IPv6 with the encapsulation limit, UDP, and GRE with everything.
+const HEADROOM: usize = ipv6::HEADER_LEN + 8 + udp::HEADER_LEN + gre::MAX_HEADER_LEN;
 /// The largest IP packet: an IPv6 header and what its length field can say.
 const MAX_PACKET: usize = ipv6::HEADER_LEN + 65_535;
 
@@ -38,7 +38,7 @@ const RECEIVERS: u64 = 1 << 32;
 pub(super) struct Engine {
     epoll: OwnedFd,
     waker: Waker,
-    receivers: Vec<RawReceiver>,
+    receivers: Vec<Receiver>,
     sender: RawSender,
     service: Option<ServiceTun>,
     tuns: HashMap<TunnelId, Tun>,
@@ -73,7 +73,7 @@ impl Engine {
         })
     }
 
-    pub(super) fn run(mut self, inbox: &Receiver<Command>) {
+    pub(super) fn run(mut self, inbox: &Inbox<Command>) {
         let mut buf = VecBuf::with_capacity(HEADROOM, MAX_PACKET);
         let mut events = Vec::with_capacity(BURST);
         let mut busy = false;
@@ -108,6 +108,8 @@ impl Engine {
         match command {
             Command::Snapshot(snapshot, opened) => {
                 self.change_receivers(&Hears::needed(snapshot.fib.tunnels()), opened);
+                let receivers = self.receivers.iter();
+                receivers.for_each(|receiver| receiver.follow(snapshot.fib.tunnels()));
                 self.snapshot = snapshot;
                 self.sender.forget();
             }
@@ -133,7 +135,7 @@ impl Engine {
     }
 
     /// Closes the sockets that hear what is not needed, and listens to new ones.
-    fn change_receivers(&mut self, needed: &[Hears], opened: Vec<RawReceiver>) {
+    fn change_receivers(&mut self, needed: &[Hears], opened: Vec<Receiver>) {
         // A closed descriptor leaves the epoll set by itself.
         self.receivers.retain(|r| needed.contains(&r.hears()));
         for receiver in opened {
@@ -247,7 +249,7 @@ impl Engine {
 
     /// Outer packets that the kernel received.
     fn receive(&mut self, socket: u64, buf: &mut VecBuf) {
-        let found = |r: &RawReceiver| number(r.hears()) == socket;
+        let found = |r: &Receiver| number(r.hears()) == socket;
         let Some(at) = self.receivers.iter().position(found) else {
             return;
         };

@@ -30,6 +30,16 @@ pub enum Family {
     V6,
 }
 
+impl Family {
+    /// The protocol's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        }
+    }
+}
+
 /// What stands between the outer IP header and the inner packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shim {
