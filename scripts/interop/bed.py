@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from places import Failed, Namespace, Place, boot
-from table import WAN
+from table import UDP_PORT, WAN
 
 DEVICE = "t0"
 # Of a TCP connection each way: enough to tell the paths apart. A virtual machine without KVM takes some time for it.
@@ -119,6 +119,10 @@ class Bed:
         self.set_mtu(tunnel.wan)
         self.start(self.configuration(tunnel, xdp))
         family = tunnel.kind.delivery
+        if "encap" in tunnel.options:
+            # GRO merges the packets, and fou_udp_recv() refuses the merged ones (seen on 6.1, between two kernels as well).
+            port = f"port {UDP_PORT}" + (" -6" if family == 6 else "")
+            self.b.router.must(f"ethtool -K {self.b.wan} gro off; ip fou del {port} 2>/dev/null || true; ip fou add {port} ipproto 47")
         self.b.router.must(f"ip link add {DEVICE} {tunnel.link(self.b.outer[family], self.a.outer[family])};"
                            f"echo 0 >/proc/sys/net/ipv6/conf/{DEVICE}/accept_dad 2>/dev/null || true; ip link set {DEVICE} up;"
                            + "".join(f"ip addr add {self.b.tunnel[version]}/{PREFIX[version]} dev {DEVICE};"
@@ -170,7 +174,7 @@ class Bed:
     def down(self):
         """Takes the tunnel away at both ends; what they have learned about the path goes too."""
         forget = "ip route flush cache; ip -6 route flush cache"
-        self.b.router.run(f"ip link del {DEVICE}; {forget}")
+        self.b.router.run(f"ip link del {DEVICE}; ethtool -K {self.b.wan} gro on; {forget}")
         if self.process:
             self.process.send_signal(signal.SIGTERM)
             try:

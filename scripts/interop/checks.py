@@ -94,9 +94,12 @@ def check_path(bed, tunnel, _):
         except AssertionError as why:
             complaints[end.name] = str(why)
         bed.underlay.must(route.replace("replace", "del"))
-    assert bed.b.name not in complaints, complaints[bed.b.name]
-    if complaints:
+    # An ICMPv6 error about UDP finds no tunnel: __udp6_lib_err() looks for a socket, and fou's has no encap_err_lookup.
+    known = tunnel.kind.delivery == 6 and "encap" in tunnel.options
+    assert known or bed.b.name not in complaints, complaints[bed.b.name]
+    if bed.a.name in complaints:
         raise Later(complaints[bed.a.name])
+    return "the kernel does not learn the path's MTU for GRE in UDP over IPv6" if complaints else None
 
 
 def check_tcp(bed, tunnel, _):

@@ -3,9 +3,9 @@
 # Sourced, never run.
 
 # All that a tunnel endpoint with a network behind it needs; what these depend on comes along.
-GUEST_MODULES=(virtio_pci virtio_net virtio_console veth ip_gre ip6_gre ipip sit ip6_tunnel)
+GUEST_MODULES=(virtio_pci virtio_net virtio_console veth ip_gre ip6_gre ipip sit ip6_tunnel fou fou6)
 # Not busybox's: its ip knows no tunnel types, its ping no DF, and its sh would prefer both to these.
-GUEST_PROGRAMS=(dash ip ping)
+GUEST_PROGRAMS=(dash ip ping ethtool)
 
 # Unpacks packages "${@:2}" into directory $1 of the cache, once.
 unpack_packages() {

@@ -9,11 +9,13 @@ import time
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 
-from scapy.all import (GRE, ICMP, IP, ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, Ether, Raw, conf)  # noqa: E402
+from scapy.all import (GRE, ICMP, IP, ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, Ether, Raw, UDP, bind_layers, conf)  # noqa: E402
 
 from bed import DEVICE  # noqa: E402
+from table import UDP_PORT  # noqa: E402
 
 conf.ipv6_enabled = True
+bind_layers(UDP, GRE, dport=UDP_PORT)
 GRE_VERSIONS = {4: 0x0800, 6: 0x86DD}
 
 
@@ -45,6 +47,10 @@ class Reply:
                 seen["flow label"] = "copied" if outer.fl == self.inner.fl else "another"
             elif label and label != "inherit":
                 seen["flow label"] = outer.fl
+        if "encap" in tunnel.options:
+            udp, port = outer[UDP], tunnel.options.get("encap-sport")
+            seen["source port"] = udp.sport if port else "high" if udp.sport >= 32768 else "low"
+            seen["UDP checksum"] = bool(udp.chksum)
         return seen
 
 
@@ -110,6 +116,9 @@ class Prober:
             if self.expects("seq"):
                 fields |= {"seqnum_present": 1, "seqence_number": self.sequence() if sequence is None else sequence}
             inner = GRE(**fields | twist) / inner
+        if "encap" in self.tunnel.options:
+            protocol = 17
+            inner = UDP(sport=50001, dport=UDP_PORT) / inner
         source, target = self.end.other.outer, self.end.outer
         if kind.delivery == 4:
             outer = IP(src=source[4], dst=target[4], proto=protocol, tos=outer_tos, ttl=60, flags="DF")

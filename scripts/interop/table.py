@@ -19,6 +19,8 @@ TUNNELS = [
     "gre ttl 255 tos 0xb8",
     "gre nopmtudisc",
     "gre nopmtudisc ignore-df",
+    "gre encap fou",
+    "gre encap fou encap-sport 50000 encap-csum key 42 csum seq",
     "gre mtu 576",
     "gre wan 1280",
     "gre wan 3500",
@@ -30,6 +32,8 @@ TUNNELS = [
     "ip6gre key 42 csum seq",
     "ip6gre hoplimit 7 tclass inherit flowlabel inherit",
     "ip6gre tclass 0xb8 flowlabel 0x12345",
+    "ip6gre encap fou encap-udp6-csum",
+    "ip6gre encap fou noencap-udp6-csum key 42 csum seq",
     "ip6gretap",
     "ip6gretap encaplimit none key 42 csum seq",
     "ipip",
@@ -50,9 +54,11 @@ SLOW = [
     "gre key 42 csum seq",
     "gre ttl 64 tos inherit",
     "gre nopmtudisc",
+    "gre encap fou",
     "gretap",
     "ip6gre",
     "ip6gre key 42 csum seq",
+    "ip6gre encap fou encap-udp6-csum",
     "ip6gretap",
     "ipip",
     "sit",
@@ -85,7 +91,11 @@ KINDS = {
 
 # Words without a value, and Greyhound's key for each.
 FLAGS = {name: f"{name} = true" for name in ("csum", "icsum", "ocsum", "seq", "iseq", "oseq")} | {
-    "nopmtudisc": "pmtudisc = false", "ignore-df": "ignore_df = true"}
+    "nopmtudisc": "pmtudisc = false", "ignore-df": "ignore_df = true", "encap-csum": "encap_csum = true",
+    "encap-udp6-csum": "encap_csum6 = true", "noencap-udp6-csum": "encap_csum6 = false"}
+# GRE in UDP (RFC 8086). Linux's receiver is not the tunnel's, and is made beside it.
+UDP_PORT = 4754
+FOU = f"fou encap-dport {UDP_PORT}"
 MIRRORED = {f"{a}{name}": f"{b}{name}" for name in ("key", "csum", "seq") for a, b in ("io", "oi")}
 # The smallest MTU that an IPv6 link may have: below it the kernel takes IPv6 off the device.
 IPV6_MIN = 1280
@@ -114,7 +124,8 @@ class Tunnel:
     def link(self, local, remote):
         """What follows `ip link add NAME` at the kernel's end."""
         mtu = f"mtu {self.mtu} " if self.mtu else ""
-        words = [MIRRORED.get(word, word) + ("" if value is True else f" {value}") for word, value in self.options.items()]
+        values = {word: "" if value is True else FOU if word == "encap" else value for word, value in self.options.items()}
+        words = [f"{MIRRORED.get(word, word)} {value}" for word, value in values.items()]
         return f"{mtu}type {self.kind.link} local {local} remote {remote} {' '.join(words)}"
 
     def config(self):
@@ -123,7 +134,10 @@ class Tunnel:
         for word, value in self.options.items():
             if word in FLAGS:
                 yield FLAGS[word]
+            elif word == "encap":
+                yield 'encap = "gre-in-udp"'
             else:
+                word = word.replace("-", "_")
                 yield f"{word} = {value}" if value[0].isdigit() else f'{word} = "{value}"'
 
     def leaves_df(self, version):
