@@ -79,6 +79,13 @@ struct {
 } prefixes6 SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct steer_hop);
+} hops SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, STEER_REASON_COUNT);
 	__type(key, __u32);
@@ -106,6 +113,11 @@ static __always_inline bool martian6(const struct in6_addr *address)
 	return (word[0] | word[1]) == 0 ||
 	       (word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000) ||
 	       (word[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+static __always_inline bool group4(__be32 address)
+{
+	return (address & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);
 }
 
 static __always_inline bool known_tunnel4(struct steer_tunnel4 *tunnel, __u32 flags)
@@ -260,11 +272,16 @@ static __always_inline enum steer_reason underlay6(struct cursor cursor, const s
 static __always_inline enum steer_reason judge_route(const struct steer_route *route, __u32 length,
 						     enum steer_reason otherwise)
 {
+	const struct steer_hop *hop;
+	__u32 number;
+
 	if (!route)
 		return otherwise;
-	if (!route->mtu)
+	number = route->hop;
+	hop = bpf_map_lookup_elem(&hops, &number);
+	if (!hop || !hop->mtu)
 		return STEER_kernel_route;
-	if (length > route->mtu)
+	if (length > hop->mtu)
 		return STEER_too_big;
 	return STEER_redirected_overlay;
 }
@@ -287,7 +304,7 @@ static __always_inline enum steer_reason overlay4(const struct iphdr *ip, __u32 
 
 	if (!(port_flags & STEER_PORT_FORWARD4))
 		return STEER_forwarding_off;
-	if ((ip->daddr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000))
+	if (group4(ip->daddr))
 		return STEER_multicast;
 	if (martian4(ip->daddr) || martian4(ip->saddr))
 		return STEER_martian;
@@ -299,7 +316,9 @@ static __always_inline enum steer_reason overlay4(const struct iphdr *ip, __u32 
 	return reason;
 }
 
-static __always_inline enum steer_reason judge4(struct cursor cursor, __u32 port_flags)
+/* `to_group`: the frame is for many, and only a packet to a tunnel's group is ours. */
+static __always_inline enum steer_reason judge4(struct cursor cursor, __u32 port_flags,
+						bool to_group)
 {
 	const struct iphdr *ip = take(&cursor, struct iphdr);
 	enum steer_reason reason = STEER_no_route;
@@ -319,6 +338,8 @@ static __always_inline enum steer_reason judge4(struct cursor cursor, __u32 port
 		return STEER_fragment;
 	if (!ipv4_checksum_good(ip))
 		return STEER_bad_checksum;
+	if (to_group && !group4(ip->daddr))
+		return STEER_other_mac;
 
 	if (port_flags & STEER_PORT_UNDERLAY) {
 		reason = underlay4(cursor, ip, length, port_flags);
@@ -359,7 +380,8 @@ static __always_inline enum steer_reason overlay6(const struct ipv6hdr *ip, __u3
 	return reason;
 }
 
-static __always_inline enum steer_reason judge6(struct cursor cursor, __u32 port_flags)
+static __always_inline enum steer_reason judge6(struct cursor cursor, __u32 port_flags,
+						bool to_group)
 {
 	const struct ipv6hdr *ip = take(&cursor, struct ipv6hdr);
 	enum steer_reason reason = STEER_no_route;
@@ -370,6 +392,8 @@ static __always_inline enum steer_reason judge6(struct cursor cursor, __u32 port
 	length = length_field(ip->payload_len);
 	if (cursor.at + length > cursor.end)
 		return STEER_bad_header;
+	if (to_group && ip->daddr.in6_u.u6_addr8[0] != 0xff)
+		return STEER_other_mac;
 	if (port_flags & STEER_PORT_UNDERLAY) {
 		reason = underlay6(cursor, ip, length, port_flags);
 		if (reason == STEER_redirected_underlay)
@@ -396,6 +420,9 @@ static __always_inline enum steer_reason judge(struct xdp_md *ctx, const struct 
 		.end = (const void *)(long)ctx->data_end,
 	};
 	const struct ethhdr *ethernet = take(&cursor, struct ethhdr);
+	__u32 flags = port->flags;
+	bool to_group = false;
+	enum steer_reason reason;
 
 	if (!(port->flags & (STEER_PORT_UNDERLAY | STEER_PORT_OVERLAY)))
 		return STEER_port_off;
@@ -406,11 +433,18 @@ static __always_inline enum steer_reason judge(struct xdp_md *ctx, const struct 
 		return STEER_vlan_tag;
 	if (ethernet->h_proto != bpf_htons(ETH_P_IP) && ethernet->h_proto != bpf_htons(ETH_P_IPV6))
 		return STEER_not_ip;
-	if (!own_mac(ethernet, port))
-		return STEER_other_mac;
+	if (!own_mac(ethernet, port)) {
+		/* The overlay's multicast is the kernel's. */
+		flags &= ~STEER_PORT_OVERLAY;
+		to_group = flags & STEER_PORT_GROUPS && ethernet->h_dest[0] & 1;
+		if (!to_group)
+			return STEER_other_mac;
+	}
 	if (ethernet->h_proto == bpf_htons(ETH_P_IP))
-		return judge4(cursor, port->flags);
-	return judge6(cursor, port->flags);
+		reason = judge4(cursor, flags, to_group);
+	else
+		reason = judge6(cursor, flags, to_group);
+	return to_group && reason != STEER_redirected_underlay ? STEER_other_mac : reason;
 }
 
 /* Only a plain "there is none" lets the frame go on: a tag must never be lost. */

@@ -55,6 +55,8 @@ enum steer_port_flags {
 	STEER_PORT_ANY_REMOTE = 1 << 5,
 	/* The same over IPv6. */
 	STEER_PORT_ANY_REMOTE6 = 1 << 6,
+	/* Some tunnel receives what is sent to a group. */
+	STEER_PORT_GROUPS = 1 << 9,
 };
 
 /* The device that a program is attached to; each attachment has its own. */
@@ -116,8 +118,13 @@ struct steer_prefix6 {
 	__be32 address[4];
 };
 
-/* Where a prefix leads: into a tunnel that takes packets of up to mtu bytes, or with mtu 0 to the kernel. */
+/* Where a prefix leads: to the hop of that number. Hop 0 is the kernel. */
 struct steer_route {
+	__u32 hop;
+};
+
+/* Into a tunnel that takes packets of up to mtu bytes, or with mtu 0 to the kernel. Many prefixes share a hop. */
+struct steer_hop {
 	__u32 mtu;
 };
 

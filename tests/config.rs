@@ -326,7 +326,7 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
 
 const TUNNEL_KEYS: &str = "name, mode, local, remote, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, tos, \
      tclass, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, clamp_mss, dev, \
-     address, routes";
+     address, routes, peer";
 const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
@@ -443,12 +443,12 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
         r#"7: local = "224.0.0.5": expected a unicast IPv4 address, not multicast, loopback, broadcast or zero"#,
     ),
     (
-        "remote",
-        "4: a tunnel without remote is not available in this version; accepted: remote = a unicast IPv4 address",
+        "remote = \"here\"",
+        r#"8: remote = "here": expected a unicast IPv4 address or a multicast group"#,
     ),
     (
-        "remote = \"239.1.1.1\"",
-        r#"8: remote = "239.1.1.1": multicast groups are not available in this version; accepted: a unicast IPv4 address"#,
+        "remote = \"ff05::1\"",
+        r#"8: remote = "ff05::1": wrong family for mode gre: expected a group such as 239.1.1.1"#,
     ),
     (
         "remote = \"255.255.255.255\"",
@@ -590,10 +590,6 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
     (
         "keepalive = { interval = 10, retries = 3 }",
         "9: keepalive is not available in this version; accepted: {tunnel}",
-    ),
-    (
-        "peer = []",
-        "9: peer is not available in this version; accepted: {tunnel}",
     ),
     (
         "ignore-df = true",
@@ -760,17 +756,17 @@ const BROKEN_KINDS: &[(&str, &[&str], &str)] = &[
     (
         "sit",
         &["remote = \"2001:db8::2\""],
-        r#"8: remote = "2001:db8::2": wrong family for mode sit: expected a unicast IPv4 address"#,
+        r#"8: remote = "2001:db8::2": wrong family for mode sit: expected a unicast IPv4 address or a multicast group"#,
     ),
     (
         "ipip6",
-        &["remote"],
-        "4: a tunnel without remote is not available in this version; accepted: remote = a unicast IPv6 address",
+        &["remote = \"239.1.1.1\""],
+        r#"8: remote = "239.1.1.1": wrong family for mode ipip6: expected a group such as ff05::4242"#,
     ),
     (
         "ip6gre",
-        &["remote = \"ff05::1\""],
-        r#"8: remote = "ff05::1": multicast groups are not available in this version; accepted: a unicast IPv6 address"#,
+        &["remote = \"ff01::1\""],
+        r#"8: remote = "ff01::1": expected a group whose packets leave the host, such as ff05::4242"#,
     ),
     (
         "ip6gre",
@@ -864,6 +860,159 @@ fn every_combination_that_cannot_be_gets_its_line() {
         let complaint = format!("{line}: tunnel \"gre1\": {complaint}");
         assert_eq!(refusal(&kind(mode, edits)), complaint);
     }
+}
+
+/// A tunnel of this kind without a remote, and with these tables behind it; the first `[[tunnel.peer]]` is line 8, its
+/// keys follow.
+fn many(mode: &str, edits: &[&str], peers: &[&str]) -> String {
+    let mut text = kind(mode, &[&["remote"], edits].concat());
+    for peer in peers {
+        text += &format!("[[tunnel.peer]]\n{peer}\n");
+    }
+    text
+}
+
+#[test]
+fn a_tunnel_without_a_remote_has_peers() {
+    let peers = [
+        "address = \"172.16.0.3\"\nremote = \"192.0.2.3\"",
+        "address = \"10.0.3.0/24\"\nremote = \"192.0.2.3\"",
+        "address = \"fd00::/64\"\nremote = \"192.0.2.4\"",
+    ];
+    let config = parse(&many("gre", &[], &peers)).unwrap();
+    let tunnel = &config.tunnels[0];
+    assert_eq!(tunnel.remote, IpAddr::from(Ipv4Addr::UNSPECIFIED));
+    let known: Vec<String> = (tunnel.peers.iter())
+        .map(|(inner, outer)| format!("{inner} {outer}"))
+        .collect();
+    assert_eq!(
+        known,
+        [
+            "10.0.3.0/24 192.0.2.3",
+            "172.16.0.3/32 192.0.2.3",
+            "fd00::/64 192.0.2.4"
+        ]
+    );
+    // Routes can name them all.
+    for mode in ["gre", "ip6gre", "ipip", "sit", "ip6ip6", "ipip6"] {
+        let config = parse(&many(mode, &[], &[])).unwrap();
+        let remote = config.tunnels[0].remote;
+        assert!(remote.is_unspecified() && remote.is_ipv6() == mode.contains("6") || mode == "sit");
+    }
+    let v6 = "address = \"10.0.3.0/24\"\nremote = \"2001:db8::3\"";
+    parse(&many("ip6gre", &[], &[v6])).unwrap();
+    let near = "address = \"::/0\"\nremote = \"fe80::3\"";
+    parse(&many("ip6ip6", &["dev = \"eth0\""], &[near])).unwrap();
+}
+
+#[test]
+fn every_broken_peer_gets_its_line() {
+    let good = "address = \"172.16.0.3\"\nremote = \"192.0.2.3\"";
+    let with_peers = |peers: &[&str]| many("gre", &[], peers);
+    let one = |address: &str, remote: &str| {
+        with_peers(&[&format!("address = {address}\nremote = {remote}")])
+    };
+    let inner = r#"an inner address or prefix such as "172.16.0.3" or "10.0.3.0/24""#;
+    for (text, complaint) in [
+        (
+            kind("gre", &[]) + "[[tunnel.peer]]\n" + good,
+            "9: tunnel \"gre1\": peer number 1: not beside remote: expected no remote, which then each peer has".to_owned(),
+        ),
+        (
+            with_peers(&[good, &format!("{good}\nmetric = 1")]),
+            "14: tunnel \"gre1\": peer number 2: unknown key \"metric\"; accepted: address, remote".to_owned(),
+        ),
+        (
+            with_peers(&["adress = \"172.16.0.3\""]),
+            "9: tunnel \"gre1\": peer number 1: unknown key \"adress\" (did you mean address?); accepted: address, remote".to_owned(),
+        ),
+        (
+            with_peers(&["remote = \"192.0.2.3\""]),
+            format!("8: tunnel \"gre1\": peer number 1: address is missing: expected {inner}"),
+        ),
+        (
+            with_peers(&["address = \"172.16.0.3\""]),
+            "8: tunnel \"gre1\": peer number 1: remote is missing: expected a unicast IPv4 address".to_owned(),
+        ),
+        (
+            one("7", "\"192.0.2.3\""),
+            format!("9: tunnel \"gre1\": peer number 1: address = 7: expected {inner}"),
+        ),
+        (
+            one("\"10.0.3.1/24\"", "\"192.0.2.3\""),
+            "9: tunnel \"gre1\": peer number 1: address = \"10.0.3.1/24\": host bits are set: expected 10.0.3.0/24".to_owned(),
+        ),
+        (
+            one("\"224.0.0.5\"", "\"192.0.2.3\""),
+            format!("9: tunnel \"gre1\": peer number 1: address = \"224.0.0.5\": expected {inner}, not multicast: such packets go to each peer"),
+        ),
+        (
+            one("\"172.16.0.3\"", "\"2001:db8::3\""),
+            "10: tunnel \"gre1\": peer number 1: remote = \"2001:db8::3\": wrong family for mode gre: expected a unicast IPv4 address".to_owned(),
+        ),
+        (
+            one("\"172.16.0.3\"", "\"239.1.1.1\""),
+            "10: tunnel \"gre1\": peer number 1: remote = \"239.1.1.1\": expected a unicast IPv4 address, not multicast, loopback, broadcast or zero".to_owned(),
+        ),
+        (
+            one("\"172.16.0.3\"", "\"192.0.2.1\""),
+            "10: tunnel \"gre1\": peer number 1: remote = \"192.0.2.1\": same as local: expected the other end's address".to_owned(),
+        ),
+        (
+            with_peers(&[good, "address = \"172.16.0.3/32\"\nremote = \"192.0.2.4\""]),
+            "12: tunnel \"gre1\": peer number 2: address = \"172.16.0.3/32\": another peer's already: expected each address once".to_owned(),
+        ),
+        (
+            with_peers(&[]) + "peer = 3\n",
+            "8: tunnel \"gre1\": expected [[peer]] in double brackets, once per peer".to_owned(),
+        ),
+        (
+            many("ipip", &[], &["address = \"fd00::3\"\nremote = \"192.0.2.3\""]),
+            "9: tunnel \"gre1\": peer number 1: address = \"fd00::3\": mode ipip does not carry that family".to_owned(),
+        ),
+        (
+            many("ip6ip6", &[], &["address = \"10.0.0.3\"\nremote = \"2001:db8::3\""]),
+            "9: tunnel \"gre1\": peer number 1: address = \"10.0.0.3\": mode ip6ip6 does not carry that family".to_owned(),
+        ),
+        (
+            many("ip6gre", &[], &["address = \"10.0.0.3\"\nremote = \"fe80::3\""]),
+            "10: tunnel \"gre1\": peer number 1: remote = \"fe80::3\": link-local: expected dev beside it, the underlay device".to_owned(),
+        ),
+    ] {
+        assert_eq!(refusal(&text), complaint);
+    }
+}
+
+#[test]
+fn two_tunnels_without_a_remote_need_different_keys() {
+    let second = |lines: &str| {
+        let first = many("gre", &["address = [\"10.0.0.1/30\"]"], &[]);
+        first + "[[tunnel]]\nname = \"gre2\"\nmode = \"gre\"\nlocal = \"192.0.2.1\"\n" + lines
+    };
+    assert_eq!(
+        refusal(&second("")),
+        "9: tunnel \"gre2\": local 192.0.2.1, remote any and no key are those of tunnel \"gre1\": expected another ikey"
+    );
+    parse(&second("key = 1")).unwrap();
+    parse(&second("remote = \"192.0.2.2\"")).unwrap();
+}
+
+#[test]
+fn a_group_is_joined_on_one_device() {
+    for (mode, group) in [("gre", "239.1.1.1"), ("ip6gre", "ff05::4242")] {
+        let remote = format!("remote = \"{group}\"");
+        let config = parse(&kind(mode, &[&remote])).unwrap();
+        let tunnel = &config.tunnels[0];
+        assert_eq!(tunnel.remote.to_string(), group);
+        assert_eq!(tunnel.dev.as_deref(), Some("eth0"));
+    }
+    let two = |edits: &[&str]| with(&["underlay = [\"eth0\", \"eth2\"]"], edits);
+    assert_eq!(
+        refusal(&two(&["remote = \"239.1.1.1\""])),
+        "8: tunnel \"gre1\": remote = \"239.1.1.1\": a group is joined on one device: expected dev beside it, one of eth0, eth2"
+    );
+    let config = parse(&two(&["remote = \"239.1.1.1\"", "dev = \"eth2\""])).unwrap();
+    assert_eq!(config.tunnels[0].dev.as_deref(), Some("eth2"));
 }
 
 #[test]

@@ -45,8 +45,11 @@ use rustix::{
 
 fn fib(tunnels: impl IntoIterator<Item = Tunnel>) -> Arc<Fib> {
     let tunnels = tunnels.into_iter().map(|t| (t, Egress::default()));
-    Arc::new(Fib::new(Vec::new(), tunnels, RouteTable::default()))
+    Arc::new(Fib::new(Vec::new(), tunnels, &RouteTable::default()))
 }
+
+#[path = "slowpath/peers.rs"]
+mod peers;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -77,7 +80,7 @@ def wait(match):
 
 def evaluate(expression, raw=bytes(50)):
     number = lambda at: int.from_bytes(raw[at:at + 2], "big")
-    return eval(expression, globals(), {"id": number(4), "inner": number(28)})
+    return eval(expression, globals(), {"id": number(4), "inner": number(28), "inner6": number(48)})
 
 def want(expression):
     def match(raw):
@@ -87,6 +90,19 @@ def want(expression):
             seen.remove(raw)
             return "ok"
     return wait(match)
+
+def want_to(words):
+    mac, expression = words.split(" ", 1)
+    def match(raw):
+        if raw[:6] == mac2str(mac) and raw[14:] == bytes(evaluate(expression, raw[14:])):
+            seen.remove(raw)
+            return "ok"
+    return wait(match)
+
+def send_to(words):
+    mac, expression = words.split(" ", 1)
+    sock.send(Ether(dst=mac) / evaluate(expression))
+    return "ok"
 
 def want_fragments(expression):
     pieces = []
@@ -268,8 +284,26 @@ impl Judge {
         assert_eq!(self.ask("send", expression), "ok", "{expression}");
     }
 
+    /// B sends this packet in a frame to this link address.
+    fn send_to(&mut self, mac: &str, expression: &str) {
+        assert_eq!(
+            self.ask("send_to", &format!("{mac} {expression}")),
+            "ok",
+            "{expression}"
+        );
+    }
+
+    /// As [`want`](Self::want), in a frame to this link address.
+    fn want_to(&mut self, mac: &str, expression: &str) {
+        assert_eq!(
+            self.ask("want_to", &format!("{mac} {expression}")),
+            "ok",
+            "{expression}"
+        );
+    }
+
     /// This packet comes to B, byte for byte. `id` stands for whatever its identification is, `inner` for that of the
-    /// packet inside.
+    /// packet inside, `inner6` the same over IPv6.
     fn want(&mut self, expression: &str) {
         assert_eq!(self.ask("want", expression), "ok", "{expression}");
     }
@@ -352,9 +386,18 @@ impl Router {
 
     /// All of them keep the same record.
     fn publish_all<const N: usize>(&mut self, tunnels: [Tunnel; N], owner: Option<Owner>) {
+        self.publish_as(fib(tunnels), owner);
+    }
+
+    fn publish_fib<const N: usize>(&mut self, tunnels: [Tunnel; N], routes: RouteTable) {
+        let tunnels = tunnels.map(|t| (t, Egress::default()));
+        self.publish_as(Arc::new(Fib::new(Vec::new(), tunnels, &routes)), None);
+    }
+
+    fn publish_as(&mut self, fib: Arc<Fib>, owner: Option<Owner>) {
         let snapshot = SlowSnapshot {
-            fib: fib(tunnels),
-            records: vec![Some(self.record.clone()); N],
+            records: vec![Some(self.record.clone()); fib.tunnels().iter().count()],
+            fib,
             owner,
         };
         self.slow.publish(snapshot, &|_, _| {}).unwrap();

@@ -13,6 +13,8 @@ mod devices;
 mod family;
 #[path = "steering/frames.rs"]
 mod frames;
+#[path = "steering/groups.rs"]
+mod groups;
 #[path = "steering/host.rs"]
 mod host;
 #[path = "steering/maps.rs"]

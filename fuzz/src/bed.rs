@@ -211,19 +211,16 @@ impl Bed {
             let tunnel = tunnel.clone();
             (Tunnel { up, ..tunnel }, egress)
         });
-        let mut fib = Fib::new(ports(), with_egress, routes);
-        for tunnel in &tunnels {
-            // The other peer is not resolved.
-            let first = end(tunnel.mode.kind().underlay, 101);
-            fib.add_peer(tunnel.id, first, adjacency);
-        }
+        let mut fib = Fib::new(ports(), with_egress, &routes);
+        // The other peer is not resolved.
+        let first = |tunnel: &Tunnel| (tunnel.id, end(tunnel.mode.kind().underlay, 101));
+        fib.set_peers(tunnels.iter().map(|tunnel| (first(tunnel), adjacency)));
         for (port, net) in [(OVERLAY, 1), (BOTH, 3), (ODD, 4)] {
             fib.add_neighbour(port, IpAddr::from([10, net, 0, 2]), HOST);
             fib.add_neighbour(port, v6_host(u16::from(net)), HOST);
         }
-        for own in ["10.1.0.1", "10.9.0.1", "fd01::1", "fd09::1"] {
-            fib.add_own(own.parse().expect("an address"));
-        }
+        let own = ["10.1.0.1", "10.9.0.1", "fd01::1", "fd09::1"];
+        fib.set_own(own.map(|own| own.parse().expect("an address")));
         Bed {
             fib: Arc::new(fib),
             names,
@@ -323,7 +320,7 @@ fn routes(tunnels: &[Tunnel]) -> RouteTable {
     let mut add = |prefix: &str, hop| routes.insert(prefix.parse().expect("a prefix"), hop);
     for (port, net, mtu) in [(OVERLAY, 1, 1500), (BOTH, 3, 1500), (ODD, 4, 600)] {
         let hop = NextHop::Connected { port, mtu };
-        add(&format!("10.{net}.0.0/24"), hop);
+        add(&format!("10.{net}.0.0/24"), hop.clone());
         add(&format!("fd0{net}::/64"), hop);
     }
     for own in ["10.1.0.1/32", "10.9.0.1/32", "fd01::1/128", "fd09::1/128"] {
@@ -343,7 +340,7 @@ fn routes(tunnels: &[Tunnel]) -> RouteTable {
             gateway: None,
             mtu: tunnel.mtu,
         };
-        add(&format!("{}/24", behind(number, false)), hop);
+        add(&format!("{}/24", behind(number, false)), hop.clone());
         add(&format!("{}/64", behind(number, true)), hop);
     }
     routes

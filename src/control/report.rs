@@ -55,12 +55,14 @@ pub struct TunnelReport {
     pub name: String,
     pub mode: String,
     pub local: String,
+    /// An address, a group, or `any` where peers and routes say it.
     pub remote: String,
-    /// `up`, `down`, `no-route` (the remote cannot be reached) or `unresolved` (its next hop has no link address yet).
+    /// `up`, `down`, `no-route` (the remote cannot be reached) or `unresolved` (its next hop has no link address yet). Without a
+    /// remote: `up` or `down`, as the device.
     pub state: String,
     /// The tunnel device's MTU, in bytes; 0 when there is no device.
     pub mtu: u32,
-    /// The MTU of the way to the remote, in bytes; 0 as long as there is none.
+    /// The MTU of the way to the remote, or the narrowest to a peer, in bytes; 0 as long as there is none.
     pub underlay_mtu: u32,
     /// What encapsulation adds, outermost header first.
     pub overhead: Vec<HeaderReport>,
@@ -95,6 +97,9 @@ pub struct TunnelReport {
     pub dev: Option<String>,
     /// Where the outer packets go, as far as it is known.
     pub next_hop: Option<NextHopReport>,
+    /// The other ends of a tunnel without a remote.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerReport>,
     /// Came out of the tunnel (decapsulated), on both paths.
     pub rx: Traffic,
     /// Went into the tunnel, on both paths.
@@ -113,6 +118,18 @@ pub struct HeaderReport {
     /// `IPv4`, `IPv6`, `limit` (the encapsulation limit's destination options), `UDP` or `GRE`.
     pub header: String,
     pub bytes: usize,
+}
+
+/// One of the other ends of a tunnel without a remote.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerReport {
+    /// The inner prefix in the peer table; none where a route's gateway is the remote.
+    pub address: Option<String>,
+    pub remote: String,
+    /// `up`, `no-route` or `unresolved`, as a tunnel's.
+    pub state: String,
+    pub next_hop: Option<NextHopReport>,
 }
 
 /// A next hop, as the kernel knows it.
@@ -280,7 +297,10 @@ impl From<&TunnelConfig> for TunnelReport {
             name: tunnel.name.clone(),
             mode: tunnel.mode.as_str().to_owned(),
             local: tunnel.local.to_string(),
-            remote: tunnel.remote.to_string(),
+            remote: match tunnel.remote.is_unspecified() {
+                true => "any".to_owned(),
+                false => tunnel.remote.to_string(),
+            },
             state: "down".to_owned(),
             ikey: tunnel.ikey,
             okey: tunnel.okey,

@@ -13,10 +13,10 @@ use std::{
 
 use super::{
     claim::Claims,
-    compile::{Compiled, TunnelDevice, TunnelStatus, compile},
+    compile::{Compiled, Compiler, Input, TunnelDevice, TunnelStatus},
     config::{Config, RouterConfig, TunnelConfig, XdpMode},
     fastpath::{self, FastPath, FoundDevice},
-    mirror::{Nud, Parts, State},
+    mirror::{Nud, Parts, State, Touched},
     netlink::Device,
     report::{MirrorReport, Statistics, Status},
     run::{KernelRequest, RunError, find_devices},
@@ -26,9 +26,8 @@ use super::{
     tunnels::{TunnelEntry, TunnelError},
 };
 use crate::{
-    fib::RouteTable,
     tunnel::Family,
-    xdp::{Limits, Plan, Steer},
+    xdp::{Limits, Plan, PrefixPlan, Steer},
 };
 
 /// How many routers can share a network namespace: each has a service device of its own, greyhound0 and so on.
@@ -65,8 +64,9 @@ pub(super) struct Router {
     refused: Option<Refused>,
     /// Names of the devices that outer packets leave by.
     outgoing: BTreeMap<u32, Box<str>>,
-    /// The routes in force.
-    routes: Arc<RouteTable>,
+    compiler: Compiler,
+    /// What the compiler has not been told of the mirror's changes.
+    touched: Touched,
     pub(super) mirror: MirrorReport,
     claims: Claims,
 }
@@ -128,7 +128,8 @@ impl Router {
             devices,
             refused: None,
             outgoing: BTreeMap::new(),
-            routes: Arc::default(),
+            compiler: Compiler::default(),
+            touched: Touched::all(),
             mirror: MirrorReport::default(),
             claims,
             config,
@@ -172,10 +173,11 @@ impl Router {
 
     /// Compiles the mirror and puts the result in force everywhere.
     pub(super) fn publish(&mut self, state: &State) {
-        self.publish_with(state, None);
+        self.publish_news(state, Parts::ALL);
     }
 
-    fn publish_with(&mut self, state: &State, known: Option<Arc<RouteTable>>) {
+    /// As [`publish`](Self::publish), where no more than this may have changed.
+    fn publish_news(&mut self, state: &State, what: Parts) {
         let devices: Vec<TunnelDevice<'_>> = self
             .tunnels
             .iter()
@@ -186,7 +188,13 @@ impl Router {
             })
             .collect();
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
-        let Compiled { fib, plan, tunnels } = compile(state, ports, &devices, known);
+        let Compiled { fib, plan, tunnels } = self.compiler.compile(Input {
+            state,
+            devices: ports,
+            tunnels: &devices,
+            what,
+            touched: &std::mem::take(&mut self.touched),
+        });
         if self.foreign_rules != state.foreign_rules() {
             self.foreign_rules = state.foreign_rules();
             match self.foreign_rules {
@@ -196,7 +204,6 @@ impl Router {
                 false => tracing::info!("no policy rules any more: the fast path carries again"),
             }
         }
-        self.routes = fib.shared_routes();
         for (entry, (now, before)) in self.tunnels.iter().zip(
             tunnels.iter().zip(
                 self.statuses
@@ -209,7 +216,7 @@ impl Router {
                 tracing::info!("tunnel {}: {}", entry.config.name, now.word());
             }
         }
-        let outer = tunnels.iter().filter_map(|status| status.outer);
+        let outer = tunnels.iter().flat_map(TunnelStatus::outers);
         self.outgoing = outer
             .filter_map(|outer| Some((outer.ifindex, state.link(outer.ifindex)?.name.clone())))
             .collect();
@@ -242,10 +249,10 @@ impl Router {
                     tracing::error!("inner traffic goes through the kernel: {why}");
                     // The plan in force may be older than the workers' routes: better none.
                     let bare = Plan {
-                        v4: BTreeMap::new(),
-                        v6: BTreeMap::new(),
+                        prefixes: PrefixPlan::default(),
                         ..plan
                     };
+                    self.compiler.retell_prefixes();
                     if let Err(why) = steer.apply(&bare) {
                         tracing::error!("{why}");
                     }
@@ -256,17 +263,18 @@ impl Router {
     }
 
     /// The kernel's state has changed.
-    pub(super) fn follow(&mut self, state: &State, what: Parts) -> Vec<KernelRequest> {
-        if what == Parts::NEIGHBOURS {
-            // The most frequent news, and a million routes are none of it.
-            self.publish_with(state, Some(self.routes.clone()));
-            return Vec::new();
-        }
+    pub(super) fn follow(
+        &mut self,
+        state: &State,
+        what: Parts,
+        touched: Touched,
+    ) -> Vec<KernelRequest> {
+        self.touched.merge(touched);
         if self.config.router.xdp != XdpMode::Off {
             self.follow_devices(state);
         }
         let was_up: Vec<bool> = self.statuses.iter().map(|status| status.up).collect();
-        self.publish(state);
+        self.publish_news(state, what);
         let mut requests = self.restore(&was_up);
         requests.extend(self.new_mtus(state));
         requests
@@ -417,7 +425,8 @@ impl Router {
             neighbour.nud == Nud::Stale && ports.iter().any(|port| port.ifindex == *ifindex)
         });
         let mut stale: BTreeSet<_> = inner.map(|(key, _)| *key).take(REFRESHES).collect();
-        for outer in self.statuses.iter().filter_map(|status| status.outer) {
+        let outers = self.statuses.iter().flat_map(TunnelStatus::outers);
+        for outer in outers.filter(|outer| !outer.neighbour.is_multicast()) {
             let entry = state.neighbour_entry(outer.ifindex, outer.neighbour);
             // One that is not resolved is asked for too: a tunnel is ready before its first packet.
             if outer.mac.is_none() || entry.is_some_and(|neighbour| neighbour.nud == Nud::Stale) {

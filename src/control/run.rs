@@ -93,6 +93,8 @@ async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
         .map(|(entry, _)| entry.device.clone())
         .collect();
     settle(&mut monitor, &made).await;
+    // What is there already is compiled at the start.
+    let _ = monitor.take_touched();
     let router = match Router::start(config, path, monitor.state(), made, claims) {
         Ok(router) => RefCell::new(router),
         Err(why) => {
@@ -225,7 +227,10 @@ async fn follow(
             let mut router = router.borrow_mut();
             router.mirror = mirror_report(monitor);
             match changed {
-                Some(what) => router.follow(monitor.state(), what),
+                Some(what) => {
+                    let touched = monitor.take_touched();
+                    router.follow(monitor.state(), what, touched)
+                }
                 None => router.heartbeat(monitor.state()),
             }
         };

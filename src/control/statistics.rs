@@ -1,19 +1,27 @@
 //! What the router's counters add up to.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
 
 use super::{
-    compile::TunnelStatus,
+    compile::{OuterHop, PeerStatus, TunnelStatus},
     fastpath::FastPath,
     report::{
-        NextHopReport, PathShare, PortReport, Reasons, SlowPathReport, Traffic, TunnelReport,
-        WorkerReport,
+        NextHopReport, PathShare, PeerReport, PortReport, Reasons, SlowPathReport, Traffic,
+        TunnelReport, WorkerReport,
     },
     slowpath::SlowStats,
     tunnels::TunnelEntry,
     worker_thread::{SocketHandle, WorkerHandle},
 };
-use crate::datapath::{DropCounts, PuntCounts};
+use crate::{
+    datapath::{DropCounts, PuntCounts},
+    tunnel::Peers,
+};
 
 fn drops(into: &mut Reasons, counts: &DropCounts) {
     for (reason, n) in counts.iter().filter(|(_, n)| *n > 0) {
@@ -38,14 +46,10 @@ pub fn tunnel(
     if let Some(status) = status {
         report.state = status.word().to_owned();
         report.mtu = status.mtu.into();
-        report.underlay_mtu = status.outer.map_or(0, |outer| outer.mtu.into());
-        report.next_hop = status.outer.map(|outer| NextHopReport {
-            device: devices
-                .get(&outer.ifindex)
-                .map_or_else(String::new, ToString::to_string),
-            via: outer.neighbour.to_string(),
-            lladdr: outer.mac.map(|mac| mac.to_string()),
-        });
+        let narrowest = status.outers().map(|outer| outer.mtu).min();
+        report.underlay_mtu = narrowest.unwrap_or(0).into();
+        report.next_hop = status.outer.map(|outer| next_hop(outer, devices));
+        report.peers = peers(&entry.config.peers, status, devices);
     }
     for (thread, record) in entry.records().iter().enumerate() {
         let c = &record.state.counters;
@@ -62,6 +66,42 @@ pub fn tunnel(
         drops(&mut report.drops, &record.drops);
     }
     report
+}
+
+fn next_hop(outer: OuterHop, devices: &BTreeMap<u32, Box<str>>) -> NextHopReport {
+    NextHopReport {
+        device: devices
+            .get(&outer.ifindex)
+            .map_or_else(String::new, ToString::to_string),
+        via: outer.neighbour.to_string(),
+        lladdr: outer.mac.map(|mac| mac.to_string()),
+    }
+}
+
+/// The peers of the table, and behind them those that only routes name.
+fn peers(
+    table: &Peers,
+    status: &TunnelStatus,
+    devices: &BTreeMap<u32, Box<str>>,
+) -> Vec<PeerReport> {
+    let known: HashMap<IpAddr, &PeerStatus> = (status.peers.iter().flatten())
+        .map(|peer| (peer.remote, peer))
+        .collect();
+    let report = |address: Option<IpNet>, peer: &PeerStatus| PeerReport {
+        address: address.map(|net| match net.prefix_len() == net.max_prefix_len() {
+            true => net.addr().to_string(),
+            false => net.to_string(),
+        }),
+        remote: peer.remote.to_string(),
+        state: peer.word().to_owned(),
+        next_hop: peer.outer.map(|outer| next_hop(outer, devices)),
+    };
+    let listed =
+        (table.iter()).filter_map(|(net, remote)| Some(report(Some(net), known.get(&remote)?)));
+    let by_route = status.peers.iter().flatten().skip(table.remotes().len());
+    listed
+        .chain(by_route.map(|peer| report(None, peer)))
+        .collect()
 }
 
 fn add(traffic: &mut Traffic, packets: u64, bytes: u64) {

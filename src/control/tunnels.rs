@@ -72,26 +72,33 @@ impl TunnelEntry {
     }
 }
 
-/// The MTU of the way to the remote less the overhead; without a way, that of the narrowest underlay device (mtu-1).
+/// The MTU of the way to the remote less the overhead; without a way, that of the narrowest underlay device (mtu-1). Of a
+/// tunnel without a remote: the narrowest of the ways to its peers and of the underlay devices.
 pub fn auto_mtu(state: &State, config: &TunnelConfig, underlay: &[String]) -> u16 {
-    let way = state.lookup(config.remote).and_then(|found| {
-        let hop = found.route.hops.iter().find(|hop| !hop.dead)?;
-        let device = state
-            .link(hop.oif)
-            .filter(|link| underlay.contains(&(*link.name).to_owned()))?;
-        Some(
-            found
-                .route
-                .mtu
-                .map_or(device.mtu, |metric| metric.min(device.mtu)),
-        )
-    });
-    let narrowest = || {
-        let links = underlay.iter().filter_map(|name| state.link_by_name(name));
-        links.map(|link| link.mtu).min()
-    };
-    let mtu = way.or_else(narrowest).unwrap_or(ETHERNET_MTU);
+    let mtu = underlay_mtu(state, config, underlay).unwrap_or(ETHERNET_MTU);
     u16::try_from(mtu.saturating_sub(config.overhead().into())).unwrap_or(u16::MAX)
+}
+
+/// What the underlay carries for a tunnel, in bytes.
+fn underlay_mtu(state: &State, config: &TunnelConfig, underlay: &[String]) -> Option<u32> {
+    let devices = || underlay.iter().filter_map(|name| state.link_by_name(name));
+    let narrowest = || devices().map(|link| link.mtu).min();
+    let way = |remote| {
+        let found = state.lookup(remote)?;
+        let hop = found.hops.iter().find(|hop| !hop.dead)?;
+        let device = devices().find(|link| link.index == hop.oif)?;
+        let metric = found.route.mtu;
+        Some(metric.map_or(device.mtu, |metric| metric.min(device.mtu)))
+    };
+    if config.remote.is_multicast() {
+        let device = state.link_by_name(config.dev.as_deref()?);
+        return device.map(|link| link.mtu).or_else(narrowest);
+    }
+    if config.remote.is_unspecified() {
+        let peers = config.peers.remotes().iter();
+        return peers.filter_map(|p| way(*p)).chain(narrowest()).min();
+    }
+    way(config.remote).or_else(narrowest)
 }
 
 /// Makes or adopts every tunnel's device and sets it up. When one fails, those that were made are removed again.

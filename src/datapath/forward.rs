@@ -6,8 +6,8 @@ use super::{DropReason, PuntReason, PuntTo, Verdict, WorkerStats, stats::TunnelR
 use crate::{
     fib::{Adjacency, Fib, IntoTunnel, PortId, PortInfo, Resolution, ResolutionCache},
     packet::{
-        EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, ipv4, ipv6, protocol,
-        transport,
+        self, EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, flow, ipv4, ipv6,
+        protocol, transport,
     },
     tunnel::{self, GRE_IN_UDP_PORT, Outer, Refusal, Tunnel, TunnelId},
 };
@@ -60,7 +60,8 @@ pub fn forward<B: PacketBuf>(
     let Ok(frame) = Ethernet::parse(packet.data()) else {
         return Verdict::Drop(DropReason::NotIp);
     };
-    if frame.destination() != port.mac {
+    let is_other = frame.destination() != port.mac;
+    if is_other && !(port.underlay && is_to_group(&frame)) {
         return Verdict::Drop(DropReason::OtherMac);
     }
     let ether_type = frame.ether_type();
@@ -74,11 +75,19 @@ pub fn forward<B: PacketBuf>(
     if tunnelled {
         match from_underlay(packet, Some(port), fib, state) {
             // Somebody else's tunnel, on its way through: the packet is as it came.
-            Verdict::Punt(PuntReason::UnknownTunnel, _) if port.overlay => {}
+            Verdict::Punt(PuntReason::UnknownTunnel, _) if port.overlay && !is_other => {}
             verdict => return verdict,
         }
+    } else if is_other {
+        return Verdict::Drop(DropReason::OtherMac);
     }
     from_overlay(packet, port, fib, state)
+}
+
+/// Whether a frame for more than one station carries a packet to a group, as tunnels with a multicast remote receive.
+fn is_to_group(frame: &Ethernet<'_>) -> bool {
+    let destination = packet::destination(frame.payload());
+    frame.destination().is_group() && destination.is_ok_and(|ip| ip.is_multicast())
 }
 
 /// Whether an IP packet has a protocol that tunnels use; destination options may hold an encapsulation limit.
@@ -220,7 +229,8 @@ fn from_overlay<B: PacketBuf>(
     if !port.forwards.family_of(inner.destination) {
         return Verdict::Drop(DropReason::ForwardingOff);
     }
-    let route = match state.resolutions.resolve(fib, inner.destination) {
+    let flow = || flow::hash(packet.data());
+    let route = match state.resolutions.resolve(fib, inner.destination, flow) {
         Resolution::Tunnel(route) => route,
         Resolution::Local => return to_kernel(PuntReason::LocalDelivery),
         _ => return to_kernel(PuntReason::NoRoute),
@@ -375,6 +385,10 @@ fn from_underlay<B: PacketBuf>(
     let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), record(&state.tunnels, id)) else {
         return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
     };
+    // Where any sender will do, we are none: it is a packet that came back to us, or a forged one.
+    if outer.remote != tunnel.remote && fib.is_own(outer.remote) {
+        return state.drop_in(id, DropReason::OuterMartian);
+    }
     if port.is_some_and(|port| port.partial_checksums)
         && outer.complete_checksums(packet.data_mut())
     {
@@ -406,6 +420,10 @@ fn from_underlay<B: PacketBuf>(
                 came_out();
             }
             verdict
+        }
+        // What goes to a group comes to every member, and none forwards for another: they would all send it again.
+        Onward::Tunnel(route) if route.id == id && tunnel.remote.is_multicast() => {
+            state.drop_in(id, DropReason::OtherMember)
         }
         // Back to where it came from: it would go round until its TTL ends (gre-8). Another end of the same tunnel is fine.
         Onward::Tunnel(route) if route.id == id && route.remote == Some(outer.remote) => {
@@ -455,12 +473,13 @@ fn forwardable(
     if !fib.egress(id).forwards.family_of(inner.destination) {
         return Err(PuntReason::ForwardingOff);
     }
-    let adjacency = match resolutions.resolve(fib, inner.destination) {
+    let flow = || flow::hash(packet);
+    let adjacency = match resolutions.resolve(fib, inner.destination, flow) {
         Resolution::Adjacent(adjacency) => adjacency,
         Resolution::Tunnel(route) => return Ok((inner, Onward::Tunnel(route))),
         Resolution::Local => return Err(PuntReason::LocalDelivery),
         Resolution::Unresolved => return Err(PuntReason::Unresolved),
-        Resolution::Kernel => return Err(PuntReason::NoRoute),
+        Resolution::Kernel | Resolution::Multipath(_) => return Err(PuntReason::NoRoute),
     };
     if inner.len > usize::from(adjacency.mtu) {
         return Err(PuntReason::TooBig);

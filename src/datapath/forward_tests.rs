@@ -72,7 +72,7 @@ impl Bed {
             mtu: 1500,
         };
         for (prefix, hop) in [
-            ("10.1.0.0/24", connected),
+            ("10.1.0.0/24", connected.clone()),
             ("fd01::/64", connected),
             ("10.1.0.1/32", NextHop::Local),
             ("10.2.0.0/24", to(0, 1476)),
@@ -101,11 +101,11 @@ impl Bed {
         let mut fib = Fib::new(
             self.ports.clone(),
             self.tunnels.clone(),
-            std::mem::take(&mut self.routes),
+            &std::mem::take(&mut self.routes),
         );
         fib.add_neighbour(OVERLAY, Ipv4Addr::from(INSIDE).into(), HOST);
         fib.add_neighbour(OVERLAY, "fd01::2".parse().unwrap(), HOST);
-        fib.add_own("10.1.0.1".parse().unwrap());
+        fib.set_own(["10.1.0.1".parse().unwrap()]);
         fib
     }
 
@@ -738,3 +738,6 @@ fn gre_8_nothing_goes_back_to_where_it_came_from() {
     assert_eq!(verdict, Verdict::Drop(DropReason::Recursion));
     assert_eq!(bed.record(0).drops.total(), 1);
 }
+
+#[path = "forward_peers_tests.rs"]
+mod peers;

@@ -138,7 +138,7 @@ fn what_only_looks_like_a_tunnels_packet_passes_through_a_device_of_both_roles()
         bed.ports[1].underlay = true;
         let mut fib = bed.fib();
         if own {
-            fib.add_own(IpAddr::from(OUTSIDE));
+            fib.set_own([IpAddr::from(OUTSIDE)]);
         }
         let mut buf = VecBuf::new(64, &framed(mac(OVERLAY), &packet));
         let verdict = forward(&mut buf, OVERLAY, &fib, &mut bed.state);

@@ -95,6 +95,8 @@ reasons! {
         OuterHeaderLength = "outer_header_length",
         OuterTotalLength = "outer_total_length",
         OuterChecksum = "outer_checksum",
+        /// From an address of this host, where any other sender would do.
+        OuterMartian = "outer_martian",
         /// A fragment where only whole packets can come.
         OuterFragment = "outer_fragment",
         /// GRE in UDP whose UDP header is cut, or says a length that cannot be.
@@ -119,6 +121,8 @@ reasons! {
         SequenceOld = "sequence_old",
         EcnCongestion = "ecn_congestion",
         Recursion = "recursion",
+        /// It came by a group, and is for another member of it.
+        OtherMember = "other_member",
         NoHeadroom = "no_headroom",
         NoRemote = "no_remote",
         /// The transmit ring of the egress port stayed full.

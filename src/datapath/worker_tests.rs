@@ -66,7 +66,7 @@ fn fib() -> Fib {
     Fib::new(
         vec![port(0, true), port(1, false)],
         [(tunnel(), egress)],
-        routes,
+        &routes,
     )
 }
 

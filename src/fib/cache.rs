@@ -33,9 +33,15 @@ impl Default for ResolutionCache {
 }
 
 impl ResolutionCache {
-    /// Where `fib` sends a packet for `destination`.
+    /// Where `fib` sends a packet for `destination`. `flow` is the hash of the packet's flow, and asked for only where
+    /// there are several ways.
     #[inline(always)]
-    pub fn resolve(&mut self, fib: &Fib, destination: IpAddr) -> Resolution {
+    pub fn resolve(
+        &mut self,
+        fib: &Fib,
+        destination: IpAddr,
+        flow: impl FnOnce() -> u32,
+    ) -> Resolution {
         let entry = &mut self.0[slot(destination)];
         if entry.table != fib.number || entry.destination != destination {
             *entry = Entry {
@@ -44,7 +50,10 @@ impl ResolutionCache {
                 resolution: fib.resolve(destination),
             };
         }
-        entry.resolution
+        match entry.resolution {
+            Resolution::Multipath(id) => fib.choose(id, destination, flow()),
+            resolution => resolution,
+        }
     }
 }
 
@@ -80,7 +89,7 @@ mod tests {
             };
             routes.insert(format!("10.0.0.{host}/32").parse().unwrap(), hop);
         }
-        Fib::new(Vec::new(), [], routes)
+        Fib::new(Vec::new(), [], &routes)
     }
 
     proptest! {
@@ -95,7 +104,7 @@ mod tests {
             for (host, which) in probes {
                 let fib = &tables[usize::from(which)];
                 let destination = IpAddr::from([10, 0, 0, host]);
-                prop_assert_eq!(cache.resolve(fib, destination), fib.resolve(destination));
+                prop_assert_eq!(cache.resolve(fib, destination, || 0), fib.resolve(destination));
             }
         }
     }
@@ -109,9 +118,9 @@ mod tests {
             .map(|n| IpAddr::from(n.to_be_bytes()))
             .find(|&a| a != one && slot(a) == slot(one))
             .unwrap();
-        assert_eq!(cache.resolve(&fib, one), Resolution::Local);
-        assert_eq!(cache.resolve(&fib, other), Resolution::Kernel);
-        assert_eq!(cache.resolve(&fib, one), Resolution::Local);
+        assert_eq!(cache.resolve(&fib, one, || 0), Resolution::Local);
+        assert_eq!(cache.resolve(&fib, other, || 0), Resolution::Kernel);
+        assert_eq!(cache.resolve(&fib, one, || 0), Resolution::Local);
     }
 
     #[test]
@@ -123,11 +132,14 @@ mod tests {
             mtu: 1500,
         };
         routes.insert("10.0.0.0/24".parse().unwrap(), hop);
-        let mut fib = Fib::new(vec![port], [], routes);
+        let mut fib = Fib::new(vec![port], [], &routes);
         let mut cache = ResolutionCache::default();
         let host = IpAddr::from([10, 0, 0, 1]);
-        assert_eq!(cache.resolve(&fib, host), Resolution::Unresolved);
+        assert_eq!(cache.resolve(&fib, host, || 0), Resolution::Unresolved);
         fib.add_neighbour(PortId(0), host, Default::default());
-        assert!(matches!(cache.resolve(&fib, host), Resolution::Adjacent(_)));
+        assert!(matches!(
+            cache.resolve(&fib, host, || 0),
+            Resolution::Adjacent(_)
+        ));
     }
 }

@@ -5,7 +5,12 @@
 //! I/O.
 
 mod cache;
+mod direct;
+mod multipath;
+mod prefixes;
 mod routes;
+mod shared;
+mod trie;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,7 +24,10 @@ use std::{
 use rustc_hash::FxBuildHasher;
 
 pub use cache::ResolutionCache;
-pub use routes::RouteTable;
+pub use multipath::Multipath;
+pub use prefixes::{Net, Prefixes};
+pub use routes::{HopId, RouteTable, Routes};
+use shared::Sharded;
 
 use crate::{
     packet::MacAddr,
@@ -81,7 +89,7 @@ pub struct Adjacency {
 }
 
 /// What a route says about the packets it matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum NextHop {
     /// The destination itself is a neighbour on this port. The MTU is the route's or the device's.
     Connected { port: PortId, mtu: u16 },
@@ -97,9 +105,12 @@ pub enum NextHop {
         gateway: Option<IpAddr>,
         mtu: u16,
     },
+    /// One of several, by flow; none of them is itself such.
+    Multipath(Arc<Multipath>),
     /// The router's own address.
     Local,
     /// Anything that only the kernel can follow.
+    #[default]
     Kernel,
 }
 
@@ -118,6 +129,8 @@ pub struct IntoTunnel {
 pub enum Resolution {
     Adjacent(Adjacency),
     Tunnel(IntoTunnel),
+    /// One of several next hops: [`Fib::choose`] says which.
+    Multipath(HopId),
     Local,
     /// The next hop's link address is not known.
     Unresolved,
@@ -134,20 +147,30 @@ pub struct Egress {
     pub forwards: Forwards,
 }
 
-/// The forwarding table in use.
+/// The tunnels, and how their packets leave.
 #[derive(Debug, Default)]
-pub struct Fib {
-    ports: Vec<PortInfo>,
-    tunnels: TunnelTable,
+struct Tunnels {
+    table: TunnelTable,
     egress: Vec<Egress>,
-    /// The same neighbour for each outer address of a tunnel without a remote, where it is resolved.
-    peers: HashMap<(TunnelId, IpAddr), Adjacency, FxBuildHasher>,
-    routes: Arc<RouteTable>,
-    neighbours: HashMap<(PortId, IpAddr), MacAddr, FxBuildHasher>,
+}
+
+/// The forwarding table in use. A clone shares everything with it, and a change of the clone copies what it touches.
+#[derive(Debug, Clone, Default)]
+pub struct Fib {
+    ports: Arc<[PortInfo]>,
+    tunnels: Arc<Tunnels>,
+    /// The neighbour on the underlay for each outer address of a tunnel without a remote, where it is resolved.
+    peers: Arc<HashMap<(TunnelId, IpAddr), Adjacency, FxBuildHasher>>,
+    routes: Routes,
+    neighbours: Sharded<(PortId, IpAddr), MacAddr>,
     /// The router's own addresses: nobody else may send from them.
-    own: HashSet<IpAddr, FxBuildHasher>,
+    own: Arc<HashSet<IpAddr, FxBuildHasher>>,
+    /// Policy rules decide where packets go, which only the kernel can follow.
+    has_rules: bool,
     /// Two tables with different contents never have the same number; the empty one's is 0.
     number: u64,
+    /// What makes this router choose otherwise among several next hops than the one before it (RFC 2992 section 2).
+    seed: u32,
 }
 
 fn next_number() -> u64 {
@@ -156,14 +179,34 @@ fn next_number() -> u64 {
 }
 
 impl Fib {
-    /// A table of these ports and tunnels, without routes. A tunnel without an egress is not ready.
+    /// A table of these ports and tunnels. A tunnel without an egress is not ready.
     pub fn new(
         ports: Vec<PortInfo>,
         tunnels: impl IntoIterator<Item = (Tunnel, Egress)>,
-        routes: impl Into<Arc<RouteTable>>,
+        routes: &RouteTable,
     ) -> Self {
+        let mut fib = Self::default();
+        fib.set_ports(ports);
+        fib.set_tunnels(tunnels);
+        fib.set_routes(routes.snapshot());
+        fib
+    }
+
+    pub fn set_ports(&mut self, ports: Vec<PortInfo>) {
+        let of = |mac: MacAddr| {
+            mac.0
+                .iter()
+                .fold(0u32, |sum, byte| sum.rotate_left(8) ^ u32::from(*byte))
+        };
+        self.seed = ports.first().map_or(0, |port| of(port.mac));
+        self.ports = ports.into();
+        self.number = next_number();
+    }
+
+    /// A tunnel without an egress is not ready.
+    pub fn set_tunnels(&mut self, tunnels: impl IntoIterator<Item = (Tunnel, Egress)>) {
         let mut egress = Vec::new();
-        let tunnels = TunnelTable::new(tunnels.into_iter().map(|(tunnel, out)| {
+        let table = TunnelTable::new(tunnels.into_iter().map(|(tunnel, out)| {
             let slot = tunnel.id.index();
             if egress.len() <= slot {
                 egress.resize(slot + 1, Egress::default());
@@ -171,16 +214,18 @@ impl Fib {
             egress[slot] = out;
             tunnel
         }));
-        Self {
-            ports,
-            tunnels,
-            egress,
-            peers: HashMap::default(),
-            routes: routes.into(),
-            neighbours: HashMap::default(),
-            own: HashSet::default(),
-            number: next_number(),
-        }
+        self.tunnels = Arc::new(Tunnels { table, egress });
+        self.number = next_number();
+    }
+
+    /// The neighbours on the underlay that outer packets go to, of tunnels without a remote of their own.
+    pub fn set_peers(&mut self, peers: impl IntoIterator<Item = ((TunnelId, IpAddr), Adjacency)>) {
+        self.peers = Arc::new(peers.into_iter().collect());
+    }
+
+    pub fn set_routes(&mut self, routes: Routes) {
+        self.routes = routes;
+        self.number = next_number();
     }
 
     /// Adds a neighbour whose link address is known.
@@ -189,14 +234,28 @@ impl Fib {
         self.number = next_number();
     }
 
-    /// Adds the neighbour on the underlay that outer packets to `remote` go to, of a tunnel without a remote of its own.
-    pub fn add_peer(&mut self, id: TunnelId, remote: IpAddr, adjacency: Adjacency) {
-        self.peers.insert((id, remote), adjacency);
+    /// Forgets a neighbour.
+    pub fn remove_neighbour(&mut self, port: PortId, address: IpAddr) {
+        self.neighbours.remove(&(port, address));
+        self.number = next_number();
     }
 
-    /// Adds an address of the router.
-    pub fn add_own(&mut self, address: IpAddr) {
-        self.own.insert(address);
+    /// Forgets all neighbours.
+    pub fn clear_neighbours(&mut self) {
+        self.neighbours = Sharded::default();
+        self.number = next_number();
+    }
+
+    /// Whether every packet is left to the kernel, because policy rules decide. The routes go on to say what the gateways of
+    /// tunnels are.
+    pub fn set_rules(&mut self, has_rules: bool) {
+        self.has_rules = has_rules;
+        self.number = next_number();
+    }
+
+    /// The addresses of the router.
+    pub fn set_own(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.own = Arc::new(addresses.into_iter().collect());
     }
 
     /// Whether it is an address of the router.
@@ -216,22 +275,21 @@ impl Fib {
 
     #[inline]
     pub fn tunnels(&self) -> &TunnelTable {
-        &self.tunnels
+        &self.tunnels.table
     }
 
-    pub fn routes(&self) -> &RouteTable {
+    pub fn routes(&self) -> &Routes {
         &self.routes
-    }
-
-    /// The routes, for the next table where they are the same.
-    pub fn shared_routes(&self) -> Arc<RouteTable> {
-        self.routes.clone()
     }
 
     /// How a tunnel's packets leave; not ready for a slot that is empty.
     #[inline]
     pub fn egress(&self, id: TunnelId) -> Egress {
-        self.egress.get(id.index()).copied().unwrap_or_default()
+        self.tunnels
+            .egress
+            .get(id.index())
+            .copied()
+            .unwrap_or_default()
     }
 
     /// The neighbour on the underlay for a tunnel's packets to `remote`; none where it is not resolved.
@@ -243,27 +301,69 @@ impl Fib {
         }
     }
 
+    /// Whether a packet for `destination` is routed into this tunnel, or may be.
+    pub fn leads_into(&self, tunnel: &Tunnel, destination: IpAddr) -> bool {
+        self.into(tunnel, destination).is_some()
+    }
+
     /// The outer destination of a unicast packet for `destination` that the kernel has routed into a tunnel.
     pub fn remote_of(&self, tunnel: &Tunnel, destination: IpAddr) -> Option<IpAddr> {
-        let gateway = match self.routes.lookup(destination) {
-            Some(NextHop::Tunnel { id, gateway, .. }) if id == tunnel.id => gateway,
+        let gateway = self.into(tunnel, destination).flatten();
+        tunnel.remote_of(gateway, destination)
+    }
+
+    /// Whether a packet's route leads into a tunnel, and the gateway there.
+    fn into(&self, tunnel: &Tunnel, destination: IpAddr) -> Option<Option<IpAddr>> {
+        let gateway = |hop: &NextHop| match hop {
+            NextHop::Tunnel { id, gateway, .. } if *id == tunnel.id => Some(*gateway),
             _ => None,
         };
-        tunnel.remote_of(gateway, destination)
+        match self.routes.hop(self.routes.lookup(destination)?) {
+            NextHop::Multipath(hops) => hops.hops().find_map(gateway),
+            hop => gateway(hop),
+        }
     }
 
     /// Where a packet for `destination` goes.
     pub fn resolve(&self, destination: IpAddr) -> Resolution {
+        if self.has_rules {
+            return Resolution::Kernel;
+        }
         match self.routes.lookup(destination) {
-            Some(NextHop::Connected { port, mtu }) => self.adjacent(port, destination, mtu),
-            Some(NextHop::Via { port, gateway, mtu }) => self.adjacent(port, gateway, mtu),
-            Some(NextHop::Tunnel { id, gateway, mtu }) => {
-                let tunnel = self.tunnels.get(id);
+            Some(id) => match self.routes.hop(id) {
+                NextHop::Multipath(_) => Resolution::Multipath(id),
+                hop => self.follow(hop, destination),
+            },
+            None => Resolution::Kernel,
+        }
+    }
+
+    /// Where a packet of the flow with this hash goes, whose route has several next hops.
+    pub fn choose(&self, id: HopId, destination: IpAddr, flow: u32) -> Resolution {
+        match self.routes.hop(id) {
+            NextHop::Multipath(hops) => {
+                // The finalizer of MurmurHash3: every bit of flow and seed reaches the upper ones.
+                let mut hash = flow ^ self.seed;
+                hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
+                hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+                self.follow(hops.choose(hash ^ hash >> 16), destination)
+            }
+            hop => self.follow(hop, destination),
+        }
+    }
+
+    #[inline]
+    fn follow(&self, hop: &NextHop, destination: IpAddr) -> Resolution {
+        match *hop {
+            NextHop::Connected { port, mtu } => self.adjacent(port, destination, mtu),
+            NextHop::Via { port, gateway, mtu } => self.adjacent(port, gateway, mtu),
+            NextHop::Tunnel { id, gateway, mtu } => {
+                let tunnel = self.tunnels().get(id);
                 let remote = tunnel.and_then(|tunnel| tunnel.remote_of(gateway, destination));
                 Resolution::Tunnel(IntoTunnel { id, remote, mtu })
             }
-            Some(NextHop::Local) => Resolution::Local,
-            Some(NextHop::Kernel) | None => Resolution::Kernel,
+            NextHop::Local => Resolution::Local,
+            NextHop::Multipath(_) | NextHop::Kernel => Resolution::Kernel,
         }
     }
 
@@ -319,7 +419,7 @@ pub(crate) mod tests {
             },
         );
         routes.insert("10.1.0.1/32".parse().unwrap(), NextHop::Local);
-        let mut fib = Fib::new(vec![port("eth1")], [], routes);
+        let mut fib = Fib::new(vec![port("eth1")], [], &routes);
         fib.add_neighbour(p, gateway, MAC);
         fib
     }

@@ -1,5 +1,7 @@
 //! Ethernet II headers (IEEE 802.3, untagged).
 
+use std::net::IpAddr;
+
 use super::ParseError;
 
 /// Bytes of an untagged Ethernet header.
@@ -8,6 +10,28 @@ pub const HEADER_LEN: usize = 14;
 /// A link-layer address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct MacAddr(pub [u8; 6]);
+
+impl MacAddr {
+    /// Where frames for a multicast group go (RFC 1112 section 6.4, RFC 2464 section 7).
+    pub fn of_group(group: IpAddr) -> Self {
+        match group {
+            IpAddr::V4(v4) => {
+                let [_, b, c, d] = v4.octets();
+                Self([0x01, 0x00, 0x5e, b & 0x7f, c, d])
+            }
+            IpAddr::V6(v6) => {
+                let [.., a, b, c, d] = v6.octets();
+                Self([0x33, 0x33, a, b, c, d])
+            }
+        }
+    }
+
+    /// For more stations than one.
+    #[inline]
+    pub fn is_group(self) -> bool {
+        self.0[0] & 1 != 0
+    }
+}
 
 impl std::fmt::Display for MacAddr {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -102,6 +126,21 @@ mod tests {
         assert_eq!((ethernet.destination(), ethernet.source()), (d, s));
         assert_eq!(ethernet.ether_type(), EtherType::IPV6);
         assert_eq!(ethernet.payload(), [0, 0]);
+    }
+
+    #[test]
+    fn a_groups_link_address_holds_its_last_bits() {
+        for (group, mac) in [
+            ("239.129.1.2", "01:00:5e:01:01:02"),
+            ("224.0.0.5", "01:00:5e:00:00:05"),
+            ("ff02::5", "33:33:00:00:00:05"),
+            ("ff05::1:2345:6789", "33:33:23:45:67:89"),
+        ] {
+            let found = MacAddr::of_group(group.parse().unwrap());
+            assert_eq!(found.to_string(), mac);
+            assert!(found.is_group());
+        }
+        assert!(MacAddr([0xff; 6]).is_group() && !MacAddr([2, 0, 0, 0, 0, 1]).is_group());
     }
 
     #[test]

@@ -28,13 +28,35 @@ impl Peers {
         }
     }
 
+    /// The outer destination, over `underlay`, of a unicast packet for `destination`; `gateway` is its route's.
+    ///
+    /// The next hop is looked up here, as the kernel does it among its neighbours. One that is not here is itself the outer
+    /// destination, if it is a gateway that can be one (`ip_tunnel_xmit`, `ip6_tnl_xmit`): an inner address never is.
+    #[inline]
+    pub fn remote_of(
+        &self,
+        underlay: Family,
+        gateway: Option<IpAddr>,
+        destination: IpAddr,
+    ) -> Option<IpAddr> {
+        let peer = self.lookup(gateway.unwrap_or(destination));
+        peer.or_else(|| outer_address(underlay, gateway?))
+    }
+
     /// The outer address of the longest prefix that contains `next_hop`.
     #[inline]
-    pub fn lookup(&self, next_hop: IpAddr) -> Option<IpAddr> {
+    fn lookup(&self, next_hop: IpAddr) -> Option<IpAddr> {
         match next_hop {
             IpAddr::V4(address) => self.v4.get_lpm(&address.into()).map(|(_, remote)| *remote),
             IpAddr::V6(address) => self.v6.get_lpm(&address.into()).map(|(_, remote)| *remote),
         }
+    }
+
+    /// Every entry, in the order of its prefix, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = (IpNet, IpAddr)> + '_ {
+        let v4 = self.v4.iter().map(|(net, to)| (IpNet::V4(net), *to));
+        let v6 = self.v6.iter().map(|(net, to)| (IpNet::V6(net), *to));
+        v4.chain(v6)
     }
 
     /// Each outer address once: where a packet for everybody goes.
@@ -46,16 +68,13 @@ impl Peers {
 impl Tunnel {
     /// The outer destination of a unicast packet for `destination`; `gateway` is its route's.
     ///
-    /// A tunnel without a remote asks its peers for the next hop, as the kernel asks its neighbours; what is not there
-    /// is itself the outer destination if it is a gateway that can be one (`ip_tunnel_xmit`, `ip6_tnl_xmit`). None: an
-    /// inner address never becomes an outer one.
     #[inline]
     pub fn remote_of(&self, gateway: Option<IpAddr>, destination: IpAddr) -> Option<IpAddr> {
         if !self.remote.is_unspecified() {
             return Some(self.remote);
         }
-        let peer = self.peers.lookup(gateway.unwrap_or(destination));
-        peer.or_else(|| outer_address(self.mode.kind().underlay, gateway?))
+        let underlay = self.mode.kind().underlay;
+        self.peers.remote_of(underlay, gateway, destination)
     }
 }
 

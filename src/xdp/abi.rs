@@ -4,6 +4,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+
 /// The counters' names, in the order of `enum steer_reason`.
 pub const REASONS: [&str; 23] = [
     "redirected_underlay",
@@ -38,6 +40,7 @@ pub const PORT_FORWARD6: u16 = 1 << 3;
 pub const PORT_PARTIAL_CHECKSUMS: u16 = 1 << 4;
 pub const PORT_ANY_REMOTE: u16 = 1 << 5;
 pub const PORT_ANY_REMOTE6: u16 = 1 << 6;
+pub const PORT_GROUPS: u16 = 1 << 9;
 
 /// `enum steer_tunnel_flags`.
 pub const TUNNEL_KNOWN: u32 = 1 << 0;
@@ -86,18 +89,26 @@ fn ends(local: IpAddr, remote: IpAddr) -> Vec<u8> {
     [octets(local), octets(remote)].concat()
 }
 
-/// `struct steer_prefix4`.
-pub fn prefix4(address: Ipv4Addr, length: u8) -> Vec<u8> {
-    let mut bytes = u32::from(length).to_ne_bytes().to_vec();
-    bytes.extend(address.octets());
+/// `struct steer_prefix4` or `steer_prefix6`.
+pub fn prefix(net: IpNet) -> Vec<u8> {
+    let mut bytes = u32::from(net.prefix_len()).to_ne_bytes().to_vec();
+    match net.network() {
+        IpAddr::V4(ip) => bytes.extend(ip.octets()),
+        IpAddr::V6(ip) => bytes.extend(ip.octets()),
+    }
     bytes
 }
 
-/// `struct steer_prefix6`.
-pub fn prefix6(address: Ipv6Addr, length: u8) -> Vec<u8> {
-    let mut bytes = u32::from(length).to_ne_bytes().to_vec();
-    bytes.extend(address.octets());
-    bytes
+/// The prefix that a key stands for.
+pub fn prefix_of(key: &[u8]) -> Option<IpNet> {
+    let (length, address) = key.split_first_chunk()?;
+    let length = u8::try_from(u32::from_ne_bytes(*length)).ok()?;
+    let address = match (<[u8; 4]>::try_from(address), <[u8; 16]>::try_from(address)) {
+        (Ok(v4), _) => IpAddr::from(v4),
+        (_, Ok(v6)) => IpAddr::from(v6),
+        _ => return None,
+    };
+    IpNet::new(address, length).ok()
 }
 
 #[cfg(test)]
@@ -126,6 +137,7 @@ mod tests {
             ("PARTIAL_CHECKSUMS", PORT_PARTIAL_CHECKSUMS),
             ("ANY_REMOTE", PORT_ANY_REMOTE),
             ("ANY_REMOTE6", PORT_ANY_REMOTE6),
+            ("GROUPS", PORT_GROUPS),
         ];
         let flags = flags.map(|(name, value)| (format!("PORT_{name}"), u32::from(value)));
         let tunnel = [

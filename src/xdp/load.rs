@@ -11,8 +11,10 @@ use libbpf_rs::{
     skel::{OpenSkel, SkelBuilder},
 };
 
+use ipnet::IpNet;
+
 use super::{
-    abi::PortEntry,
+    abi::{self, PortEntry},
     error::{Result, SteerError},
     plan::{self, Table},
 };
@@ -31,6 +33,8 @@ pub struct Limits {
     pub tunnels: u32,
     /// Prefixes of each family. Memory is taken as they come.
     pub prefixes: u32,
+    /// Next hops of these.
+    pub hops: u32,
     /// Receive queues of all devices together.
     pub slots: u32,
 }
@@ -40,6 +44,7 @@ impl Default for Limits {
         Self {
             tunnels: 65_536,
             prefixes: 1 << 20,
+            hops: 65_536,
             slots: 1024,
         }
     }
@@ -56,7 +61,10 @@ pub(super) struct Filters {
 pub(super) struct SharedMaps {
     pub xsks: MapHandle,
     pub counters: MapHandle,
-    tables: [MapHandle; 6],
+    tables: [MapHandle; 4],
+    prefixes4: MapHandle,
+    prefixes6: MapHandle,
+    hops: MapHandle,
 }
 
 /// A loaded program and its own map.
@@ -86,36 +94,71 @@ impl Program {
 impl SharedMaps {
     pub(super) fn perform(&self, step: &plan::Step) -> Result<()> {
         let map = &self.tables[step.table as usize];
-        match step.value {
-            Some(value) => map.update(&step.key, &value.to_ne_bytes(), MapFlags::ANY),
-            None => map.delete(&step.key),
-        }
-        .map_err(|source| SteerError::Map {
-            what: match step.table {
-                Table::Tunnels4 | Table::Tunnels6 | Table::Peers4 | Table::Peers6 => {
-                    "change the steering program's tunnels"
-                }
-                Table::Prefixes4 | Table::Prefixes6 => "change the steering program's prefixes",
-            },
-            source,
-        })
+        write(
+            map,
+            &step.key,
+            step.value,
+            "change the steering program's tunnels",
+        )
+    }
+
+    pub(super) fn set_prefix(&self, (net, hop): plan::PrefixStep) -> Result<()> {
+        let map = match net {
+            IpNet::V4(_) => &self.prefixes4,
+            IpNet::V6(_) => &self.prefixes6,
+        };
+        let what = "change the steering program's prefixes";
+        write(map, &abi::prefix(net), hop, what)
+    }
+
+    pub(super) fn set_hop(&self, number: u32, mtu: u16) -> Result<()> {
+        let what = "change the steering program's next hops";
+        write(&self.hops, &number.to_ne_bytes(), Some(mtu.into()), what)
     }
 
     pub(super) fn read(&self, table: Table) -> Result<plan::Entries> {
-        let map = &self.tables[table as usize];
-        let mut entries = plan::Entries::new();
-        for key in map.keys() {
-            let value = map.lookup(&key, MapFlags::ANY);
-            let value = value.map_err(|source| SteerError::Map {
-                what: "read the steering program's maps",
-                source,
-            })?;
-            if let Some(Ok(bytes)) = value.map(<[u8; 4]>::try_from) {
-                entries.insert(key, u32::from_ne_bytes(bytes));
-            }
-        }
-        Ok(entries)
+        read(&self.tables[table as usize])
     }
+
+    pub(super) fn read_prefixes(&self) -> Result<plan::PrefixTable> {
+        let mut entries = read(&self.prefixes4)?;
+        entries.append(&mut read(&self.prefixes6)?);
+        let net = |(key, hop): (Vec<u8>, u32)| Some((abi::prefix_of(&key)?, hop));
+        Ok(entries.into_iter().filter_map(net).collect())
+    }
+
+    pub(super) fn read_hop(&self, number: u32) -> Result<u32> {
+        let key = number.to_ne_bytes();
+        let value = self.hops.lookup(&key, MapFlags::ANY).map_err(reading)?;
+        let bytes = value.and_then(|bytes| bytes.try_into().ok());
+        Ok(bytes.map_or(0, u32::from_ne_bytes))
+    }
+}
+
+fn write(map: &MapHandle, key: &[u8], value: Option<u32>, what: &'static str) -> Result<()> {
+    match value {
+        Some(value) => map.update(key, &value.to_ne_bytes(), MapFlags::ANY),
+        None => map.delete(key),
+    }
+    .map_err(|source| SteerError::Map { what, source })
+}
+
+fn reading(source: libbpf_rs::Error) -> SteerError {
+    SteerError::Map {
+        what: "read the steering program's maps",
+        source,
+    }
+}
+
+fn read(map: &MapHandle) -> Result<plan::Entries> {
+    let mut entries = plan::Entries::new();
+    for key in map.keys() {
+        let value = map.lookup(&key, MapFlags::ANY).map_err(reading)?;
+        if let Some(Ok(bytes)) = value.map(<[u8; 4]>::try_from) {
+            entries.insert(key, u32::from_ne_bytes(bytes));
+        }
+    }
+    Ok(entries)
 }
 
 pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filters)> {
@@ -134,6 +177,7 @@ pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filt
     let prefixes = limits.prefixes.saturating_mul(2);
     open.maps.prefixes4.set_max_entries(prefixes)?;
     open.maps.prefixes6.set_max_entries(prefixes)?;
+    open.maps.hops.set_max_entries(limits.hops)?;
     open.progs.greyhound_steer.set_autoload(false);
     open.progs.greyhound_tags.set_autoload(false);
     let loaded = open.load()?;
@@ -145,9 +189,10 @@ pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filt
             MapHandle::try_from(&loaded.maps.tunnels6)?,
             MapHandle::try_from(&loaded.maps.peers4)?,
             MapHandle::try_from(&loaded.maps.peers6)?,
-            MapHandle::try_from(&loaded.maps.prefixes4)?,
-            MapHandle::try_from(&loaded.maps.prefixes6)?,
         ],
+        prefixes4: MapHandle::try_from(&loaded.maps.prefixes4)?,
+        prefixes6: MapHandle::try_from(&loaded.maps.prefixes6)?,
+        hops: MapHandle::try_from(&loaded.maps.hops)?,
     };
     // Both read the same entry.
     let filters = Filters {
@@ -170,13 +215,14 @@ pub(super) fn load_steering(
     let mut open: OpenSteerSkel = SteerSkelBuilder::default().open(&mut storage)?;
     open.maps.xsks.reuse_fd(maps.xsks.as_fd())?;
     open.maps.counters.reuse_fd(maps.counters.as_fd())?;
-    let [tunnels4, tunnels6, peers4, peers6, prefixes4, prefixes6] = &maps.tables;
+    let [tunnels4, tunnels6, peers4, peers6] = &maps.tables;
     open.maps.tunnels4.reuse_fd(tunnels4.as_fd())?;
     open.maps.tunnels6.reuse_fd(tunnels6.as_fd())?;
     open.maps.peers4.reuse_fd(peers4.as_fd())?;
     open.maps.peers6.reuse_fd(peers6.as_fd())?;
-    open.maps.prefixes4.reuse_fd(prefixes4.as_fd())?;
-    open.maps.prefixes6.reuse_fd(prefixes6.as_fd())?;
+    open.maps.prefixes4.reuse_fd(maps.prefixes4.as_fd())?;
+    open.maps.prefixes6.reuse_fd(maps.prefixes6.as_fd())?;
+    open.maps.hops.reuse_fd(maps.hops.as_fd())?;
     open.progs.greyhound_raw.set_autoload(false);
     open.progs.greyhound_raw6.set_autoload(false);
     open.progs.greyhound_steer.set_autoload(bound_to.is_none());

@@ -29,7 +29,7 @@ pub use kick::KickCounters;
 pub use load::Limits;
 pub use offload::TagsInFrame;
 pub use open::{Mode, PortError, PortSet, PortSpec, RingOptions, Want, open_ports};
-pub use plan::{Changes, Plan, PortPlan, PrefixAction, TunnelClass, TunnelMatch};
+pub use plan::{Changes, Plan, PortPlan, PrefixAction, PrefixPlan, TunnelClass, TunnelMatch};
 pub use port::{XskPort, XskStatistics};
 pub use steer::{Attached, Steer};
 pub use umem::{Ledger, Memory};

@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
 };
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use super::abi;
 
@@ -21,9 +21,25 @@ pub struct Plan {
     pub tunnels: BTreeSet<TunnelMatch>,
     /// The router's own addresses: where a tunnel without local address receives. Without wildcard tunnels they are not needed.
     pub addresses: BTreeSet<IpAddr>,
-    /// Routes into tunnels, and the more specific routes (and own addresses) beneath them.
-    pub v4: BTreeMap<Ipv4Net, PrefixAction>,
-    pub v6: BTreeMap<Ipv6Net, PrefixAction>,
+    /// By number: the largest inner packet that the hop takes, in bytes; 0, or a number beyond the end, leaves all to the
+    /// kernel.
+    pub hops: Vec<u16>,
+    pub prefixes: PrefixPlan,
+}
+
+/// Routes into tunnels, and the more specific routes (and own addresses) beneath them. Host bits are zero.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrefixPlan {
+    /// These and no others.
+    All(BTreeMap<IpNet, PrefixAction>),
+    /// These change, or go; others stay.
+    Changes(BTreeMap<IpNet, Option<PrefixAction>>),
+}
+
+impl Default for PrefixPlan {
+    fn default() -> Self {
+        Self::All(BTreeMap::new())
+    }
 }
 
 /// One device.
@@ -86,7 +102,7 @@ impl TunnelClass {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TunnelMatch {
     pub class: TunnelClass,
-    /// Outer destination; `0.0.0.0` or `::` is any of that family in [`Plan::addresses`].
+    /// Outer destination, an address or a group; `0.0.0.0` or `::` is any of that family in [`Plan::addresses`].
     pub local: IpAddr,
     /// Outer source; `0.0.0.0` or `::` is any.
     pub remote: IpAddr,
@@ -104,8 +120,8 @@ impl TunnelMatch {
 /// Where a prefix leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PrefixAction {
-    /// Into a tunnel that is ready. `mtu` is the largest inner packet in bytes; 0 lets none through.
-    Tunnel { mtu: u16 },
+    /// Into a tunnel, by the hop of this number in [`Plan::hops`]; not 0.
+    Hop(u32),
     /// Anywhere else: the kernel forwards or delivers.
     Kernel,
 }
@@ -113,13 +129,13 @@ pub enum PrefixAction {
 impl PrefixAction {
     fn value(self) -> u32 {
         match self {
-            PrefixAction::Tunnel { mtu } => mtu.into(),
+            PrefixAction::Hop(number) => number,
             PrefixAction::Kernel => KERNEL,
         }
     }
 }
 
-const KERNEL: u32 = 0;
+pub(super) const KERNEL: u32 = 0;
 const PRESENT: u32 = 1;
 
 /// How many entries [`Steer::apply`](super::Steer::apply) wrote and removed.
@@ -131,6 +147,12 @@ pub struct Changes {
 }
 
 impl Changes {
+    pub(super) fn count_hops(&mut self, old: &[u16], new: &[u16]) {
+        let of = |hops: &[u16], at: usize| hops.get(at).copied().unwrap_or(0);
+        let all = 0..old.len().max(new.len());
+        self.changed += all.filter(|at| of(old, *at) != of(new, *at)).count();
+    }
+
     pub(super) fn count_ports(&mut self, old: &Plan, new: &Plan) {
         for (ifindex, port) in &new.ports {
             match old.ports.get(ifindex) {
@@ -151,27 +173,23 @@ pub(super) enum Table {
     Tunnels6,
     Peers4,
     Peers6,
-    Prefixes4,
-    Prefixes6,
 }
 
 impl Table {
-    pub(super) const ALL: [Table; 6] = [
+    pub(super) const ALL: [Table; 4] = [
         Table::Tunnels4,
         Table::Tunnels6,
         Table::Peers4,
         Table::Peers6,
-        Table::Prefixes4,
-        Table::Prefixes6,
     ];
 }
 
 /// A map's content: raw keys and values, as they stand in the kernel.
 pub(super) type Entries = BTreeMap<Vec<u8>, u32>;
 
-/// The content of every shared map.
+/// The content of the shared maps of tunnels.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Tables([Entries; 6]);
+pub(super) struct Tables([Entries; 4]);
 
 impl Tables {
     pub(super) fn get(&self, table: Table) -> &Entries {
@@ -217,6 +235,11 @@ impl Plan {
             .any(|t| t.remote.is_unspecified() && t.remote.is_ipv4() == ipv4)
     }
 
+    /// Whether some tunnel receives what is sent to a group.
+    fn groups(&self) -> bool {
+        self.possible().any(|t| t.local.is_multicast())
+    }
+
     /// The plan as the maps shall hold it.
     pub(super) fn tables(&self) -> Tables {
         let mut tables = Tables::default();
@@ -232,14 +255,6 @@ impl Plan {
                 let key = abi::peer(local, tunnel.remote, protocol);
                 tables.get_mut(peers).insert(key, PRESENT);
             }
-        }
-        for (net, action) in &self.v4 {
-            let key = abi::prefix4(net.network(), net.prefix_len());
-            tables.get_mut(Table::Prefixes4).insert(key, action.value());
-        }
-        for (net, action) in &self.v6 {
-            let key = abi::prefix6(net.network(), net.prefix_len());
-            tables.get_mut(Table::Prefixes6).insert(key, action.value());
         }
         tables
     }
@@ -265,6 +280,7 @@ impl Plan {
             (port.partial_checksums, abi::PORT_PARTIAL_CHECKSUMS),
             (self.any_remote(true), abi::PORT_ANY_REMOTE),
             (self.any_remote(false), abi::PORT_ANY_REMOTE6),
+            (self.groups(), abi::PORT_GROUPS),
         ];
         abi::PortEntry {
             mac: port.mac,
@@ -274,47 +290,82 @@ impl Plan {
     }
 }
 
-/// The way from `now` to `wanted`.
+/// Where prefixes lead, as it stands in the kernel's maps: the numbers of hops.
+pub(super) type PrefixTable = BTreeMap<IpNet, u32>;
+
+/// A change of one prefix: another hop, or none to remove it.
+pub(super) type PrefixStep = (IpNet, Option<u32>);
+
+/// The way to other prefixes, of those that differ.
 ///
-/// Tunnels are only a yes or no: removed first, added last. Of prefixes, those that lead to the kernel are written first,
-/// then those that lead into tunnels; then old tunnel prefixes are removed, and last the old kernel prefixes, which until
-/// then kept packets beneath them from a tunnel prefix above. So a longest match that finds a tunnel is always the
-/// longest match of the old plan or of the new one.
-pub(super) fn steps(now: &Tables, wanted: &Tables) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for table in [
-        Table::Tunnels4,
-        Table::Tunnels6,
-        Table::Peers4,
-        Table::Peers6,
-    ] {
-        steps.extend(removals(now, wanted, table, |_| true));
-    }
-    for table in [Table::Prefixes4, Table::Prefixes6] {
-        steps.extend(writes(now, wanted, table, |value| value == KERNEL));
-        steps.extend(writes(now, wanted, table, |value| value != KERNEL));
-        steps.extend(removals(now, wanted, table, |value| value != KERNEL));
-        steps.extend(removals(now, wanted, table, |value| value == KERNEL));
-    }
-    for table in [
-        Table::Peers4,
-        Table::Peers6,
-        Table::Tunnels4,
-        Table::Tunnels6,
-    ] {
-        steps.extend(writes(now, wanted, table, |_| true));
-    }
+/// What is new is written first, longer prefixes before shorter ones, and then what is old removed, the other way round. So
+/// a longest match is always that of the old plan or of the new one. Hops have the lower MTU of the two plans meanwhile.
+pub(super) fn prefix_steps(now: &PrefixTable, plan: &PrefixPlan) -> Vec<PrefixStep> {
+    let mut steps: Vec<PrefixStep> = match plan {
+        PrefixPlan::All(wanted) => {
+            let gone = now.keys().filter(|net| !wanted.contains_key(net));
+            let gone = gone.map(|net| (*net, None));
+            let wanted = wanted
+                .iter()
+                .map(|(net, action)| (*net, Some(action.value())));
+            wanted.chain(gone).collect()
+        }
+        PrefixPlan::Changes(changes) => {
+            let change = |(net, action): (&IpNet, &Option<PrefixAction>)| {
+                (*net, action.map(PrefixAction::value))
+            };
+            changes.iter().map(change).collect()
+        }
+    };
+    steps.retain(|(net, value)| now.get(net) != value.as_ref());
+    steps.sort_by_key(|(net, value)| {
+        let length = i16::from(net.prefix_len());
+        match value {
+            Some(_) => (0, -length),
+            None => (1, length),
+        }
+    });
     steps
+}
+
+/// The lower MTU of two plans for each hop.
+pub(super) fn lower(a: &[u16], b: &[u16]) -> Vec<u16> {
+    a.iter().zip(b).map(|(a, b)| *a.min(b)).collect()
+}
+
+/// The way from `now` to `wanted`: tunnels are only a yes or no, removed first and added last.
+pub(super) fn removals_of(now: &Tables, wanted: &Tables) -> Vec<Step> {
+    let tables = [
+        Table::Tunnels4,
+        Table::Tunnels6,
+        Table::Peers4,
+        Table::Peers6,
+    ];
+    let steps = tables.into_iter();
+    steps
+        .flat_map(|table| removals(now, wanted, table))
+        .collect()
+}
+
+/// See [`removals_of`].
+pub(super) fn additions_of(now: &Tables, wanted: &Tables) -> Vec<Step> {
+    let tables = [
+        Table::Peers4,
+        Table::Peers6,
+        Table::Tunnels4,
+        Table::Tunnels6,
+    ];
+    let steps = tables.into_iter();
+    steps.flat_map(|table| writes(now, wanted, table)).collect()
 }
 
 fn writes<'a>(
     now: &'a Tables,
     wanted: &'a Tables,
     table: Table,
-    which: impl Fn(u32) -> bool + 'a,
 ) -> impl Iterator<Item = Step> + 'a {
     let now = now.get(table);
-    let new = move |(key, value): &(&Vec<u8>, &u32)| which(**value) && now.get(*key) != Some(value);
+    let new = move |(key, value): &(&Vec<u8>, &u32)| now.get(*key) != Some(value);
     let wanted = wanted.get(table).iter().filter(new);
     wanted.map(move |(key, value)| Step {
         table,
@@ -327,10 +378,9 @@ fn removals<'a>(
     now: &'a Tables,
     wanted: &'a Tables,
     table: Table,
-    which: impl Fn(u32) -> bool + 'a,
 ) -> impl Iterator<Item = Step> + 'a {
     let wanted = wanted.get(table);
-    let old = move |(key, value): &(&Vec<u8>, &u32)| which(**value) && !wanted.contains_key(*key);
+    let old = move |(key, _): &(&Vec<u8>, &u32)| !wanted.contains_key(*key);
     now.get(table).iter().filter(old).map(move |(key, _)| Step {
         table,
         key: key.clone(),
@@ -343,55 +393,68 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A few nested prefixes of few addresses, so that they get in each other's way.
-    fn prefixes() -> impl Strategy<Value = BTreeMap<Ipv4Net, PrefixAction>> {
+    /// A few nested prefixes of few addresses, so that they get in each other's way, and a few hops.
+    fn prefixes() -> impl Strategy<Value = (BTreeMap<IpNet, PrefixAction>, Vec<u16>)> {
         let net = (0u32..16, 28u8..=32).prop_map(|(host, length)| {
-            Ipv4Net::new((0x0a00_0000 | host).into(), length)
-                .unwrap()
-                .trunc()
+            let address = std::net::Ipv4Addr::from(0x0a00_0000 | host);
+            IpNet::new(address.into(), length).unwrap().trunc()
         });
         let action = prop_oneof![
             Just(PrefixAction::Kernel),
-            (1400u16..1403).prop_map(|mtu| PrefixAction::Tunnel { mtu }),
+            (1u32..5).prop_map(PrefixAction::Hop),
         ];
-        proptest::collection::btree_map(net, action, 0..12)
+        let nets = proptest::collection::btree_map(net, action, 0..12);
+        (nets, proptest::collection::vec(0u16..3, 0..5))
     }
 
-    fn plan(v4: BTreeMap<Ipv4Net, PrefixAction>) -> Plan {
-        Plan {
-            v4,
-            ..Plan::default()
+    /// The largest packet that is redirected: longest match by linear scan.
+    fn room(now: &PrefixTable, hops: &[u16], address: u32) -> u16 {
+        let address = IpAddr::from(std::net::Ipv4Addr::from(address));
+        let around = now.iter().filter(|(net, _)| net.contains(&address));
+        let longest = around.max_by_key(|(net, _)| net.prefix_len());
+        let hop = longest.map_or(KERNEL, |(_, hop)| *hop);
+        if hop == KERNEL {
+            return 0;
         }
+        hops.get(hop as usize).copied().unwrap_or(0)
     }
 
-    /// Longest match by linear scan.
-    fn into_tunnel(tables: &Tables, address: u32) -> bool {
-        let covers = |key: &[u8]| {
-            let length = u32::from_ne_bytes(key[..4].try_into().unwrap());
-            let net = u32::from_be_bytes(key[4..].try_into().unwrap());
-            let same = (net ^ address).leading_zeros() >= length;
-            same.then_some(length)
-        };
-        let entries = tables.get(Table::Prefixes4).iter();
-        let longest = entries.filter_map(|(key, value)| Some((covers(key)?, *value)));
-        longest.max().is_some_and(|(_, value)| value != KERNEL)
+    fn table(nets: &BTreeMap<IpNet, PrefixAction>) -> PrefixTable {
+        nets.iter()
+            .map(|(net, action)| (*net, action.value()))
+            .collect()
     }
 
     proptest! {
         #[test]
-        fn no_step_redirects_what_neither_plan_redirects(old in prefixes(), new in prefixes()) {
-            let (old, new) = (plan(old).tables(), plan(new).tables());
-            let mut now = old.clone();
-            let mut changes = Changes::default();
-            for step in steps(&old, &new) {
-                now.note(step, &mut changes);
+        fn no_step_redirects_what_neither_plan_redirects(
+            (old, old_hops) in prefixes(),
+            (new, new_hops) in prefixes(),
+            by_changes: bool,
+        ) {
+            let (before, after) = (table(&old), table(&new));
+            let plan = match by_changes {
+                true => {
+                    let gone = old.keys().map(|net| (*net, None));
+                    PrefixPlan::Changes(gone.chain(new.iter().map(|(net, a)| (*net, Some(*a)))).collect())
+                }
+                false => PrefixPlan::All(new),
+            };
+            let mut now = before.clone();
+            let meanwhile = lower(&old_hops, &new_hops);
+            for (net, value) in prefix_steps(&before, &plan) {
+                let was = match value {
+                    Some(value) => now.insert(net, value),
+                    None => now.remove(&net),
+                };
+                prop_assert!(was != value, "a step without effect");
                 for address in 0x0a00_0000..0x0a00_0010 {
-                    let right = into_tunnel(&old, address) || into_tunnel(&new, address);
-                    prop_assert!(right || !into_tunnel(&now, address));
+                    let right = room(&before, &old_hops, address).max(room(&after, &new_hops, address));
+                    prop_assert!(room(&now, &meanwhile, address) <= right);
                 }
             }
-            prop_assert_eq!(&now, &new);
-            prop_assert!(steps(&now, &new).is_empty());
+            prop_assert_eq!(&now, &after);
+            prop_assert!(prefix_steps(&now, &plan).is_empty());
         }
     }
 
@@ -454,5 +517,10 @@ mod tests {
         assert_eq!(flags("192.0.2.1", "0.0.0.0"), abi::PORT_ANY_REMOTE);
         assert_eq!(flags("2001:db8::1", "2001:db8::3"), 0);
         assert_eq!(flags("2001:db8::1", "::"), abi::PORT_ANY_REMOTE6);
+        // Frames for many are looked into only where a tunnel has a group.
+        let group = abi::PORT_ANY_REMOTE | abi::PORT_GROUPS;
+        assert_eq!(flags("239.1.1.1", "0.0.0.0"), group);
+        let group = abi::PORT_ANY_REMOTE6 | abi::PORT_GROUPS;
+        assert_eq!(flags("ff05::1", "::"), group);
     }
 }

@@ -18,7 +18,7 @@ use super::{
     error::{Result, SteerError},
     load::{Filters, Limits, Program, SharedMaps, load_shared, load_steering},
     metadata,
-    plan::{self, Changes, Plan, Table, Tables},
+    plan::{self, Changes, Plan, PrefixStep, PrefixTable, Table, Tables},
 };
 
 /// `XDP_REDIRECT` of `enum xdp_action`.
@@ -44,6 +44,8 @@ pub struct Steer {
     plan: Plan,
     /// What the shared maps hold: written only here, after the kernel has agreed.
     tables: Tables,
+    prefixes: PrefixTable,
+    hops: Vec<u16>,
 }
 
 /// An attached device.
@@ -65,6 +67,8 @@ impl Steer {
             devices: BTreeMap::new(),
             plan: Plan::default(),
             tables: Tables::default(),
+            prefixes: PrefixTable::new(),
+            hops: Vec::new(),
         })
     }
 
@@ -116,7 +120,8 @@ impl Steer {
     /// redirected that neither the old plan nor the new one redirects.
     pub fn apply(&mut self, plan: &Plan) -> Result<Changes> {
         let wanted = plan.tables();
-        self.check_limits(&wanted)?;
+        let steps = plan::prefix_steps(&self.prefixes, &plan.prefixes);
+        self.check_limits(&wanted, plan.hops.len(), &steps)?;
         let mut changes = Changes::default();
         // Devices take roles away first and get new ones last.
         for (ifindex, program) in self.programs() {
@@ -128,7 +133,18 @@ impl Steer {
                 ..old
             })?;
         }
-        for step in plan::steps(&self.tables, &wanted) {
+        for step in plan::removals_of(&self.tables, &wanted) {
+            self.maps.perform(&step)?;
+            self.tables.note(step, &mut changes);
+        }
+        changes.count_hops(&self.hops, &plan.hops);
+        self.set_hops(&plan::lower(&self.hops, &plan.hops))?;
+        for step in steps {
+            self.maps.set_prefix(step)?;
+            self.note_prefix(step, &mut changes);
+        }
+        self.set_hops(&plan.hops)?;
+        for step in plan::additions_of(&self.tables, &wanted) {
             self.maps.perform(&step)?;
             self.tables.note(step, &mut changes);
         }
@@ -141,8 +157,42 @@ impl Steer {
             })?;
         }
         changes.count_ports(&self.plan, plan);
-        self.plan.clone_from(plan);
+        self.plan = Plan {
+            ports: plan.ports.clone(),
+            tunnels: plan.tunnels.clone(),
+            addresses: plan.addresses.clone(),
+            ..Plan::default()
+        };
         Ok(changes)
+    }
+
+    fn note_prefix(&mut self, (net, hop): PrefixStep, changes: &mut Changes) {
+        match hop {
+            Some(hop) => match self.prefixes.insert(net, hop) {
+                Some(_) => changes.changed += 1,
+                None => changes.added += 1,
+            },
+            None => {
+                self.prefixes.remove(&net);
+                changes.removed += 1;
+            }
+        }
+    }
+
+    /// Hops beyond the end are the kernel's.
+    fn set_hops(&mut self, wanted: &[u16]) -> Result<()> {
+        for number in 0..wanted.len().max(self.hops.len()) {
+            let mtu = wanted.get(number).copied().unwrap_or(0);
+            if self.hops.get(number).copied().unwrap_or(0) == mtu {
+                continue;
+            }
+            self.maps.set_hop(number as u32, mtu)?;
+            if number >= self.hops.len() {
+                self.hops.resize(number + 1, 0);
+            }
+            self.hops[number] = mtu;
+        }
+        Ok(())
     }
 
     /// Hands the frames of a receive queue to an AF_XDP socket, which must be bound to just that queue.
@@ -233,7 +283,12 @@ impl Steer {
         for table in Table::ALL {
             *found.get_mut(table) = self.maps.read(table)?;
         }
-        Ok(found == self.tables)
+        for (number, mtu) in self.hops.iter().enumerate() {
+            if self.maps.read_hop(number as u32)? != u32::from(*mtu) {
+                return Ok(false);
+            }
+        }
+        Ok(found == self.tables && self.maps.read_prefixes()? == self.prefixes)
     }
 
     fn programs(&mut self) -> impl Iterator<Item = (u32, &mut Program)> {
@@ -291,15 +346,36 @@ impl Steer {
         Ok((program, false))
     }
 
-    fn check_limits(&self, wanted: &Tables) -> Result<()> {
+    fn check_limits(&self, wanted: &Tables, hops: usize, steps: &[PrefixStep]) -> Result<()> {
+        let most = self.prefixes.len() + steps.len();
+        let prefixes = |v4: bool| {
+            if most <= self.limits.prefixes as usize {
+                return most;
+            }
+            let now = self.prefixes.keys();
+            let now = now.filter(|net| net.addr().is_ipv4() == v4).count();
+            let change = |(net, hop): &PrefixStep| {
+                isize::from(hop.is_some()) - isize::from(self.prefixes.contains_key(net))
+            };
+            let steps = steps.iter().filter(|(net, _)| net.addr().is_ipv4() == v4);
+            now.saturating_add_signed(steps.map(change).sum())
+        };
         let limits = [
-            (Table::Tunnels4, "tunnel keys", self.limits.tunnels),
-            (Table::Tunnels6, "IPv6 tunnel keys", self.limits.tunnels),
-            (Table::Prefixes4, "IPv4 prefixes", self.limits.prefixes),
-            (Table::Prefixes6, "IPv6 prefixes", self.limits.prefixes),
+            (
+                wanted.get(Table::Tunnels4).len(),
+                "tunnel keys",
+                self.limits.tunnels,
+            ),
+            (
+                wanted.get(Table::Tunnels6).len(),
+                "IPv6 tunnel keys",
+                self.limits.tunnels,
+            ),
+            (prefixes(true), "IPv4 prefixes", self.limits.prefixes),
+            (prefixes(false), "IPv6 prefixes", self.limits.prefixes),
+            (hops, "next hops", self.limits.hops),
         ];
-        for (table, what, limit) in limits {
-            let wanted = wanted.get(table).len();
+        for (wanted, what, limit) in limits {
             if wanted > limit as usize {
                 return Err(SteerError::TooMany {
                     what,

@@ -38,7 +38,11 @@ def config(control: str | os.PathLike, tunnels: list[dict], **router) -> str:
     table = {"underlay": ["outer0"], "overlay": ["inner0"], "control": str(control)} | router
     lines = ["[router]"] + [f"{key} = {toml(value)}" for key, value in table.items()]
     for tunnel in tunnels:
-        lines += ["", "[[tunnel]]"] + [f"{key} = {toml(value)}" for key, value in tunnel.items()]
+        peers = tunnel.get("peer", [])
+        keys = {key: value for key, value in tunnel.items() if key != "peer"}
+        lines += ["", "[[tunnel]]"] + [f"{key} = {toml(value)}" for key, value in keys.items()]
+        for peer in peers:
+            lines += ["[[tunnel.peer]]"] + [f"{key} = {toml(value)}" for key, value in peer.items()]
     return "\n".join(lines) + "\n"
 
 

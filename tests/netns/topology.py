@@ -253,3 +253,41 @@ class Lab(Bed):
             host.ip("route", "add", "default", "via", f"10.{n}.0.1")
             host.ip("-6", "route", "add", "default", "via", f"fd0{n}::1")
             self.sink(host, 2000)
+
+
+class Segment(Bed):
+    """Routers 1 to `count` on one underlay link, a host behind each.
+
+    hostN h0 ── lan routerN wan ── bridge
+    """
+
+    def __init__(self, count: int):
+        super().__init__()
+        try:
+            self._build(count)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _build(self, count: int) -> None:
+        self.link = self.namespace("link")
+        # It floods multicast, like a switch that does not snoop.
+        self.link.ip("link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+        self.link.ip("link", "set", "br0", "up")
+        self.hosts, self.routers = [], []
+        for n in range(1, count + 1):
+            host, router = self.namespace(f"host{n}"), self.namespace(f"router{n}")
+            veth(host, "h0", router, "lan")
+            veth(router, "wan", self.link, f"port{n}")
+            self.link.ip("link", "set", f"port{n}", "master", "br0")
+            router.make_router()
+            host.ip("address", "add", f"10.{n}.0.2/24", "dev", "h0")
+            host.ip("address", "add", f"fd0{n}::2/64", "dev", "h0", "nodad")
+            router.ip("address", "add", f"10.{n}.0.1/24", "dev", "lan")
+            router.ip("address", "add", f"fd0{n}::1/64", "dev", "lan", "nodad")
+            router.ip("address", "add", f"10.9.0.{n}/24", "dev", "wan")
+            router.ip("address", "add", f"fd09::{n}/64", "dev", "wan", "nodad")
+            host.ip("route", "add", "default", "via", f"10.{n}.0.1")
+            host.ip("-6", "route", "add", "default", "via", f"fd0{n}::1")
+            self.hosts.append(host)
+            self.routers.append(router)

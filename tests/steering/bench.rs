@@ -8,8 +8,9 @@ use std::{
 };
 
 use greyhound::xdp::{
-    Attached, Limits, Plan, PortPlan, PrefixAction, Steer, TunnelClass, TunnelMatch,
+    Attached, Limits, Plan, PortPlan, PrefixAction, PrefixPlan, Steer, TunnelClass, TunnelMatch,
 };
+use ipnet::IpNet;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
@@ -46,7 +47,22 @@ pub fn bare(
 
 /// Tunnels without a key and with keys 0 (on another address) and 42; 10.0.2.0/24 and 2001:db8:2::/48 lead into one.
 pub fn plan(port: PortPlan) -> Plan {
-    let into = |mtu| PrefixAction::Tunnel { mtu };
+    let (wide, narrow) = (PrefixAction::Hop(1), PrefixAction::Hop(2));
+    let prefixes = [
+        ("10.0.2.0/24", wide),
+        ("10.0.2.128/25", PrefixAction::Kernel),
+        ("10.0.2.192/26", narrow),
+        ("10.0.0.0/14", wide),
+        ("0.0.0.0/0", PrefixAction::Kernel),
+        ("224.0.0.0/3", wide),
+        ("169.254.0.0/16", wide),
+        ("127.0.0.0/8", wide),
+        ("2001:db8:2::/48", wide),
+        ("2001:db8:2:1::/64", PrefixAction::Kernel),
+        ("fe80::/10", wide),
+        ("ff00::/8", wide),
+        ("::/64", wide),
+    ];
     Plan {
         ports: [(LO, port)].into(),
         tunnels: [
@@ -55,28 +71,21 @@ pub fn plan(port: PortPlan) -> Plan {
             tunnel(LOCAL, Ipv4Addr::new(192, 0, 2, 3), Some(0)),
         ]
         .into(),
-        v4: [
-            ("10.0.2.0/24", into(1476)),
-            ("10.0.2.128/25", PrefixAction::Kernel),
-            ("10.0.2.192/26", into(1400)),
-            ("10.0.0.0/14", into(1476)),
-            ("0.0.0.0/0", PrefixAction::Kernel),
-            ("224.0.0.0/3", into(1476)),
-            ("169.254.0.0/16", into(1476)),
-            ("127.0.0.0/8", into(1476)),
-        ]
-        .map(|(net, action)| (net.parse().unwrap(), action))
-        .into(),
-        v6: [
-            ("2001:db8:2::/48", into(1476)),
-            ("2001:db8:2:1::/64", PrefixAction::Kernel),
-            ("fe80::/10", into(1476)),
-            ("ff00::/8", into(1476)),
-            ("::/64", into(1476)),
-        ]
-        .map(|(net, action)| (net.parse().unwrap(), action))
-        .into(),
+        hops: vec![0, 1476, 1400],
+        prefixes: PrefixPlan::All(
+            prefixes
+                .map(|(net, action)| (net.parse().unwrap(), action))
+                .into(),
+        ),
         ..Plan::default()
+    }
+}
+
+/// The prefixes of a plan that names all.
+pub fn prefixes(plan: &mut Plan) -> &mut BTreeMap<IpNet, PrefixAction> {
+    match &mut plan.prefixes {
+        PrefixPlan::All(all) => all,
+        PrefixPlan::Changes(_) => panic!("only changes"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{net::Ipv6Addr, os::fd::AsFd};
 
-use greyhound::xdp::{Limits, Plan, PrefixAction, Steer, SteerError, TunnelClass};
+use greyhound::xdp::{Limits, Plan, PrefixAction, PrefixPlan, Steer, SteerError, TunnelClass};
 use socket2::{Domain, Socket, Type};
 
 use crate::{
@@ -92,23 +92,39 @@ fn apply_changes_only_what_differs() {
         assert!(steer.verify().unwrap(), "the maps are not what was applied");
         (changes.added, changes.changed, changes.removed)
     };
-    // One port, three tunnels of two peers, eight prefixes and five.
-    assert_eq!(counts(steer, &first), (1 + 3 + 2 + 8 + 5, 0, 0));
+    // One port, three tunnels of two peers, eight prefixes and five; two hops.
+    assert_eq!(counts(steer, &first), (1 + 3 + 2 + 8 + 5, 2, 0));
     assert_eq!(counts(steer, &first), (0, 0, 0));
     let mut second = first.clone();
-    second.v4.insert(
-        "10.0.2.0/24".parse().unwrap(),
-        PrefixAction::Tunnel { mtu: 1472 },
-    );
-    second
-        .v4
-        .insert("10.9.0.0/16".parse().unwrap(), PrefixAction::Kernel);
-    second.v6.remove(&"fe80::/10".parse().unwrap());
+    let prefixes = prefixes(&mut second);
+    prefixes.insert("10.0.2.0/24".parse().unwrap(), PrefixAction::Hop(2));
+    prefixes.insert("10.9.0.0/16".parse().unwrap(), PrefixAction::Kernel);
+    prefixes.remove(&"fe80::/10".parse().unwrap());
     second.tunnels.remove(&tunnel(LOCAL, REMOTE, None));
     second.ports.insert(LO, OVERLAY);
     assert_eq!(counts(steer, &second), (1, 2, 2));
-    assert_eq!(counts(steer, &Plan::default()), (0, 0, 1 + 2 + 2 + 9 + 4));
-    assert_eq!(counts(steer, &second), (18, 0, 0));
+    let nothing = Plan::default();
+    assert_eq!(counts(steer, &nothing), (0, 2, 1 + 2 + 2 + 9 + 4));
+    assert_eq!(counts(steer, &second), (18, 2, 0));
+    // Prefixes that are not named stay, and one hop is many prefixes' way.
+    let third = Plan {
+        hops: vec![0, 1300, 1400],
+        prefixes: PrefixPlan::Changes(
+            [
+                ("10.9.0.0/16", None),
+                ("10.0.2.0/24", Some(PrefixAction::Hop(1))),
+                ("10.7.0.0/16", None),
+            ]
+            .map(|(net, action)| (net.parse().unwrap(), action))
+            .into(),
+        ),
+        ..second
+    };
+    assert_eq!(counts(steer, &third), (0, 2, 1));
+    bench.steer.apply(&third).unwrap();
+    let fits = |bench: &Bench, length| bench.reason(&sized4(length));
+    assert_eq!(fits(&bench, 1300), REDIRECTED_O);
+    assert_eq!(fits(&bench, 1301), "too_big");
 }
 
 #[test]
@@ -150,6 +166,7 @@ fn a_plan_beyond_the_limits_is_refused_whole() {
     let mut steer = Steer::load(Limits {
         tunnels: 2,
         prefixes: 16,
+        hops: 3,
         slots: 1,
     })
     .unwrap();
@@ -181,10 +198,10 @@ fn a_plan_beyond_the_limits_is_refused_whole() {
     // As many as fit can be exchanged for as many others.
     let nets = |third: u8| (0..16).map(move |n| format!("10.{third}.{n}.0/24").parse().unwrap());
     for third in 1..3 {
-        let v4 = nets(third).map(|net| (net, PrefixAction::Kernel)).collect();
+        let these = nets(third).map(|net| (net, PrefixAction::Kernel)).collect();
         steer
             .apply(&Plan {
-                v4,
+                prefixes: PrefixPlan::All(these),
                 ..Plan::default()
             })
             .unwrap();

@@ -207,7 +207,7 @@ fn one_device_may_be_underlay_and_overlay() {
         ],
     );
     let mut no_default = plan(BOTH);
-    no_default.v4.remove(&"0.0.0.0/0".parse().unwrap());
+    prefixes(&mut no_default).remove(&"0.0.0.0/0".parse().unwrap());
     Bench::new().check_plan(
         &no_default,
         vec![

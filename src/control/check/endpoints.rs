@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     Finding,
-    host::{Host, RouteTo},
+    host::{Host, Link, RouteTo},
 };
 use crate::{
     control::{
@@ -26,16 +26,83 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
         findings.extend(local(config, host, tunnel));
         findings.extend(bound(config, host, tunnel));
         findings.extend(payload(tunnel));
-        match host.routes.get(&tunnel.name) {
+        findings.extend(numbers(tunnel));
+        findings.extend(ways(config, host, tunnel));
+    }
+    findings
+}
+
+/// The ways to the other ends, and the MTU that the narrowest of them leaves.
+fn ways(config: &Config, host: &Host, tunnel: &TunnelConfig) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut devices = Vec::new();
+    for address in tunnel.remotes() {
+        let end = End {
+            tunnel,
+            address: *address,
+        };
+        match host.routes.get(&(tunnel.name.clone(), *address)) {
             None => {}
-            Some(Err(why)) => findings.push(unreachable(config, tunnel, why)),
+            Some(Err(why)) => findings.push(unreachable(config, end, why)),
             Some(Ok(route)) => {
-                findings.push(remote(config, host, tunnel, route));
-                findings.extend(mtu(host, tunnel, route));
+                findings.push(reached(config, host, end, route));
+                devices.push(route.device);
             }
         }
     }
+    if tunnel.remote.is_unspecified() && tunnel.remotes().is_empty() {
+        let found = "none is configured: packets go where the route's next hop is an outer address";
+        findings.push(Finding::ok("peer", &tunnel.name, found));
+    }
+    if tunnel.remote.is_multicast() {
+        let device = tunnel.dev.as_deref().and_then(|dev| host.link(dev));
+        findings.extend(device.map(|device| group(tunnel, device)));
+        devices.extend(device.map(|device| device.index));
+    }
+    let links = devices
+        .iter()
+        .filter_map(|index| host.link_by_index(*index));
+    let narrowest = links.min_by_key(|link| link.mtu);
+    findings.extend(narrowest.map(|link| mtu(tunnel, link)));
     findings
+}
+
+/// One of the addresses that a tunnel sends to.
+#[derive(Clone, Copy)]
+struct End<'a> {
+    tunnel: &'a TunnelConfig,
+    address: IpAddr,
+}
+
+impl End<'_> {
+    /// What findings call it.
+    fn word(self) -> &'static str {
+        match self.tunnel.remote.is_unspecified() {
+            true => "peer",
+            false => "remote",
+        }
+    }
+}
+
+/// Whether the group can be joined, and sent to.
+fn group(tunnel: &TunnelConfig, device: &Link) -> Finding {
+    let (group, name) = (tunnel.remote, &device.name);
+    if !device.multicast {
+        let found = format!("{group}: {name} carries no multicast");
+        let mend = format!("ip link set {name} multicast on");
+        return Finding::fail("group", &tunnel.name, found).mend(mend);
+    }
+    let found = format!("{group} is joined on {name}");
+    Finding::ok("group", &tunnel.name, found)
+}
+
+/// Senders that know nothing of each other, and one window for all their numbers.
+fn numbers(tunnel: &TunnelConfig) -> Option<Finding> {
+    let many = tunnel.remote.is_unspecified() || tunnel.remote.is_multicast();
+    (tunnel.iseq && many).then(|| {
+        let found = "sequence numbers of several senders: who counts behind the others is dropped";
+        Finding::warn("seq", &tunnel.name, found).mend("set iseq = false")
+    })
 }
 
 fn name(host: &Host, tunnel: &TunnelConfig) -> Option<Finding> {
@@ -97,19 +164,16 @@ fn off_the_underlay(config: &Config, device: &str) -> bool {
     config.router.xdp != XdpMode::Off && !config.router.underlay.iter().any(|name| name == device)
 }
 
-fn unreachable(config: &Config, tunnel: &TunnelConfig, why: &str) -> Finding {
-    let remote = tunnel.remote;
+fn unreachable(config: &Config, end: End<'_>, why: &str) -> Finding {
+    let remote = end.address;
     let device = &config.router.underlay[0];
-    Finding::fail(
-        "remote",
-        &tunnel.name,
-        format!("no route to {remote}: {why}"),
-    )
-    .mend(format!("ip route add {remote} via GATEWAY dev {device}"))
+    let found = format!("no route to {remote}: {why}");
+    Finding::fail(end.word(), &end.tunnel.name, found)
+        .mend(format!("ip route add {remote} via GATEWAY dev {device}"))
 }
 
-fn remote(config: &Config, host: &Host, tunnel: &TunnelConfig, route: &RouteTo) -> Finding {
-    let remote = tunnel.remote;
+fn reached(config: &Config, host: &Host, end: End<'_>, route: &RouteTo) -> Finding {
+    let (remote, tunnel) = (end.address, end.tunnel);
     let device = host.name_of(route.device);
     let more_specific = format!(
         "ip route add {remote} via GATEWAY dev {}",
@@ -117,12 +181,12 @@ fn remote(config: &Config, host: &Host, tunnel: &TunnelConfig, route: &RouteTo) 
     );
     if route.local {
         let found = format!("{remote} is an address of this host");
-        return Finding::fail("remote", &tunnel.name, found)
+        return Finding::fail(end.word(), &tunnel.name, found)
             .mend("set remote to the other end's address");
     }
     if let Some(other) = config.tunnels.iter().find(|other| other.name == device) {
         let found = format!("the route to {remote} leads into tunnel {}", other.name);
-        return Finding::fail("remote", &tunnel.name, found).mend(more_specific);
+        return Finding::fail(end.word(), &tunnel.name, found).mend(more_specific);
     }
     // What is configured will be installed, and wins where its prefix is as long as today's.
     let routes = config
@@ -136,7 +200,7 @@ fn remote(config: &Config, host: &Host, tunnel: &TunnelConfig, route: &RouteTo) 
             "route {prefix} will lead {remote} into tunnel {}",
             other.name
         );
-        return Finding::fail("remote", &tunnel.name, found).mend(more_specific);
+        return Finding::fail(end.word(), &tunnel.name, found).mend(more_specific);
     }
     let via = route
         .gateway
@@ -145,11 +209,11 @@ fn remote(config: &Config, host: &Host, tunnel: &TunnelConfig, route: &RouteTo) 
         let found = format!(
             "{remote}{via} is reached by {device}, which is not an underlay device: slow path only"
         );
-        return Finding::warn("remote", &tunnel.name, found)
+        return Finding::warn(end.word(), &tunnel.name, found)
             .mend(format!("add {device:?} to underlay"));
     }
     Finding::ok(
-        "remote",
+        end.word(),
         &tunnel.name,
         format!("{remote} is reached{via} by {device}"),
     )
@@ -169,8 +233,7 @@ fn payload(tunnel: &TunnelConfig) -> Option<Finding> {
     Some(Finding::warn("payload", &tunnel.name, found).mend("choose another mode, such as gre"))
 }
 
-fn mtu(host: &Host, tunnel: &TunnelConfig, route: &RouteTo) -> Option<Finding> {
-    let underlay = host.link_by_index(route.device)?;
+fn mtu(tunnel: &TunnelConfig, underlay: &Link) -> Finding {
     let overhead = u32::from(tunnel.overhead());
     let room = underlay.mtu.saturating_sub(overhead);
     let mtu = match tunnel.mtu {
@@ -184,17 +247,17 @@ fn mtu(host: &Host, tunnel: &TunnelConfig, route: &RouteTo) -> Option<Finding> {
         let found = format!("{mtu} is too large: {sum}");
         let larger = mtu.saturating_add(overhead);
         let mend = format!("set mtu = {room} or \"auto\", or: ip link set {name} mtu {larger}");
-        return Some(Finding::warn("mtu", &tunnel.name, found).mend(mend));
+        return Finding::warn("mtu", &tunnel.name, found).mend(mend);
     }
     let mend = format!("ip link set {name} mtu {}", IPV6_MTU + overhead);
     let mut prefixes = tunnel.address.iter().chain(&tunnel.routes);
     if mtu < IPV6_MTU && prefixes.any(|prefix| prefix.addr().is_ipv6()) {
         let found = format!("{mtu} is too small for IPv6, which needs {IPV6_MTU}: {sum}");
-        return Some(Finding::fail("mtu", &tunnel.name, found).mend(mend));
+        return Finding::fail("mtu", &tunnel.name, found).mend(mend);
     }
     if room < IPV6_MTU && tunnel.mode.kind().payload != Payload::Ipv4 {
         let found = format!("leaves less than {IPV6_MTU}, so it carries no IPv6: {sum}");
-        return Some(Finding::warn("mtu", &tunnel.name, found).mend(mend));
+        return Finding::warn("mtu", &tunnel.name, found).mend(mend);
     }
-    Some(Finding::ok("mtu", &tunnel.name, format!("{mtu}: {sum}")))
+    Finding::ok("mtu", &tunnel.name, format!("{mtu}: {sum}"))
 }

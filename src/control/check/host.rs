@@ -37,8 +37,8 @@ pub(super) struct Host {
     pub rules: Seen<Vec<String>>,
     /// Queueing disciplines: device index and kind.
     pub qdiscs: Seen<Vec<(u32, String)>>,
-    /// The kernel's route to each tunnel's remote address, by the tunnel's name.
-    pub routes: BTreeMap<String, Seen<RouteTo>>,
+    /// The kernel's route to each outer address that a tunnel sends to, by the tunnel's name and the address.
+    pub routes: BTreeMap<(String, IpAddr), Seen<RouteTo>>,
     /// IP settings by device name; `all` among them.
     pub settings: BTreeMap<String, IpSettings>,
     /// Offloads of physical devices, in ethtool's words.
@@ -57,6 +57,8 @@ pub(super) struct Link {
     pub mtu: u32,
     pub up: bool,
     pub carrier: bool,
+    /// It carries multicast (IFF_MULTICAST).
+    pub multicast: bool,
     pub ethernet: bool,
     /// The kind of a virtual device (`veth`, `tun`, `vlan` …); none for hardware.
     pub kind: Option<String>,

@@ -27,7 +27,7 @@ pub(super) struct Tables {
     pub addresses: Seen<Vec<(u32, IpNet)>>,
     pub rules: Seen<Vec<String>>,
     pub qdiscs: Seen<Vec<(u32, String)>>,
-    pub routes: BTreeMap<String, Seen<RouteTo>>,
+    pub routes: BTreeMap<(String, IpAddr), Seen<RouteTo>>,
 }
 
 pub(super) async fn tables(config: &Config) -> Tables {
@@ -39,8 +39,11 @@ pub(super) async fn tables(config: &Config) -> Tables {
     let links = links(&handle).await;
     let mut routes = BTreeMap::new();
     for tunnel in &config.tunnels {
-        let route = route(&handle, tunnel, links.as_deref().unwrap_or_default()).await;
-        routes.insert(tunnel.name.clone(), route);
+        for remote in tunnel.remotes() {
+            let links = links.as_deref().unwrap_or_default();
+            let route = route(&handle, (tunnel, *remote), links).await;
+            routes.insert((tunnel.name.clone(), *remote), route);
+        }
     }
     let tables = Tables {
         links,
@@ -86,6 +89,7 @@ fn link(message: &LinkMessage) -> Link {
         index: message.header.index,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
+        multicast: flags.contains(LinkFlags::Multicast),
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         ..Link::default()
     };
@@ -219,8 +223,12 @@ async fn qdiscs(handle: &Handle) -> Seen<Vec<(u32, String)>> {
 }
 
 /// Asks the kernel twice: where a packet would go, and which prefix decides that.
-async fn route(handle: &Handle, tunnel: &TunnelConfig, links: &[Link]) -> Seen<RouteTo> {
-    let lookup = match tunnel.remote {
+async fn route(
+    handle: &Handle,
+    (tunnel, remote): (&TunnelConfig, IpAddr),
+    links: &[Link],
+) -> Seen<RouteTo> {
+    let lookup = match remote {
         IpAddr::V4(remote) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(remote, 32)
             .build(),

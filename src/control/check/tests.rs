@@ -1,6 +1,9 @@
 //! Judging hosts that never were.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use super::{
     Finding, Report, Severity,
@@ -27,6 +30,7 @@ fn host() -> Host {
         mtu: 1500,
         up: true,
         carrier: true,
+        multicast: true,
         ethernet: true,
         queues: (1, 1),
         ..Link::default()
@@ -38,12 +42,6 @@ fn host() -> Host {
     };
     let settings = ["all", "eth0", "eth1"].map(|name| (name.to_owned(), forwards));
     let offloads = ["eth0", "eth1"].map(|name| (name.to_owned(), Ok(Offloads::default())));
-    let route = RouteTo {
-        device: 2,
-        gateway: None,
-        prefix_len: 24,
-        local: false,
-    };
     Host {
         kernel: "6.1.0-30-amd64".to_owned(),
         capabilities: Ok(u64::MAX),
@@ -58,7 +56,7 @@ fn host() -> Host {
         addresses: Ok(vec![(2, "192.0.2.1/24".parse().unwrap())]),
         rules: Ok(Vec::new()),
         qdiscs: Ok(vec![(2, "mq".to_owned()), (3, "fq_codel".to_owned())]),
-        routes: BTreeMap::from([("gre1".to_owned(), Ok(route))]),
+        routes: BTreeMap::new(),
         settings: BTreeMap::from(settings),
         offloads: BTreeMap::from(offloads),
         chains: Ok(Vec::new()),
@@ -66,7 +64,21 @@ fn host() -> Host {
     }
 }
 
+/// By eth0, on the link.
+const ROUTE: RouteTo = RouteTo {
+    device: 2,
+    gateway: None,
+    prefix_len: 24,
+    local: false,
+};
+
 impl Host {
+    /// The route from gre1 to an outer address.
+    fn route(&mut self, remote: impl Into<IpAddr>, route: Result<RouteTo, &str>) {
+        let key = ("gre1".to_owned(), remote.into());
+        self.routes.insert(key, route.map_err(str::to_owned));
+    }
+
     fn change(&mut self, name: &str, change: impl Fn(&mut Link)) {
         let links = self.links.as_mut().unwrap();
         change(links.iter_mut().find(|link| link.name == name).unwrap());
@@ -88,6 +100,14 @@ impl Host {
 
 /// The findings that are not in order, as `severity subject check: found | mend`.
 fn complaints(config: &Config, host: &Host) -> Vec<String> {
+    let mut host = host.clone();
+    // What a test does not say is on the link.
+    for tunnel in &config.tunnels {
+        for remote in tunnel.remotes() {
+            let key = (tunnel.name.clone(), *remote);
+            host.routes.entry(key).or_insert(Ok(ROUTE));
+        }
+    }
     let bad = |finding: &Finding| finding.severity != Severity::Ok;
     let line = |finding: Finding| {
         let Finding {
@@ -100,7 +120,7 @@ fn complaints(config: &Config, host: &Host) -> Vec<String> {
         let mend = mend.unwrap_or_default();
         format!("{} {subject} {check}: {found} | {mend}", severity.as_str())
     };
-    judge(config, host)
+    judge(config, &host)
         .into_iter()
         .filter(bad)
         .map(line)
@@ -359,12 +379,7 @@ fn endpoints_must_be_ours_and_within_reach() {
         &["fail gre1 local: 192.0.2.1 is on no device | ip address add 192.0.2.1/PREFIX dev eth0"],
     );
     one_change(
-        |host| {
-            drop(
-                host.routes
-                    .insert("gre1".to_owned(), Err("Network is unreachable".to_owned())),
-            )
-        },
+        |host| host.route(REMOTE, Err("Network is unreachable")),
         &[
             "fail gre1 remote: no route to 192.0.2.2: Network is unreachable | ip route add 192.0.2.2 via GATEWAY dev \
            eth0",
@@ -372,12 +387,8 @@ fn endpoints_must_be_ours_and_within_reach() {
     );
     let by = |device: u32| {
         move |host: &mut Host| {
-            host.routes
-                .get_mut("gre1")
-                .unwrap()
-                .as_mut()
-                .unwrap()
-                .device = device
+            let route = RouteTo { device, ..ROUTE };
+            host.route(REMOTE, Ok(route));
         }
     };
     one_change(
@@ -388,7 +399,10 @@ fn endpoints_must_be_ours_and_within_reach() {
         ],
     );
     one_change(
-        |host| host.routes.get_mut("gre1").unwrap().as_mut().unwrap().local = true,
+        |host| {
+            let local = true;
+            host.route(REMOTE, Ok(RouteTo { local, ..ROUTE }));
+        },
         &[
             "fail gre1 remote: 192.0.2.2 is an address of this host | set remote to the other end's address",
         ],
@@ -490,6 +504,106 @@ fn endpoints_over_ipv6_are_looked_at_as_well() {
              via GATEWAY dev eth0"
         ]
     );
+}
+
+/// gre1 without a remote, or with a group, and what is said of it that is in order.
+fn without_remote(lines: &str) -> Config {
+    let text = format!(
+        "[router]\nunderlay = [\"eth0\"]\noverlay = [\"eth1\"]\n[[tunnel]]\nname = \"gre1\"\nmode = \"gre\"\n\
+         local = \"192.0.2.1\"\n{lines}\n"
+    );
+    Config::parse(&text, "test.toml").unwrap()
+}
+
+fn said(config: &Config, host: &Host, check: &str) -> Vec<String> {
+    let findings = judge(config, host).into_iter();
+    let ours = findings.filter(|f| f.check == check && f.severity == Severity::Ok);
+    ours.map(|finding| finding.found).collect()
+}
+
+#[test]
+fn each_peer_must_be_within_reach() {
+    let peer = |inner: &str, outer: &str| {
+        format!("[[tunnel.peer]]\naddress = \"{inner}\"\nremote = \"{outer}\"\n")
+    };
+    let peers = [
+        peer("172.16.0.3", "192.0.2.3"),
+        peer("10.0.3.0/24", "192.0.2.3"),
+        peer("172.16.0.4", "192.0.2.4"),
+    ];
+    let config = without_remote(&format!("routes = [\"192.0.2.4/32\"]\n{}", peers.concat()));
+    let mut host = host();
+    let swallowed = "fail gre1 peer: route 192.0.2.4/32 will lead 192.0.2.4 into tunnel gre1 | ip route add 192.0.2.4 \
+                     via GATEWAY dev eth0";
+    assert_eq!(complaints(&config, &host), [swallowed]);
+    host.route([192, 0, 2, 3], Ok(ROUTE));
+    assert_eq!(
+        said(&config, &host, "peer"),
+        ["192.0.2.3 is reached by eth0"]
+    );
+    host.route([192, 0, 2, 3], Err("Network is unreachable"));
+    let unreachable = "fail gre1 peer: no route to 192.0.2.3: Network is unreachable | ip route add 192.0.2.3 via \
+                       GATEWAY dev eth0";
+    assert_eq!(complaints(&config, &host), [unreachable, swallowed]);
+}
+
+#[test]
+fn the_narrowest_way_to_a_peer_is_the_tunnels_mtu() {
+    let peer = "[[tunnel.peer]]\naddress = \"172.16.0.3\"\nremote = \"192.0.2.3\"\n";
+    let other = "[[tunnel.peer]]\naddress = \"172.16.0.4\"\nremote = \"192.0.2.4\"\n";
+    let config = without_remote(&format!("mtu = 1476\n{peer}{other}"));
+    let mut host = host();
+    host.route([192, 0, 2, 4], Ok(RouteTo { device: 3, ..ROUTE }));
+    host.change("eth1", |link| link.mtu = 1400);
+    let found = complaints(&config, &host);
+    let narrow =
+        "warn gre1 mtu: 1476 is too large: eth1 has 1400 underlay − 20 IPv4 − 4 GRE = 1376 | ";
+    assert!(
+        found.iter().any(|line| line.starts_with(narrow)),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn without_peers_the_routes_name_them() {
+    let config = without_remote("");
+    assert_eq!(complaints(&config, &host()), [""; 0]);
+    assert_eq!(
+        said(&config, &host(), "peer"),
+        ["none is configured: packets go where the route's next hop is an outer address"]
+    );
+}
+
+#[test]
+fn mcast_1_a_group_must_be_joinable() {
+    let config = without_remote("remote = \"239.1.1.1\"");
+    let mut host = host();
+    assert_eq!(complaints(&config, &host), [""; 0]);
+    assert_eq!(
+        said(&config, &host, "group"),
+        ["239.1.1.1 is joined on eth0"]
+    );
+    host.change("eth0", |link| link.multicast = false);
+    assert_eq!(
+        complaints(&config, &host),
+        ["fail gre1 group: 239.1.1.1: eth0 carries no multicast | ip link set eth0 multicast on"]
+    );
+    let elsewhere = without_remote("remote = \"239.1.1.1\"\ndev = \"eth7\"");
+    let lines = complaints(&elsewhere, &host);
+    assert_eq!(
+        lines,
+        ["fail gre1 dev: dev eth7: there is no such device | ip -brief link"]
+    );
+}
+
+#[test]
+fn sequence_numbers_of_several_senders_are_worth_a_word() {
+    let line = "warn gre1 seq: sequence numbers of several senders: who counts behind the others is dropped | set \
+                iseq = false";
+    for lines in ["seq = true", "remote = \"239.1.1.1\"\niseq = true"] {
+        assert_eq!(complaints(&without_remote(lines), &host()), [line]);
+    }
+    assert_eq!(complaints(&without_remote("oseq = true"), &host()), [""; 0]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! line that says where, what was found and what would be accepted, and comes before anything is touched.
 
 mod encap;
+mod ends;
 mod reader;
 mod router;
 mod rules;
@@ -94,9 +95,9 @@ pub struct TunnelConfig {
     pub mode: Mode,
     /// Unicast, of the family that the mode wants.
     pub local: IpAddr,
-    /// As `local`, and another.
+    /// As `local`, and another; or a multicast group; or unspecified, when peers and routes say where packets go.
     pub remote: IpAddr,
-    /// None but without a remote.
+    /// None beside a remote.
     pub peers: Arc<Peers>,
     /// Keys, checksums and sequence numbers: none but with the GRE kinds.
     pub ikey: Option<u32>,
@@ -121,7 +122,7 @@ pub struct TunnelConfig {
     pub mtu: Mtu,
     /// Passing TCP connections are held to what the tunnel carries.
     pub clamp_mss: bool,
-    /// The underlay device that the tunnel is bound to.
+    /// The underlay device that the tunnel is bound to. A tunnel to a group has one.
     pub dev: Option<String>,
     /// Put on the device: interface address and prefix length.
     pub address: Vec<IpNet>,
@@ -166,20 +167,11 @@ impl Config {
         let root = Section::root(&source, document.get_ref());
         root.only(&["router", "tunnel"], &[])?;
         let router = router::parse(&root.table("router")?)?;
-        let mut tunnels = Vec::new();
+        let mut tunnels: Vec<TunnelConfig> = Vec::new();
         for section in root.tables("tunnel")? {
-            let tunnel = tunnel::parse(&section)?;
-            rules::tunnel_alone(&section, &tunnel)?;
-            rules::tunnel_on_router(&section, &tunnel, &router)?;
-            for (_, other) in &tunnels {
-                rules::tunnel_beside(&section, &tunnel, other)?;
-            }
-            tunnels.push((section, tunnel));
+            tunnels.push(one_tunnel(&section, &router, &tunnels)?);
         }
-        Ok(Config {
-            router,
-            tunnels: tunnels.into_iter().map(|(_, tunnel)| tunnel).collect(),
-        })
+        Ok(Config { router, tunnels })
     }
 
     /// Adds a tunnel in the words of `ip tunnel add`, by the rules that the file's tunnels obey.
@@ -193,13 +185,7 @@ impl Config {
             let root = Section::root(&source, document.get_ref());
             let sections = root.tables("tunnel")?;
             let section = sections.first().ok_or_else(|| root.error("no tunnel"))?;
-            let tunnel = tunnel::parse(section)?;
-            rules::tunnel_alone(section, &tunnel)?;
-            rules::tunnel_on_router(section, &tunnel, &self.router)?;
-            for other in &self.tunnels {
-                rules::tunnel_beside(section, &tunnel, other)?;
-            }
-            Ok(tunnel)
+            one_tunnel(section, &self.router, &self.tunnels)
         });
         match parsed {
             Ok(tunnel) => self.tunnels.push(tunnel),
@@ -209,6 +195,22 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// A tunnel that obeys every rule, beside the `others`.
+fn one_tunnel(
+    section: &Section<'_>,
+    router: &RouterConfig,
+    others: &[TunnelConfig],
+) -> Result<TunnelConfig, ConfigError> {
+    let mut tunnel = tunnel::parse(section)?;
+    rules::tunnel_alone(section, &tunnel)?;
+    rules::group_device(section, &mut tunnel, router)?;
+    rules::tunnel_on_router(section, &tunnel, router)?;
+    for other in others {
+        rules::tunnel_beside(section, &tunnel, other)?;
+    }
+    Ok(tunnel)
 }
 
 impl RouterConfig {
@@ -238,6 +240,15 @@ impl XdpMode {
 }
 
 impl TunnelConfig {
+    /// The unicast addresses outside that the configuration names: the remote, or each peer's once.
+    pub fn remotes(&self) -> &[IpAddr] {
+        match self.remote {
+            group if group.is_multicast() => &[],
+            any if any.is_unspecified() => self.peers.remotes(),
+            _ => std::slice::from_ref(&self.remote),
+        }
+    }
+
     /// Bytes that encapsulation adds.
     pub fn overhead(&self) -> u16 {
         // At most 40 + 8 + 8 + 16.

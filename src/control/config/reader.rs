@@ -171,12 +171,13 @@ impl<'t> Section<'t> {
         for (index, item) in array.iter().enumerate() {
             let table = item.get_ref().as_table().ok_or_else(wrong)?;
             let name = table.get("name").and_then(|name| name.get_ref().as_str());
+            let title = match name {
+                Some(name) => format!("{key} {name:?}"),
+                None => format!("{key} number {}", index + 1),
+            };
             sections.push(Section {
                 source: self.source,
-                title: match name {
-                    Some(name) => format!("{key} {name:?}"),
-                    None => format!("{key} number {}", index + 1),
-                },
+                title: titled(&self.title, &title),
                 table,
                 at: item.span().start,
             });

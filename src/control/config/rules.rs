@@ -16,10 +16,20 @@ pub(super) fn tunnel_alone(
         let expected = "same as local: expected the other end's address";
         return Err(complain(section, "remote", expected));
     }
+    let link_local = "link-local: expected dev beside it, the underlay device";
     for (key, address) in [("local", tunnel.local), ("remote", tunnel.remote)] {
         if is_link_local_v6(address) && tunnel.dev.is_none() {
-            let expected = "link-local: expected dev beside it, the underlay device";
-            return Err(complain(section, key, expected));
+            return Err(complain(section, key, link_local));
+        }
+    }
+    for peer in section.tables("peer")? {
+        let remote = peer.get("remote").and_then(|v| v.text()?.parse().ok());
+        if remote == Some(tunnel.local) {
+            let expected = "same as local: expected the other end's address";
+            return Err(complain(&peer, "remote", expected));
+        }
+        if remote.is_some_and(is_link_local_v6) && tunnel.dev.is_none() {
+            return Err(complain(&peer, "remote", link_local));
         }
     }
     // As iproute2: "ttl != 0 and nopmtudisc are incompatible". For gre, `ip link` lets it pass.
@@ -35,6 +45,25 @@ pub(super) fn tunnel_alone(
         let expected = "not with pmtudisc = true: expected pmtudisc = false beside it";
         return Err(complain(section, "ignore_df", expected));
     }
+    Ok(())
+}
+
+/// The device by which a group is joined: the only underlay device, where `dev` does not say.
+pub(super) fn group_device(
+    section: &Section<'_>,
+    tunnel: &mut TunnelConfig,
+    router: &RouterConfig,
+) -> Result<(), ConfigError> {
+    if !tunnel.remote.is_multicast() || tunnel.dev.is_some() {
+        return Ok(());
+    }
+    let [only] = &router.underlay[..] else {
+        let devices = router.underlay.join(", ");
+        let expected =
+            format!("a group is joined on one device: expected dev beside it, one of {devices}");
+        return Err(complain(section, "remote", &expected));
+    };
+    tunnel.dev = Some(only.clone());
     Ok(())
 }
 
@@ -80,7 +109,11 @@ pub(super) fn tunnel_beside(
             (Shim::Gre, None) => (" and no key".to_owned(), "another ikey"),
             (Shim::Gre, Some(key)) => (format!(" and key {key}"), "another ikey"),
         };
-        let (local, remote) = (tunnel.local, tunnel.remote);
+        let local = tunnel.local;
+        let remote = match tunnel.remote.is_unspecified() {
+            true => "any".to_owned(),
+            false => tunnel.remote.to_string(),
+        };
         return Err(section.error(&format!(
             "local {local}, remote {remote}{key} are those of tunnel {:?}: expected {expected}",
             other.name

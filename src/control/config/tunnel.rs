@@ -1,15 +1,11 @@
 //! One `[[tunnel]]`: each key by itself. What keys mean to each other is in [`rules`](super::rules).
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    ops::RangeInclusive,
-    sync::Arc,
-};
+use std::{net::Ipv4Addr, ops::RangeInclusive, sync::Arc};
 
 use ipnet::IpNet;
 
 use super::{
-    ConfigError, Mtu, TunnelConfig, encap,
+    ConfigError, Mtu, TunnelConfig, encap, ends,
     reader::{Section, Value},
     router::{DEVICE_NAME, is_device_name},
 };
@@ -46,8 +42,9 @@ const ACCEPTED: &[&str] = &[
     "dev",
     "address",
     "routes",
+    "peer",
 ];
-const LATER: &[&str] = &["bridge", "keepalive", "nvgre", "peer"];
+const LATER: &[&str] = &["bridge", "keepalive", "nvgre"];
 /// The kinds of this version.
 const MODES: [Mode; 6] = [
     Mode::Gre,
@@ -106,8 +103,9 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
     let name = device(&section.need("name", DEVICE_NAME)?)?;
     let mode = mode(&section.need("mode", &words(&MODES, "or"))?)?;
     particular(section, mode)?;
-    let local = endpoint(&section.need("local", unicast(mode))?, mode)?;
-    let remote = remote(section, mode)?;
+    let local = ends::local(section, mode)?;
+    let remote = ends::remote(section, mode)?;
+    let peers = ends::peers(section, mode)?;
     let (ikey, okey) = both(section, "key", "ikey", "okey", |v| key(v).map(Some))?;
     let (icsum, ocsum) = both(section, "csum", "icsum", "ocsum", |v| v.boolean())?;
     let (iseq, oseq) = both(section, "seq", "iseq", "oseq", |v| v.boolean())?;
@@ -120,7 +118,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         mode,
         local,
         remote,
-        peers: Arc::default(),
+        peers: Arc::new(peers),
         ikey,
         okey,
         icsum,
@@ -145,7 +143,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
     Ok(tunnel)
 }
 
-fn is_v6(mode: Mode) -> bool {
+pub(super) fn is_v6(mode: Mode) -> bool {
     mode.kind().underlay == Family::V6
 }
 
@@ -222,49 +220,6 @@ fn mode(value: &Value<'_>) -> Result<Mode, ConfigError> {
         Some(later) => Err(value.later(&format!("{} is", later.as_str()), &accepted)),
         None => Err(value.refuse(&accepted)),
     }
-}
-
-fn unicast(mode: Mode) -> &'static str {
-    match mode.kind().underlay {
-        Family::V4 => "a unicast IPv4 address",
-        Family::V6 => "a unicast IPv6 address",
-    }
-}
-
-fn endpoint(value: &Value<'_>, mode: Mode) -> Result<IpAddr, ConfigError> {
-    let expected = unicast(mode);
-    let address = value.text().and_then(|text| text.parse::<IpAddr>().ok());
-    let address = address.ok_or_else(|| value.refuse(expected))?;
-    if address.is_ipv6() != is_v6(mode) {
-        let word = mode.as_str();
-        return Err(value.complain(&format!(
-            "wrong family for mode {word}: expected {expected}"
-        )));
-    }
-    let never = address.is_multicast() || address.is_loopback() || address.is_unspecified();
-    match address {
-        IpAddr::V4(v4) if never || v4.is_broadcast() => Err(value.refuse(&format!(
-            "{expected}, not multicast, loopback, broadcast or zero"
-        ))),
-        IpAddr::V6(v6) if never || v6.to_ipv4_mapped().is_some() => Err(value.refuse(&format!(
-            "{expected}, not multicast, loopback, IPv4-mapped or zero"
-        ))),
-        _ => Ok(address),
-    }
-}
-
-fn remote(section: &Section<'_>, mode: Mode) -> Result<IpAddr, ConfigError> {
-    let expected = unicast(mode);
-    let value = section.get("remote").ok_or_else(|| {
-        section.error(&format!(
-            "a tunnel without remote is not available in this version; accepted: remote = {expected}"
-        ))
-    })?;
-    let address = value.text().and_then(|text| text.parse::<IpAddr>().ok());
-    if address.is_some_and(|address| address.is_multicast()) {
-        return Err(value.later("multicast groups are", expected));
-    }
-    endpoint(&value, mode)
 }
 
 /// A number or, as iproute2 has it, a dotted quad.

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::{
     event::{Event, NetConfChange, RouteEvent},
     model::{Address, Link, Neighbour, NetConf},
+    nexthop::Nexthop,
     parts::Parts,
     route::{Route, RouteKind},
     state::State,
@@ -35,7 +36,9 @@ impl State {
             }
             Event::DelNeighbour(ifindex, ip) => {
                 let gone = self.neighbours.remove(&(ifindex, ip));
-                changed_if(gone.is_some_and(|n| n.nud.usable()), Parts::NEIGHBOURS)
+                let gone = gone.is_some_and(|n| n.nud.usable());
+                self.touched.add_neighbours(gone.then_some((ifindex, ip)));
+                changed_if(gone, Parts::NEIGHBOURS)
             }
             Event::NetConf {
                 v6,
@@ -56,51 +59,71 @@ impl State {
                 doubt: Parts::RULES,
             },
             Event::Route(route) => self.route(route),
-            Event::NexthopObject => self.nexthop_object(),
+            Event::NewNexthop(id, object) => self.new_nexthop(id, object),
+            Event::DelNexthop(id) => self.del_nexthop(id),
         }
     }
 
-    /// Takes one part over from a state that was dumped afresh.
-    pub(super) fn take_part(&mut self, part: Parts, fresh: State) {
+    /// Takes one part over from a state that was dumped afresh. Whether something differed.
+    pub(in crate::control) fn take_part(&mut self, part: Parts, fresh: State) -> bool {
+        fn take<T: PartialEq>(mine: &mut T, fresh: T) -> bool {
+            let differs = *mine != fresh;
+            *mine = fresh;
+            differs
+        }
         match part {
             Parts::LINKS => {
-                self.links = fresh.links;
                 self.names = fresh.names;
+                take(&mut self.links, fresh.links)
             }
-            Parts::ADDRESSES => self.addresses = fresh.addresses,
-            Parts::NEIGHBOURS => self.neighbours = fresh.neighbours,
-            Parts::RULES => self.rules = fresh.rules,
+            Parts::ADDRESSES => take(&mut self.addresses, fresh.addresses),
+            Parts::NEIGHBOURS => self.take_neighbours(fresh.neighbours),
+            Parts::RULES => take(&mut self.rules, fresh.rules),
             Parts::NETCONF4 | Parts::NETCONF6 => {
                 let v6 = part == Parts::NETCONF6;
+                let before = self.netconf.clone();
                 self.netconf.retain(|(family, _), _| *family != v6);
                 self.netconf.extend(fresh.netconf);
+                self.netconf != before
             }
-            Parts::ROUTES4 => self.v4 = fresh.v4,
-            Parts::ROUTES6 => self.v6 = fresh.v6,
-            _ => {}
+            Parts::NEXTHOPS => {
+                let known = |id: &u32| fresh.nexthops.ids().any(|other| other == *id);
+                let gone: Vec<u32> = self.nexthops.ids().filter(|id| !known(id)).collect();
+                gone.into_iter().for_each(|id| self.lose_nexthop(id));
+                take(&mut self.nexthops, fresh.nexthops)
+            }
+            Parts::ROUTES4 => {
+                let differing = self.v4.differences(&fresh.v4);
+                self.v4 = fresh.v4;
+                self.touch(differing)
+            }
+            Parts::ROUTES6 => {
+                let differing = self.v6.differences(&fresh.v6);
+                self.v6 = fresh.v6;
+                self.touch(differing)
+            }
+            _ => false,
         }
     }
 
-    /// Whether one part is not as in a state that was dumped afresh.
-    pub(super) fn part_differs(&self, part: Parts, fresh: &State) -> bool {
-        let netconf = |state: &State, v6: bool| -> BTreeMap<i32, NetConf> {
-            let of_family = state
-                .netconf
-                .iter()
-                .filter(|((family, _), _)| *family == v6);
-            of_family.map(|((_, device), n)| (*device, *n)).collect()
-        };
-        match part {
-            Parts::LINKS => self.links != fresh.links,
-            Parts::ADDRESSES => self.addresses != fresh.addresses,
-            Parts::NEIGHBOURS => self.neighbours != fresh.neighbours,
-            Parts::RULES => self.rules != fresh.rules,
-            Parts::NETCONF4 => netconf(self, false) != netconf(fresh, false),
-            Parts::NETCONF6 => netconf(self, true) != netconf(fresh, true),
-            Parts::ROUTES4 => self.v4 != fresh.v4,
-            Parts::ROUTES6 => self.v6 != fresh.v6,
-            _ => false,
-        }
+    fn take_neighbours(&mut self, fresh: BTreeMap<(u32, IpAddr), Neighbour>) -> bool {
+        let old = std::mem::replace(&mut self.neighbours, fresh);
+        let new = &self.neighbours;
+        let changed = new
+            .iter()
+            .filter(|(key, entry)| old.get(key) != Some(entry));
+        let gone = old.keys().filter(|key| !new.contains_key(key));
+        let differing: Vec<_> = changed.map(|(key, _)| *key).chain(gone.copied()).collect();
+        let differs = !differing.is_empty();
+        self.touched.add_neighbours(differing);
+        differs
+    }
+
+    /// Notes that routes of these prefixes have changed. Whether there are any.
+    fn touch(&mut self, prefixes: Vec<IpNet>) -> bool {
+        let any = !prefixes.is_empty();
+        self.touched.add_routes(prefixes);
+        any
     }
 
     fn new_link(&mut self, link: Link) -> Effect {
@@ -122,6 +145,9 @@ impl State {
             effect.doubt |= Parts::LINKS;
         }
         if let Some(old) = old {
+            if (old.up, old.carrier) != (up, carrier.0) {
+                effect.doubt |= self.nexthops_by(ifindex, up && carrier.0);
+            }
             if (old.up, (old.carrier, old.running)) != (up, carrier) {
                 // The kernel changes hops' states, and drops IPv4 routes of a device that goes down, without a word.
                 effect.doubt |= self.routes_by(ifindex);
@@ -129,10 +155,11 @@ impl State {
             if old.up && !up {
                 // Its own addresses stay local (fib_sync_down_dev spares them).
                 let doomed = |route: &Route| route.kind != RouteKind::Local;
-                self.v4.lose_device(ifindex, doomed);
+                let lost = self.v4.lose_device(ifindex, doomed);
+                self.touch(lost);
                 effect.changed |= effect.doubt;
             }
-            if old.mtu != mtu && self.v6.uses_device(ifindex) {
+            if old.mtu != mtu && self.v6.any(|route| route.uses_device(ifindex)) {
                 // A route's MTU metric follows the device's (rt6_mtu_change).
                 effect.doubt |= Parts::ROUTES6;
             }
@@ -147,10 +174,15 @@ impl State {
         if self.names.get(&link.name) == Some(&ifindex) {
             self.names.remove(&link.name);
         }
-        let doubt = self.routes_by(ifindex);
-        self.v4.lose_device(ifindex, |_| true);
-        self.v6.lose_device(ifindex, |_| true);
+        let doubt = self.routes_by(ifindex) | self.nexthops_by(ifindex, false);
+        let lost = self.v4.lose_device(ifindex, |_| true);
+        self.touch(lost);
+        let lost = self.v6.lose_device(ifindex, |_| true);
+        self.touch(lost);
         self.addresses.retain(|address| address.ifindex != ifindex);
+        let on_device = |key: &&(u32, IpAddr)| key.0 == ifindex;
+        let gone: Vec<_> = self.neighbours.keys().filter(on_device).copied().collect();
+        self.touched.add_neighbours(gone);
         self.neighbours.retain(|(device, _), _| *device != ifindex);
         self.netconf
             .retain(|(_, device), _| u32::try_from(*device) != Ok(ifindex));
@@ -163,8 +195,10 @@ impl State {
 
     fn del_address(&mut self, address: &Address) -> Effect {
         let mut effect = changed_if(self.addresses.remove(address), Parts::ADDRESSES);
-        if address.ip.is_ipv4() {
-            // Routes that prefer this source go silently, and with a device's last address all its routes.
+        // Routes that prefer this source go silently, and with a device's last address all its routes.
+        let at_risk =
+            |route: &Route| route.prefsrc == Some(address.ip) || route.uses_device(address.ifindex);
+        if address.ip.is_ipv4() && self.v4.any(at_risk) {
             effect.doubt |= Parts::ROUTES4;
         }
         effect
@@ -175,6 +209,7 @@ impl State {
         let old = self.neighbours.insert(key, new);
         let send_to = |n: Neighbour| n.nud.usable().then_some(n.mac);
         let changed = old.and_then(send_to) != send_to(new);
+        self.touched.add_neighbours(changed.then_some(key));
         changed_if(changed, Parts::NEIGHBOURS)
     }
 
@@ -194,6 +229,7 @@ impl State {
     }
 
     fn route(&mut self, event: RouteEvent) -> Effect {
+        self.touched.add_routes([event.prefix]);
         let (part, doubt) = match event.prefix {
             IpNet::V4(prefix) => (Parts::ROUTES4, self.v4.apply(prefix, event)),
             IpNet::V6(prefix) => (Parts::ROUTES6, self.v6.apply(prefix, event)),
@@ -204,28 +240,46 @@ impl State {
         }
     }
 
-    /// A nexthop object changed: the routes that use it did, and the kernel tells only if net.ipv4.nexthop_compat_mode
-    /// is on, and of an IPv4 route's end not even then.
-    fn nexthop_object(&self) -> Effect {
-        let mut doubt = Parts::NONE;
-        if self.v4.uses_nexthop_objects() {
-            doubt |= Parts::ROUTES4;
+    /// The routes that use it are as new, and none of them is told (net.ipv4.nexthop_compat_mode says otherwise, but not of
+    /// all).
+    fn new_nexthop(&mut self, id: u32, object: Nexthop) -> Effect {
+        changed_if(self.nexthops.insert(id, object), Parts::NEXTHOPS)
+    }
+
+    fn del_nexthop(&mut self, id: u32) -> Effect {
+        self.lose_nexthop(id);
+        changed_if(self.nexthops.remove(id), Parts::NEXTHOPS)
+    }
+
+    /// The routes by a nexthop object go with it, those of IPv4 without a word (`fib_flush`).
+    fn lose_nexthop(&mut self, id: u32) {
+        let users = |route: &Route| route.nexthop_id == Some(id);
+        let mut gone = self.v4.change_all(users, |_| false);
+        gone.extend(self.v6.change_all(users, |_| false));
+        self.touch(gone);
+    }
+
+    /// A device that goes down takes its nexthop objects with it, without a word (`nexthop_flush_dev`).
+    fn nexthops_by(&mut self, ifindex: u32, up: bool) -> Parts {
+        let on_device = self.nexthops.by_device(ifindex);
+        if on_device.is_empty() {
+            return Parts::NONE;
         }
-        if self.v6.uses_nexthop_objects() {
-            doubt |= Parts::ROUTES6;
+        if !up {
+            for id in on_device {
+                self.lose_nexthop(id);
+                self.nexthops.remove(id);
+            }
         }
-        Effect {
-            changed: Parts::NONE,
-            doubt,
-        }
+        Parts::NEXTHOPS
     }
 
     fn routes_by(&self, ifindex: u32) -> Parts {
         let mut parts = Parts::NONE;
-        if self.v4.uses_device(ifindex) {
+        if self.v4.any(|route| route.uses_device(ifindex)) {
             parts |= Parts::ROUTES4;
         }
-        if self.v6.uses_device(ifindex) {
+        if self.v6.any(|route| route.uses_device(ifindex)) {
             parts |= Parts::ROUTES6;
         }
         parts

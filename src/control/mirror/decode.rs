@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::{
     attribute::attributes,
     decode_link::{link, link_index},
+    decode_nexthop::{nexthop, nexthop_id},
     decode_route::route,
     event::{Event, NetConfChange},
     model::{Address, Neighbour, Nud, Rule},
@@ -52,7 +53,8 @@ pub fn decode(kind: u16, flags: Option<u16>, payload: &[u8]) -> Result<Option<Ev
         RTM_NEWRULE => rule(payload)?.map(Event::NewRule),
         RTM_DELRULE => rule(payload)?.map(|_| Event::DelRule),
         RTM_NEWNETCONF | RTM_DELNETCONF => netconf(payload, kind == RTM_DELNETCONF)?,
-        RTM_NEWNEXTHOP | RTM_DELNEXTHOP => Some(Event::NexthopObject),
+        RTM_NEWNEXTHOP => Some(nexthop(payload)?),
+        RTM_DELNEXTHOP => Some(Event::DelNexthop(nexthop_id(payload)?)),
         RTM_NEWROUTE => {
             let how = match flags {
                 Some(flags) if flags & NLM_F_REPLACE != 0 => Insertion::Replace,

@@ -81,7 +81,10 @@ pub fn route(payload: &[u8], added: Option<Insertion>) -> Result<Option<RouteEve
         255 => Table::Local,
         _ => return Ok(None),
     };
-    if has_hop && route.hops.is_empty() {
+    if route.nexthop_id.is_some() {
+        // What the kernel repeats of the object here is not told anew when that changes (nexthop_compat_mode).
+        route.hops.clear();
+    } else if has_hop && route.hops.is_empty() {
         route.hops.push(single);
     }
     if let (IpAddr::V6(_), true) = (source, header[2] > 0) {
@@ -113,7 +116,7 @@ fn route_kind(kind: u8) -> RouteKind {
     }
 }
 
-fn hop(flags: u8, oif: u32) -> Hop {
+pub(super) fn hop(flags: u8, oif: u32) -> Hop {
     Hop {
         oif,
         gateway: None,

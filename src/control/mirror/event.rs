@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     model::{Address, Link, Neighbour, Rule},
+    nexthop::Nexthop,
     parts::Parts,
     route::{Insertion, Route, Table},
 };
@@ -32,8 +33,9 @@ pub enum Event {
     NewRule(Rule),
     DelRule,
     Route(RouteEvent),
-    /// A nexthop object came, changed or went.
-    NexthopObject,
+    /// A nexthop object, with its number.
+    NewNexthop(u32, Nexthop),
+    DelNexthop(u32),
 }
 
 /// The settings that a message named.
@@ -67,7 +69,7 @@ impl Event {
             Event::NewRule(_) | Event::DelRule => Parts::RULES,
             Event::Route(route) if route.prefix.addr().is_ipv4() => Parts::ROUTES4,
             Event::Route(_) => Parts::ROUTES6,
-            Event::NexthopObject => Parts::NONE,
+            Event::NewNexthop(..) | Event::DelNexthop(_) => Parts::NEXTHOPS,
         }
     }
 }

@@ -11,26 +11,31 @@ mod apply;
 mod attribute;
 mod decode;
 mod decode_link;
+mod decode_nexthop;
 mod decode_route;
 mod event;
 mod model;
 mod monitor;
+mod nexthop;
 mod parts;
 mod route;
 mod socket;
 mod state;
 mod sync;
 mod table;
+mod touched;
 
 pub use apply::Effect;
 pub use event::{Event, NetConfChange, RouteEvent};
 pub use model::{Address, Link, Neighbour, NetConf, Nud, Rule};
 pub use monitor::{Change, Monitor, Options};
+pub use nexthop::Nexthop;
 pub use parts::Parts;
 pub use route::{Hop, Insertion, Route, RouteKind, Table};
 pub use state::{Lookup, State};
 pub use sync::Statistics;
 pub use table::{Best, Prefix, RouteTable};
+pub use touched::Touched;
 
 /// Why the mirror could not be opened.
 #[derive(Debug, thiserror::Error)]

@@ -11,6 +11,7 @@ use super::{
     socket::{Received, RouteSocket},
     state::State,
     sync::{Statistics, Sync},
+    touched::Touched,
 };
 
 /// How a monitor listens.
@@ -98,6 +99,11 @@ impl Monitor {
     /// The mirror as of the last turn.
     pub fn state(&self) -> &State {
         &self.sync.state
+    }
+
+    /// The prefixes and neighbours that have changed since the last call, whether or not that has been reported.
+    pub fn take_touched(&mut self) -> Touched {
+        self.sync.state.take_touched()
     }
 
     pub fn statistics(&self) -> Statistics {

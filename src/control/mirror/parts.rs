@@ -2,7 +2,7 @@
 
 /// A set of parts: what changed, or what has to be read anew.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub struct Parts(u8);
+pub struct Parts(u16);
 
 impl Parts {
     pub const NONE: Parts = Parts(0);
@@ -13,12 +13,14 @@ impl Parts {
     pub const NETCONF4: Parts = Parts(1 << 3);
     pub const NETCONF6: Parts = Parts(1 << 4);
     pub const NEIGHBOURS: Parts = Parts(1 << 5);
-    pub const ROUTES4: Parts = Parts(1 << 6);
-    pub const ROUTES6: Parts = Parts(1 << 7);
+    /// Nexthop objects, which routes refer to.
+    pub const NEXTHOPS: Parts = Parts(1 << 6);
+    pub const ROUTES4: Parts = Parts(1 << 7);
+    pub const ROUTES6: Parts = Parts(1 << 8);
 
     pub const ROUTES: Parts = Parts(Self::ROUTES4.0 | Self::ROUTES6.0);
     pub const NETCONF: Parts = Parts(Self::NETCONF4.0 | Self::NETCONF6.0);
-    pub const ALL: Parts = Parts(u8::MAX);
+    pub const ALL: Parts = Parts((1 << 9) - 1);
 
     pub fn is_empty(self) -> bool {
         self.0 == 0
@@ -50,6 +52,7 @@ impl Parts {
             Parts::NETCONF4 => "IPv4 device settings",
             Parts::NETCONF6 => "IPv6 device settings",
             Parts::NEIGHBOURS => "neighbours",
+            Parts::NEXTHOPS => "nexthop objects",
             Parts::ROUTES4 => "IPv4 routes",
             Parts::ROUTES6 => "IPv6 routes",
             Parts::NONE => "nothing",

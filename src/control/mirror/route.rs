@@ -1,6 +1,6 @@
 //! A route, and how the kernel orders those of one prefix.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::Ipv6Net;
 
@@ -71,7 +71,7 @@ pub struct Route {
     pub prefsrc: Option<IpAddr>,
     /// Applies to packets from these sources only. IPv6 only.
     pub source: Option<Ipv6Net>,
-    /// The nexthop object that the route uses.
+    /// The nexthop object that the route uses: it has the hops then.
     pub nexthop_id: Option<u32>,
     /// More than one: multipath.
     pub hops: Vec<Hop>,
@@ -91,8 +91,13 @@ impl Route {
         self.hops.is_empty() || self.hops.iter().any(|hop| !hop.dead)
     }
 
-    pub fn is_multipath(&self) -> bool {
+    fn is_multipath(&self) -> bool {
         self.hops.len() > 1
+    }
+
+    /// Whether a hop leads out of the device.
+    pub fn uses_device(&self, ifindex: u32) -> bool {
+        self.hops.iter().any(|hop| hop.oif == ifindex)
     }
 
     /// It depends on more than the destination.
@@ -129,29 +134,29 @@ impl Route {
 pub(super) type Doubt = bool;
 
 /// Adds an IPv4 route as `fib_table_insert` does. Saying it twice changes nothing.
-pub(super) fn insert4(list: &mut Vec<Route>, route: Route, how: Insertion) -> Doubt {
+pub(super) fn insert4(list: &mut Vec<Arc<Route>>, route: Route, how: Insertion) -> Doubt {
     let slot = route.slot();
     match how {
         Insertion::Replace => {
             // The kernel replaces the first route of the slot, whatever it is.
             if let Some(first) = list.iter_mut().find(|old| old.slot() == slot) {
-                *first = route;
+                *first = Arc::new(route);
                 return false;
             }
         }
         _ => list.retain(|old| !old.same(&route)),
     }
-    let before = |old: &Route| match how {
+    let before = |old: &Arc<Route>| match how {
         Insertion::Prepend => old.slot() < slot,
         _ => old.slot() <= slot,
     };
     let at = list.iter().take_while(|old| before(old)).count();
-    list.insert(at, route);
+    list.insert(at, Arc::new(route));
     false
 }
 
 /// Removes an IPv4 route.
-pub(super) fn remove4(list: &mut Vec<Route>, route: &Route) -> Doubt {
+pub(super) fn remove4(list: &mut Vec<Arc<Route>>, route: &Route) -> Doubt {
     match list.iter().position(|old| old.same(route)) {
         Some(at) => {
             list.remove(at);
@@ -163,11 +168,11 @@ pub(super) fn remove4(list: &mut Vec<Route>, route: &Route) -> Doubt {
 
 /// Adds an IPv6 route as the kernel's notifications mean it: a route that joins others of its metric
 /// is told with all its hops, and a replacement takes the place of all of them.
-pub(super) fn insert6(list: &mut Vec<Route>, mut route: Route, how: Insertion) -> Doubt {
+pub(super) fn insert6(list: &mut Vec<Arc<Route>>, mut route: Route, how: Insertion) -> Doubt {
     // The kernel tells the hops beginning with the newest, and dumps them beginning with the oldest.
     route.hops.sort_by_key(|hop| (hop.oif, hop.gateway));
     if let Some(old) = list.iter_mut().find(|old| old.same(&route)) {
-        *old = route;
+        *old = Arc::new(route);
         return false;
     }
     let peer = |old: &Route| (old.metric, old.source) == (route.metric, route.source);
@@ -182,12 +187,12 @@ pub(super) fn insert6(list: &mut Vec<Route>, mut route: Route, how: Insertion) -
     }
     let metric = route.metric;
     let at = list.iter().take_while(|old| old.metric <= metric).count();
-    list.insert(at, route);
+    list.insert(at, Arc::new(route));
     doubt
 }
 
 /// Removes an IPv6 route, or some hops of one: a single hop that goes is told alone.
-pub(super) fn remove6(list: &mut Vec<Route>, mut route: Route) -> Doubt {
+pub(super) fn remove6(list: &mut Vec<Arc<Route>>, mut route: Route) -> Doubt {
     route.hops.sort_by_key(|hop| (hop.oif, hop.gateway));
     if let Some(at) = list.iter().position(|old| old.same(&route)) {
         list.remove(at);
@@ -203,6 +208,7 @@ pub(super) fn remove6(list: &mut Vec<Route>, mut route: Route) -> Doubt {
             return true;
         }
         found = true;
+        let old = Arc::make_mut(old);
         old.hops.retain(|hop| !gone(hop));
         if let [only] = &mut old.hops[..] {
             // A single hop is told without a weight.
@@ -210,5 +216,5 @@ pub(super) fn remove6(list: &mut Vec<Route>, mut route: Route) -> Doubt {
         }
         !old.hops.is_empty()
     });
-    !found && list.iter().any(peer)
+    !found && list.iter().any(|old| peer(old))
 }

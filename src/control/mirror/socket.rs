@@ -35,6 +35,7 @@ const RTM_GETROUTE: u16 = 26;
 const RTM_GETNEIGH: u16 = 30;
 const RTM_GETRULE: u16 = 34;
 const RTM_GETNETCONF: u16 = 82;
+const RTM_GETNEXTHOP: u16 = 106;
 const IFLA_EXT_MASK: u16 = 29;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 
@@ -130,6 +131,7 @@ fn dump_request(part: Parts, sequence: u32) -> Vec<u8> {
         Parts::RULES => (RTM_GETRULE, 12, libc::AF_UNSPEC),
         Parts::NETCONF4 => (RTM_GETNETCONF, 4, libc::AF_INET),
         Parts::NETCONF6 => (RTM_GETNETCONF, 4, libc::AF_INET6),
+        Parts::NEXTHOPS => (RTM_GETNEXTHOP, 8, libc::AF_UNSPEC),
         Parts::ROUTES6 => (RTM_GETROUTE, 12, libc::AF_INET6),
         _ => (RTM_GETROUTE, 12, libc::AF_INET),
     };

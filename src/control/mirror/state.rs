@@ -10,8 +10,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::{
     event::RouteEvent,
     model::{Address, Link, Neighbour, NetConf, Rule},
-    route::{Route, Table},
-    table::{Best, Prefix, RouteTable},
+    nexthop::Nexthops,
+    route::{Hop, Route, Table},
+    table::{self, Best, Prefix, RouteTable},
+    touched::Touched,
 };
 
 /// `NETCONFA_IFINDEX_ALL`: the setting for all devices.
@@ -41,6 +43,8 @@ pub struct Lookup<'a> {
     pub table: Table,
     pub prefix: IpNet,
     pub route: &'a Route,
+    /// The route's own, or its nexthop object's.
+    pub hops: &'a [Hop],
     /// See [`Best::conditional`].
     pub conditional: bool,
 }
@@ -73,30 +77,47 @@ impl<P: Prefix + Into<IpNet>> Tables<P> {
         }
     }
 
-    fn lookup(&self, address: P::Address) -> Option<Lookup<'_>> {
+    fn lookup(&self, address: P::Address) -> Option<(Table, P, Best<'_>)> {
         let (table, (prefix, best)) = match self.local.lookup(address) {
             Some(found) => (Table::Local, found),
             None => (Table::Main, self.main.lookup(address)?),
         };
-        Some(Lookup {
-            table,
-            prefix: prefix.into(),
-            route: best.route,
-            conditional: best.conditional,
-        })
+        Some((table, prefix, best))
     }
 
-    pub(super) fn uses_device(&self, ifindex: u32) -> bool {
-        self.main.uses_device(ifindex) || self.local.uses_device(ifindex)
+    /// Whether a route satisfies the condition.
+    pub(super) fn any(&self, condition: impl Fn(&Route) -> bool) -> bool {
+        self.main.any(&condition) || self.local.any(&condition)
     }
 
-    pub(super) fn uses_nexthop_objects(&self) -> bool {
-        self.main.uses_nexthop_objects() || self.local.uses_nexthop_objects()
+    /// See [`RouteTable::change_all`].
+    pub(super) fn change_all(
+        &mut self,
+        which: impl Fn(&Route) -> bool,
+        change: impl Fn(&mut Route) -> bool,
+    ) -> Vec<IpNet> {
+        let mut concerned = self.main.change_all(&which, &change);
+        concerned.extend(self.local.change_all(&which, &change));
+        concerned.into_iter().map(Into::into).collect()
     }
 
-    pub(super) fn lose_device(&mut self, ifindex: u32, doomed: impl Fn(&Route) -> bool + Copy) {
-        self.main.lose_device(ifindex, doomed);
-        self.local.lose_device(ifindex, doomed);
+    /// Takes hops by a device out of use, and the routes that have no other. `doomed` says which routes this concerns.
+    pub(super) fn lose_device(
+        &mut self,
+        ifindex: u32,
+        doomed: impl Fn(&Route) -> bool,
+    ) -> Vec<IpNet> {
+        self.change_all(
+            |route| route.uses_device(ifindex) && doomed(route),
+            |route| route.lose_device(ifindex),
+        )
+    }
+
+    /// The prefixes whose routes differ.
+    pub(super) fn differences(&self, other: &Self) -> Vec<IpNet> {
+        let mut differing = table::differences(&self.main, &other.main);
+        differing.extend(table::differences(&self.local, &other.local));
+        differing.into_iter().map(Into::into).collect()
     }
 }
 
@@ -115,8 +136,10 @@ pub struct State {
     pub(super) neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
     pub(super) netconf: HashMap<(bool, i32), NetConf>,
     pub(super) rules: BTreeSet<Rule>,
+    pub(super) nexthops: Nexthops,
     pub(super) v4: Tables<Ipv4Net>,
     pub(super) v6: Tables<Ipv6Net>,
+    pub(super) touched: Touched,
 }
 
 impl State {
@@ -187,12 +210,49 @@ impl State {
 
     /// Where an IPv4 destination leads.
     pub fn lookup4(&self, destination: Ipv4Addr) -> Option<Lookup<'_>> {
-        self.v4.lookup(destination)
+        self.found(self.v4.lookup(destination)?)
     }
 
     /// Where an IPv6 destination leads.
     pub fn lookup6(&self, destination: Ipv6Addr) -> Option<Lookup<'_>> {
-        self.v6.lookup(destination)
+        self.found(self.v6.lookup(destination)?)
+    }
+
+    fn found<'a, P: Into<IpNet>>(
+        &'a self,
+        (table, prefix, best): (Table, P, Best<'a>),
+    ) -> Option<Lookup<'a>> {
+        Some(Lookup {
+            table,
+            prefix: prefix.into(),
+            route: best.route,
+            hops: self.hops(best.route),
+            conditional: best.conditional,
+        })
+    }
+
+    /// The hops of a route: its own, or its nexthop object's. A route whose object is not known, or has something else than
+    /// hops, has none.
+    pub fn hops<'a>(&'a self, route: &'a Route) -> &'a [Hop] {
+        match route.nexthop_id {
+            Some(id) => self.nexthop_hops(id),
+            None => &route.hops,
+        }
+    }
+
+    /// The hops of a nexthop object; none where there is no such, or it has something else than hops.
+    pub fn nexthop_hops(&self, id: u32) -> &[Hop] {
+        self.nexthops.hops(id)
+    }
+
+    /// How many nexthop objects there are.
+    pub fn nexthops(&self) -> usize {
+        self.nexthops.len()
+    }
+
+    /// The prefixes and neighbours that have changed since the last call.
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
     }
 
     /// Where a destination leads.

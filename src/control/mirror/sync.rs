@@ -240,8 +240,7 @@ impl Sync {
             let effect = dump.fresh.apply(event);
             self.wanted |= effect.doubt;
         }
-        if self.state.part_differs(part, &dump.fresh) {
-            self.state.take_part(part, dump.fresh);
+        if self.state.take_part(part, dump.fresh) {
             self.changed |= part;
         }
         if dump.interrupted {
@@ -280,8 +279,8 @@ impl Sync {
         self.changed |= effect.changed;
         self.want(effect.doubt);
         if let Some(dump) = &self.dump {
-            // Routes that the dump has listed may have gone with the link or address, without a word.
-            let devices = Parts::LINKS | Parts::ADDRESSES;
+            // Routes that the dump has listed may have gone with the link, address or nexthop object, without a word.
+            let devices = Parts::LINKS | Parts::ADDRESSES | Parts::NEXTHOPS;
             if Parts::ROUTES.contains(dump.part) && effect.changed.intersects(devices) {
                 self.want(dump.part);
             }

@@ -1,8 +1,9 @@
 //! One routing table of one family.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashSet},
     net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -17,8 +18,8 @@ pub trait Prefix: Copy + Ord {
     /// The prefix length, in bits.
     fn length(self) -> u8;
     /// Adds to the routes of one prefix as this family does; whether the result is in doubt.
-    fn insert(list: &mut Vec<Route>, route: Route, how: Insertion) -> bool;
-    fn remove(list: &mut Vec<Route>, route: Route) -> bool;
+    fn insert(list: &mut Vec<Arc<Route>>, route: Route, how: Insertion) -> bool;
+    fn remove(list: &mut Vec<Arc<Route>>, route: Route) -> bool;
 }
 
 impl Prefix for Ipv4Net {
@@ -30,10 +31,10 @@ impl Prefix for Ipv4Net {
     fn length(self) -> u8 {
         self.prefix_len()
     }
-    fn insert(list: &mut Vec<Route>, route: Route, how: Insertion) -> bool {
+    fn insert(list: &mut Vec<Arc<Route>>, route: Route, how: Insertion) -> bool {
         route::insert4(list, route, how)
     }
-    fn remove(list: &mut Vec<Route>, route: Route) -> bool {
+    fn remove(list: &mut Vec<Arc<Route>>, route: Route) -> bool {
         route::remove4(list, &route)
     }
 }
@@ -47,10 +48,10 @@ impl Prefix for Ipv6Net {
     fn length(self) -> u8 {
         self.prefix_len()
     }
-    fn insert(list: &mut Vec<Route>, route: Route, how: Insertion) -> bool {
+    fn insert(list: &mut Vec<Arc<Route>>, route: Route, how: Insertion) -> bool {
         route::insert6(list, route, how)
     }
-    fn remove(list: &mut Vec<Route>, route: Route) -> bool {
+    fn remove(list: &mut Vec<Arc<Route>>, route: Route) -> bool {
         route::remove6(list, route)
     }
 }
@@ -65,8 +66,8 @@ pub struct Best<'a> {
 
 /// The route in use among those of one prefix, which are in the kernel's order. A hop whose device has no
 /// carrier counts as usable, as it does for the kernel, unless the kernel itself says that it is dead.
-fn best(routes: &[Route]) -> Option<Best<'_>> {
-    let mut alive = routes.iter().filter(|route| route.alive());
+fn best(routes: &[Arc<Route>]) -> Option<Best<'_>> {
+    let mut alive = routes.iter().map(Arc::as_ref).filter(|route| route.alive());
     let first = alive.next()?;
     let mut conditional = first.is_conditional();
     let mut route = first;
@@ -79,15 +80,33 @@ fn best(routes: &[Route]) -> Option<Best<'_>> {
     Some(Best { route, conditional })
 }
 
-/// One routing table of one family: every route, in the kernel's order of preference within a prefix.
+/// The routes of one prefix.
+#[derive(Debug, Clone, PartialEq)]
+enum List {
+    One(Arc<Route>),
+    Several(Box<[Arc<Route>]>),
+}
+
+impl List {
+    fn routes(&self) -> &[Arc<Route>] {
+        match self {
+            List::One(route) => std::slice::from_ref(route),
+            List::Several(routes) => routes,
+        }
+    }
+}
+
+/// One routing table of one family: every route, in the kernel's order of preference within a prefix. Routes that differ by
+/// their prefix alone are kept once.
 #[derive(Debug, Clone)]
 pub struct RouteTable<P> {
-    prefixes: BTreeMap<P, Vec<Route>>,
+    prefixes: BTreeMap<P, List>,
     /// How many prefixes there are of each length.
     lengths: Vec<u32>,
-    /// How many hops lead out of each device.
-    devices: HashMap<u32, u32>,
-    with_nexthop_id: usize,
+    /// Every route that is in use, and some that were.
+    bodies: HashSet<Arc<Route>>,
+    /// How many bodies there were when the unused ones were last thrown away.
+    swept: usize,
 }
 
 impl<P: Prefix> Default for RouteTable<P> {
@@ -95,8 +114,8 @@ impl<P: Prefix> Default for RouteTable<P> {
         Self {
             prefixes: BTreeMap::new(),
             lengths: vec![0; usize::from(P::BITS) + 1],
-            devices: HashMap::new(),
-            with_nexthop_id: 0,
+            bodies: HashSet::new(),
+            swept: 0,
         }
     }
 }
@@ -131,36 +150,38 @@ impl<P: Prefix> RouteTable<P> {
 
     /// The route in use for exactly this prefix.
     pub fn best(&self, prefix: P) -> Option<Best<'_>> {
-        best(self.prefixes.get(&prefix)?)
+        best(self.prefixes.get(&prefix)?.routes())
     }
 
     /// Every prefix that has a usable route, in order, a shorter prefix before those within it.
     pub fn iter(&self) -> impl Iterator<Item = (P, Best<'_>)> {
         self.prefixes
             .iter()
-            .filter_map(|(prefix, routes)| Some((*prefix, best(routes)?)))
+            .filter_map(|(prefix, list)| Some((*prefix, best(list.routes())?)))
+    }
+
+    /// Every prefix within `from..=to` that has a usable route, in order.
+    pub fn range(&self, from: P, to: P) -> impl Iterator<Item = (P, Best<'_>)> {
+        let range = self.prefixes.range(from..=to);
+        range.filter_map(|(prefix, list)| Some((*prefix, best(list.routes())?)))
     }
 
     /// Every prefix with all its routes, usable or not, in the kernel's order of preference.
-    pub fn all(&self) -> impl Iterator<Item = (P, &[Route])> {
+    pub fn all(&self) -> impl Iterator<Item = (P, &[Arc<Route>])> {
         self.prefixes
             .iter()
-            .map(|(prefix, routes)| (*prefix, routes.as_slice()))
+            .map(|(prefix, list)| (*prefix, list.routes()))
     }
 
     /// Every route of a prefix, usable or not, in the kernel's order of preference.
-    pub fn routes(&self, prefix: P) -> &[Route] {
-        self.prefixes.get(&prefix).map_or(&[], Vec::as_slice)
+    pub fn routes(&self, prefix: P) -> &[Arc<Route>] {
+        self.prefixes.get(&prefix).map_or(&[], List::routes)
     }
 
-    /// Whether a route leads out of the device.
-    pub fn uses_device(&self, ifindex: u32) -> bool {
-        self.devices.contains_key(&ifindex)
-    }
-
-    /// Whether a route uses a nexthop object.
-    pub fn uses_nexthop_objects(&self) -> bool {
-        self.with_nexthop_id > 0
+    /// Whether a route satisfies the condition. Its cost does not grow with the prefixes, as long as they share routes.
+    pub fn any(&self, condition: impl Fn(&Route) -> bool) -> bool {
+        let used = |body: &Arc<Route>| Arc::strong_count(body) > 1;
+        (self.bodies.iter()).any(|body| used(body) && condition(body))
     }
 
     /// Adds a route. True when the routes of the prefix may now differ from the kernel's.
@@ -173,57 +194,84 @@ impl<P: Prefix> RouteTable<P> {
         self.edit(prefix, |list| P::remove(list, route))
     }
 
-    /// Takes hops by a device out of use, and the routes that have no other. `doomed` says which routes are
-    /// affected at all. Walks the whole table when any route leads out of the device.
-    pub fn lose_device(&mut self, ifindex: u32, doomed: impl Fn(&Route) -> bool) {
-        if !self.uses_device(ifindex) {
-            return;
+    /// Changes every route that satisfies `which`; those of which `change` says false go. The prefixes that this concerned.
+    /// Walks the whole table, if there is any such route.
+    pub fn change_all(
+        &mut self,
+        which: impl Fn(&Route) -> bool,
+        change: impl Fn(&mut Route) -> bool,
+    ) -> Vec<P> {
+        if !self.any(&which) {
+            return Vec::new();
         }
-        let on_device = |route: &Route| route.hops.iter().any(|hop| hop.oif == ifindex);
-        let affected: Vec<P> = self
-            .prefixes
-            .iter()
-            .filter(|(_, routes)| routes.iter().any(on_device))
+        let concerned = |list: &List| list.routes().iter().any(|route| which(route));
+        let prefixes: Vec<P> = (self.prefixes.iter())
+            .filter(|(_, list)| concerned(list))
             .map(|(prefix, _)| *prefix)
             .collect();
-        for prefix in affected {
-            self.edit(prefix, |list| {
-                list.retain_mut(|r| !on_device(r) || !doomed(r) || r.lose_device(ifindex));
+        for prefix in &prefixes {
+            self.edit(*prefix, |list| {
+                list.retain_mut(|route| !which(route) || change(Arc::make_mut(route)));
             });
         }
+        prefixes
     }
 
-    fn edit<T>(&mut self, prefix: P, change: impl FnOnce(&mut Vec<Route>) -> T) -> T {
-        let mut list = match self.prefixes.get_mut(&prefix) {
-            Some(list) => std::mem::take(list),
+    fn edit<T>(&mut self, prefix: P, change: impl FnOnce(&mut Vec<Arc<Route>>) -> T) -> T {
+        let old = self.prefixes.remove(&prefix);
+        let had = old.is_some();
+        let mut list = match old {
+            Some(List::One(route)) => vec![route],
+            Some(List::Several(routes)) => routes.into_vec(),
             None => Vec::new(),
         };
-        let had = !list.is_empty();
-        list.iter().for_each(|route| self.count(route, false));
         let result = change(&mut list);
-        list.iter().for_each(|route| self.count(route, true));
+        for route in &mut list {
+            self.share(route);
+        }
         let length = &mut self.lengths[usize::from(prefix.length())];
         *length = (*length + u32::from(!list.is_empty())).saturating_sub(u32::from(had));
-        if list.is_empty() {
-            self.prefixes.remove(&prefix);
-        } else {
-            list.shrink_to_fit();
-            self.prefixes.insert(prefix, list);
-        }
+        let list = match list.len() {
+            0 => return result,
+            1 => list.pop().map(List::One),
+            _ => Some(List::Several(list.into())),
+        };
+        self.prefixes.extend(list.map(|list| (prefix, list)));
         result
     }
 
-    fn count(&mut self, route: &Route, up: bool) {
-        let step = |n: usize| if up { n + 1 } else { n.saturating_sub(1) };
-        if route.nexthop_id.is_some() {
-            self.with_nexthop_id = step(self.with_nexthop_id);
+    /// Lets equal routes be one.
+    fn share(&mut self, route: &mut Arc<Route>) {
+        if let Some(known) = self.bodies.get(&**route) {
+            *route = known.clone();
+            return;
         }
-        for hop in &route.hops {
-            let n = self.devices.entry(hop.oif).or_default();
-            *n = step(*n as usize) as u32;
-            if *n == 0 {
-                self.devices.remove(&hop.oif);
+        self.bodies.insert(route.clone());
+        if self.bodies.len() > 2 * self.swept + 64 {
+            self.bodies.retain(|body| Arc::strong_count(body) > 1);
+            self.swept = self.bodies.len();
+        }
+    }
+}
+
+/// The prefixes whose routes differ between two tables.
+pub(super) fn differences<P: Prefix>(a: &RouteTable<P>, b: &RouteTable<P>) -> Vec<P> {
+    let mut differing = Vec::new();
+    let (mut a, mut b) = (a.all().peekable(), b.all().peekable());
+    loop {
+        match (a.peek(), b.peek()) {
+            (Some((p, _)), Some((q, _))) if p < q => differing.extend(a.next().map(|x| x.0)),
+            (Some((p, _)), Some((q, _))) if q < p => differing.extend(b.next().map(|x| x.0)),
+            (Some((p, here)), Some((_, there))) => {
+                if here != there {
+                    differing.push(*p);
+                }
+                a.next();
+                b.next();
             }
+            (Some(_), None) => differing.extend(a.next().map(|x| x.0)),
+            (None, Some(_)) => differing.extend(b.next().map(|x| x.0)),
+            (None, None) => return differing,
         }
     }
 }

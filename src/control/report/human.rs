@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::{
-    ByteOrInherit, NextHopReport, NumberOrWord, PathShare, PortReport, Reasons, Statistics,
-    TunnelReport, WorkerReport,
+    ByteOrInherit, NextHopReport, NumberOrWord, PathShare, PeerReport, PortReport, Reasons,
+    Statistics, TunnelReport, WorkerReport,
 };
 use crate::tunnel::{Family, Mode};
 
@@ -47,6 +47,9 @@ pub fn statistics(statistics: &Statistics) -> String {
 fn tunnel(t: &TunnelReport) -> String {
     let mut text = format!("{}: {}\n", t.name, options(t).join("  "));
     let _ = writeln!(text, "    {}", state(t));
+    for p in &t.peers {
+        let _ = writeln!(text, "    {}", peer(p));
+    }
     if t.underlay_mtu != 0 {
         let headers = t.overhead.iter().map(|h| (h.header.as_str(), h.bytes));
         let _ = writeln!(text, "    mtu {}", mtu_sum(t.underlay_mtu, headers));
@@ -189,16 +192,21 @@ pub fn mtu_sum<'h>(underlay: u32, headers: impl Iterator<Item = (&'h str, usize)
 }
 
 fn state(t: &TunnelReport) -> String {
-    let Some(NextHopReport {
-        device,
-        via,
-        lladdr,
-    }) = &t.next_hop
-    else {
-        return format!("state {}", t.state);
+    format!("state {}{}", t.state, way(t.next_hop.as_ref()))
+}
+
+fn peer(p: &PeerReport) -> String {
+    let address = p.address.as_deref().unwrap_or("by route");
+    let way = way(p.next_hop.as_ref());
+    format!("peer {address}  remote {}  {}{way}", p.remote, p.state)
+}
+
+fn way(next_hop: Option<&NextHopReport>) -> String {
+    let Some(hop) = next_hop else {
+        return String::new();
     };
-    let mut text = format!("state {}  via {via} dev {device}", t.state);
-    if let Some(lladdr) = lladdr {
+    let mut text = format!("  via {} dev {}", hop.via, hop.device);
+    if let Some(lladdr) = &hop.lladdr {
         let _ = write!(text, " lladdr {lladdr}");
     }
     text

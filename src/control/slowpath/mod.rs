@@ -11,6 +11,7 @@
 
 mod fragment;
 mod fragment6;
+mod groups;
 mod raw;
 mod send;
 mod stats;
@@ -32,6 +33,7 @@ use std::{
 
 use crossbeam_channel::{Sender, unbounded};
 
+use groups::Groups;
 use raw::{Hears, Receiver};
 
 use crate::{
@@ -97,6 +99,7 @@ pub struct SlowPath {
     stats: Arc<SlowStats>,
     /// What the thread's sockets hear, and those that it will have with the next snapshot.
     hears: Vec<Hears>,
+    groups: Groups,
     opened: Vec<Receiver>,
     thread: Option<JoinHandle<()>>,
 }
@@ -117,6 +120,7 @@ impl SlowPath {
             waker,
             stats,
             hears: Vec::new(),
+            groups: Groups::default(),
             opened: Vec::new(),
             thread: Some(thread),
         })
@@ -159,7 +163,8 @@ impl SlowPath {
         outcome
     }
 
-    /// Replaces the tunnels, and opens and closes sockets as these need them, as [`open`](Self::open) does. Tunnels are in
+    /// Replaces the tunnels, opens and closes sockets as these need them, as [`open`](Self::open) does, and joins and leaves
+    /// their groups. Tunnels are in
     /// force even if this fails: those without their socket receive nothing, and the next call tries again.
     pub fn publish(
         &mut self,
@@ -172,6 +177,7 @@ impl SlowPath {
         let tunnels = snapshot.fib.tunnels().iter();
         let outcome = self.open(tunnels.map(|t| (t.mode, t.udp.is_some())), filter);
         let opened = std::mem::take(&mut self.opened);
+        self.groups.follow(snapshot.fib.tunnels());
         self.command(Command::Snapshot(snapshot, opened));
         outcome
     }

@@ -223,6 +223,11 @@ fn sending_socket(ipv6: bool, device: Option<u32>) -> io::Result<Socket> {
     if net::sockopt::set_socket_send_buffer_size_force(&socket, BUFFER).is_err() {
         let _ = socket.set_send_buffer_size(BUFFER);
     }
+    // What goes to a group is for the other members.
+    match ipv6 {
+        true => socket.set_multicast_loop_v6(false)?,
+        false => socket.set_multicast_loop_v4(false)?,
+    }
     bind_device(&socket, device)?;
     Ok(socket)
 }

@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
+    fib::Fib,
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
-    tunnel::{Family, Outer, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
+    tunnel::{Family, Outer, Payload, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
 };
 
 /// Packets taken from one source before the next has its turn.
@@ -218,6 +219,10 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        // A packet to ourselves would come back and enter again (gre-8).
+        if remote != tunnel.remote && self.snapshot.fib.is_own(remote) {
+            return self.drop_in(record, DropReason::Recursion);
+        }
         if tunnel.oseq && self.snapshot.owner.is_some() {
             let packet = Handover::IntoTunnel(id, remote, buf.data().into());
             return self.hand_over(id, packet);
@@ -276,6 +281,10 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, outer.tunnel) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        // As in datapath::forward: we are no sender of what comes from anybody.
+        if outer.remote != tunnel.remote && self.snapshot.fib.is_own(outer.remote) {
+            return self.drop_in(record, DropReason::OuterMartian);
+        }
         if tunnel.iseq && self.snapshot.owner.is_some() {
             return self.hand_over(outer.tunnel, Handover::FromUnderlay(buf.data().into()));
         }
@@ -293,6 +302,9 @@ impl Engine {
         let Some(tun) = self.tuns.get(&id) else {
             return self.drop_in(record, DropReason::TunnelDown);
         };
+        if tunnel.remote.is_multicast() && is_for_other_member(&self.snapshot.fib, tunnel, buf) {
+            return self.drop_in(record, DropReason::OtherMember);
+        }
         self.complete_checksum(buf);
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         match tun.send(buf.data()) {
@@ -399,6 +411,13 @@ impl Engine {
         record.drops.count(reason);
         self.stats.drops.count(reason);
     }
+}
+
+/// Whether the kernel would send a packet that came by a tunnel's group back to the group, as every other member would.
+fn is_for_other_member(fib: &Fib, tunnel: &Tunnel, buf: &VecBuf) -> bool {
+    let is_frame = tunnel.mode.kind().payload == Payload::Ethernet;
+    let destination = packet::destination(buf.data());
+    !is_frame && destination.is_ok_and(|to| !is_for_many(to) && fib.leads_into(tunnel, to))
 }
 
 /// Whether a packet for this address is for every station that hears it.

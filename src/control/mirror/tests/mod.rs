@@ -81,7 +81,7 @@ fn order(state: &State, prefix: &str) -> Vec<u8> {
         IpAddr::V4(ip) => ip.octets()[3],
         IpAddr::V6(ip) => ip.octets()[15],
     };
-    let gateways = |routes: &[super::Route]| {
+    let gateways = |routes: &[std::sync::Arc<super::Route>]| {
         let hops = routes.iter().flat_map(|route| &route.hops);
         hops.map(|hop| hop.gateway.map_or(0, last)).collect()
     };

@@ -1,8 +1,14 @@
 //! A small router: eth0 faces the underlay, eth1 the inner network, gre1 and gre2 are tunnels.
 
+mod ends;
+mod incremental;
+mod multipath;
+
 use proptest::prelude::*;
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::*;
 use crate::tunnel::Mode;
@@ -10,11 +16,14 @@ use crate::{
     control::{
         config::Mtu,
         mirror::{
-            Address, Event, Hop, Insertion, Link, Neighbour, NetConfChange, Nud, RouteEvent, Rule,
+            Address, Event, Hop, Insertion, Link, Neighbour, NetConfChange, Nud, Route, RouteEvent,
+            RouteKind, Rule, Table,
         },
     },
-    fib::Resolution,
+    fib::{Forwards, PortId, Resolution},
+    packet::MacAddr,
     tunnel::{FlowLabel, Tos, Ttl},
+    xdp::{PrefixAction, PrefixPlan},
 };
 
 const ETH0: u32 = 2;
@@ -24,8 +33,60 @@ const GRE2: u32 = 12;
 const GATEWAY_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xfe]);
 /// 1500 less the outer IP header and the shortest GRE header.
 const ROOM: u16 = 1476;
-const FIRST: PrefixAction = PrefixAction::Tunnel { mtu: ROOM };
-const KERNEL: PrefixAction = PrefixAction::Kernel;
+const FIRST: Leads = Leads::Tunnel { mtu: ROOM };
+const KERNEL: Leads = Leads::Kernel;
+
+/// What the steering program does with packets for a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leads {
+    /// It takes those of up to so many bytes.
+    Tunnel {
+        mtu: u16,
+    },
+    Kernel,
+}
+
+/// A plan's prefixes, less those that do what a shorter one does.
+fn leads(plan: &Plan) -> BTreeMap<IpNet, Leads> {
+    let PrefixPlan::All(prefixes) = &plan.prefixes else {
+        panic!("only a first plan tells all");
+    };
+    let mut leads: BTreeMap<IpNet, Leads> = BTreeMap::new();
+    for (net, action) in prefixes {
+        let mtu = match action {
+            PrefixAction::Hop(n) => plan.hops.get(*n as usize).copied().unwrap_or(0),
+            PrefixAction::Kernel => 0,
+        };
+        let this = match mtu {
+            0 => Leads::Kernel,
+            mtu => Leads::Tunnel { mtu },
+        };
+        let above = leads.iter().filter(|(above, _)| above.contains(net));
+        let above = above.max_by_key(|(above, _)| above.prefix_len());
+        if above.map_or(Leads::Kernel, |(_, leads)| *leads) != this {
+            leads.insert(*net, this);
+        }
+    }
+    leads
+}
+
+fn v4(plan: &Plan) -> BTreeMap<Ipv4Net, Leads> {
+    let all = leads(plan).into_iter();
+    all.filter_map(|(net, leads)| match net {
+        IpNet::V4(net) => Some((net, leads)),
+        IpNet::V6(_) => None,
+    })
+    .collect()
+}
+
+fn v6(plan: &Plan) -> BTreeMap<Ipv6Net, Leads> {
+    let all = leads(plan).into_iter();
+    all.filter_map(|(net, leads)| match net {
+        IpNet::V4(_) => None,
+        IpNet::V6(net) => Some((net, leads)),
+    })
+    .collect()
+}
 
 fn link(index: u32, name: &str, mtu: u32) -> Link {
     Link {
@@ -173,10 +234,10 @@ impl Net {
     }
 
     fn compile(&self) -> Compiled {
-        self.compile_with(None)
+        self.compile_by(&mut Compiler::default(), Parts::ALL, &Touched::all())
     }
 
-    fn compile_with(&self, known: Option<Arc<RouteTable>>) -> Compiled {
+    fn compile_by(&self, compiler: &mut Compiler, what: Parts, touched: &Touched) -> Compiled {
         let indices = [GRE1, GRE2];
         let tunnels: Vec<_> = (self.configs.iter().zip(indices).enumerate())
             .map(|(slot, (config, ifindex))| TunnelDevice {
@@ -185,16 +246,19 @@ impl Net {
                 ifindex,
             })
             .collect();
-        compile(&self.state, &self.devices, &tunnels, known)
+        compiler.compile(Input {
+            state: &self.state,
+            devices: &self.devices,
+            tunnels: &tunnels,
+            what,
+            touched,
+        })
     }
 
-    /// The plan's prefixes of IPv4, in order.
-    fn plan4(&self) -> Vec<(String, PrefixAction)> {
-        let plan = self.compile().plan;
-        plan.v4
-            .iter()
-            .map(|(net, a)| (net.to_string(), *a))
-            .collect()
+    /// What the steering program does with IPv4 prefixes, in order.
+    fn plan4(&self) -> Vec<(String, Leads)> {
+        let plan = v4(&self.compile().plan).into_iter();
+        plan.map(|(net, leads)| (net.to_string(), leads)).collect()
     }
 
     fn is_ready(&self, id: u32) -> bool {
@@ -234,7 +298,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
     }
 }
 
-fn planned(entries: &[(&str, PrefixAction)]) -> Vec<(String, PrefixAction)> {
+fn planned(entries: &[(&str, Leads)]) -> Vec<(String, Leads)> {
     entries.iter().map(|(p, a)| ((*p).to_owned(), *a)).collect()
 }
 
@@ -307,8 +371,6 @@ fn the_prefix_of_an_unresolved_tunnel_is_the_kernels_beneath_that_of_a_ready_one
 #[test]
 fn routes_that_ask_for_more_than_a_next_hop_are_the_kernels() {
     let plain = || route_by(GRE1, None);
-    let mut multipath = plain();
-    multipath.hops.push(route_by(GRE2, None).hops[0]);
     let mut encap = plain();
     encap.hops[0].encap = true;
     let tos = Route { tos: 4, ..plain() };
@@ -321,7 +383,7 @@ fn routes_that_ask_for_more_than_a_next_hop_are_the_kernels() {
         kind: RouteKind::Prohibit,
         ..plain()
     };
-    for odd in [multipath, encap, tos, blackhole, prohibit] {
+    for odd in [encap, tos, blackhole, prohibit] {
         let mut net = Net::new();
         net.route("10.0.0.0/8", plain());
         net.route("10.9.0.0/16", odd.clone());
@@ -369,11 +431,11 @@ fn an_mtu_metric_counts_for_inner_and_outer_routes() {
     net.route("10.3.0.0/16", narrow(9000, GRE1, None));
     net.route("10.4.0.0/16", narrow(1280, ETH1, Some("10.1.0.9")));
     net.neighbour(ETH1, "10.1.0.9", Nud::Stale);
-    let mtu_of = |net: &Net, prefix: &str| match net.compile().plan.v4.get(&prefix.parse().unwrap())
-    {
-        Some(PrefixAction::Tunnel { mtu }) => *mtu,
-        other => panic!("{prefix}: {other:?}"),
-    };
+    let mtu_of =
+        |net: &Net, prefix: &str| match v4(&net.compile().plan).get(&prefix.parse().unwrap()) {
+            Some(Leads::Tunnel { mtu }) => *mtu,
+            other => panic!("{prefix}: {other:?}"),
+        };
     assert_eq!(mtu_of(&net, "10.2.0.0/16"), 1300);
     assert_eq!(mtu_of(&net, "10.3.0.0/16"), ROOM);
     net.route("10.5.0.0/16", narrow(9000, ETH1, Some("10.1.0.9")));
@@ -405,7 +467,7 @@ fn gre_8_an_outer_route_into_a_tunnel_gives_no_egress() {
         let compiled = net.compile();
         assert_eq!(compiled.tunnels[0].word(), "no-route");
         let inner = "10.2.0.0/16".parse().unwrap();
-        assert!(!compiled.plan.v4.contains_key(&inner));
+        assert!(!v4(&compiled.plan).contains_key(&inner));
     }
 }
 
@@ -444,7 +506,7 @@ fn a_device_that_is_down_has_no_role_and_nothing_leaves_by_it() {
     net.route("198.51.100.0/24", route_by(ETH0, Some("192.0.2.254")));
     let compiled = net.compile();
     assert!(!compiled.plan.ports[&ETH0].underlay && !compiled.plan.ports[&ETH1].overlay);
-    assert!(compiled.plan.v4.is_empty());
+    assert!(v4(&compiled.plan).is_empty());
     assert!(!net.is_ready(0));
     assert_eq!(net.resolve("2001:db8:9::1"), Resolution::Kernel);
 }
@@ -466,7 +528,7 @@ fn without_carrier_the_kernel_answers_even_where_a_neighbour_is_permanent() {
         });
     }
     assert!(!net.is_ready(0));
-    assert!(net.compile().plan.v4.is_empty());
+    assert!(v4(&net.compile().plan).is_empty());
     assert_eq!(net.resolve("10.4.0.1"), Resolution::Kernel);
 }
 
@@ -504,7 +566,6 @@ fn a_vlan_device_above_takes_the_role_where_tags_are_not_seen() {
 fn with_somebodys_policy_rules_nothing_is_steered_and_nothing_routed() {
     let mut net = Net::new();
     net.route("10.2.0.0/16", route_by(GRE1, None));
-    assert!(!net.compile().fib.routes().is_empty());
     net.state.apply(Event::NewRule(Rule {
         v6: false,
         priority: 100,
@@ -512,8 +573,9 @@ fn with_somebodys_policy_rules_nothing_is_steered_and_nothing_routed() {
         plain: false,
     }));
     let compiled = net.compile();
-    assert!(compiled.fib.routes().is_empty());
-    assert!(compiled.plan.v4.is_empty() && compiled.plan.v6.is_empty());
+    let far = "10.2.0.1".parse().unwrap();
+    assert_eq!(compiled.fib.resolve(far), Resolution::Kernel);
+    assert!(leads(&compiled.plan).is_empty());
     assert!(!net.is_ready(0));
     let ports = &compiled.plan.ports;
     assert!(!ports[&ETH0].underlay && !ports[&ETH1].overlay);
@@ -535,7 +597,7 @@ fn a_tunnel_receives_where_its_local_address_is_ours() {
 fn a_tunnel_that_is_down_takes_no_packets() {
     let mut net = Net::new();
     net.route("2001:db8:1::/48", route_by(GRE1, None));
-    assert_eq!(net.compile().plan.v6.len(), 1);
+    assert_eq!(v6(&net.compile().plan).len(), 1);
     net.link(Link {
         mac: None,
         up: false,
@@ -544,7 +606,7 @@ fn a_tunnel_that_is_down_takes_no_packets() {
     let compiled = net.compile();
     assert_eq!(compiled.tunnels[0].word(), "down");
     assert_eq!(remotes(&compiled.plan), [net.configs[1].remote]);
-    assert!(compiled.plan.v6.is_empty());
+    assert!(v6(&compiled.plan).is_empty());
     let up = |id| compiled.fib.tunnels().get(TunnelId(id)).unwrap().up;
     assert!(!up(0) && up(1));
     net.state.apply(Event::DelLink(GRE1));
@@ -606,18 +668,15 @@ fn ipv6_prefixes_are_planned_like_those_of_ipv4() {
     // Hidden by the wider one, which is the kernel's as well.
     net.local("ff00::/8".parse().unwrap(), RouteKind::Multicast, ETH1);
     let plan = net.compile().plan;
-    let v6: Vec<_> = plan
-        .v6
-        .iter()
-        .map(|(net, a)| (net.to_string(), *a))
-        .collect();
+    let nets = super::tests::v6(&plan).into_iter();
+    let v6: Vec<_> = nets.map(|(net, leads)| (net.to_string(), leads)).collect();
     let wanted = planned(&[
         ("::/0", FIRST),
         ("2001:db8:1::/64", KERNEL),
         ("ff00::/8", KERNEL),
     ]);
     assert_eq!(v6, wanted);
-    assert!(plan.v4.is_empty());
+    assert!(v4(&plan).is_empty());
 }
 
 #[test]
@@ -669,21 +728,6 @@ fn the_egress_is_the_gateways_link_address() {
     assert_eq!(outer.neighbour, IpAddr::from([192, 0, 2, 254]));
 }
 
-#[test]
-fn a_neighbours_coming_and_going_needs_no_new_routes() {
-    let mut net = Net::new();
-    net.route("10.2.0.0/16", route_by(GRE1, None));
-    net.route("10.1.0.0/24", route_by(ETH1, None));
-    let known = net.compile().fib.shared_routes();
-    net.neighbour(ETH0, "192.0.2.254", Nud::Failed);
-    net.neighbour(ETH1, "10.1.0.9", Nud::Reachable);
-    let compiled = net.compile_with(Some(known.clone()));
-    assert!(Arc::ptr_eq(&known, &compiled.fib.shared_routes()));
-    assert!(compiled.plan.v4.is_empty());
-    let inner = compiled.fib.resolve("10.1.0.9".parse().unwrap());
-    assert!(matches!(inner, Resolution::Adjacent(_)));
-}
-
 /// Where a made-up route leads.
 #[derive(Debug, Clone, Copy)]
 enum Way {
@@ -719,12 +763,12 @@ proptest! {
             let route = Route { mtu: Some((*mtu).into()), ..route_by(oif, None) };
             net.add(IpNet::V4(*prefix), Table::Main, route);
         }
-        let plan = net.compile().plan;
+        let plan = v4(&net.compile().plan);
         for host in 0..32u32 {
             let ip = Ipv4Addr::from(0x0a40_0000 | host);
-            let planned = plan.v4.iter().filter(|(net, _)| net.contains(&ip)).max_by_key(|(net, _)| net.prefix_len());
+            let planned = plan.iter().filter(|(net, _)| net.contains(&ip)).max_by_key(|(net, _)| net.prefix_len());
             let steered = match planned {
-                Some((_, PrefixAction::Tunnel { mtu })) => Some(*mtu),
+                Some((_, Leads::Tunnel { mtu })) => Some(*mtu),
                 _ => None,
             };
             let longest = routes.iter().filter(|(net, _)| net.contains(&ip)).max_by_key(|(net, _)| net.prefix_len());

@@ -1,0 +1,301 @@
+//! The ends of tunnels: which there are, where they are, and how much can be sent there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use super::{Scene, TunnelDevice, clamp, ports::can_send};
+use crate::{
+    control::{
+        config::TunnelConfig,
+        mirror::{Lookup, RouteKind, Table},
+    },
+    fib::{Adjacency, Egress},
+    packet::MacAddr,
+    tunnel::{Payload, Shim, Tunnel, TunnelId},
+    xdp::{TunnelClass, TunnelMatch},
+};
+
+/// Where a tunnel's outer packets go, as far as the kernel knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OuterHop {
+    pub ifindex: u32,
+    /// The gateway, or the remote itself where it is on the link.
+    pub neighbour: IpAddr,
+    pub mac: Option<MacAddr>,
+    /// Largest outer packet, in bytes.
+    pub mtu: u16,
+    /// The route is one that only the kernel can follow (multipath, policy, encapsulation).
+    pub kernel_only: bool,
+}
+
+/// A tunnel's state at the moment of compilation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelStatus {
+    /// The tunnel device is there and administratively up.
+    pub up: bool,
+    /// The tunnel device's MTU; 0 when there is no device.
+    pub mtu: u16,
+    /// None: the remote cannot be reached, or there is none.
+    pub outer: Option<OuterHop>,
+    /// Of a tunnel without a remote: each outer address that a peer or a route names, once.
+    pub peers: Option<Vec<PeerStatus>>,
+}
+
+fn word(outer: Option<&OuterHop>) -> &'static str {
+    match outer {
+        None => "no-route",
+        Some(outer) if outer.mac.is_none() => "unresolved",
+        Some(_) => "up",
+    }
+}
+
+impl TunnelStatus {
+    /// The word for it in the statistics. A tunnel without a remote is up with its device: its peers have words of their own.
+    pub fn word(&self) -> &'static str {
+        match (self.up, &self.peers) {
+            (false, _) => "down",
+            (true, Some(_)) => "up",
+            (true, None) => word(self.outer.as_ref()),
+        }
+    }
+
+    /// Every neighbour on the underlay that it sends to.
+    pub fn outers(&self) -> impl Iterator<Item = OuterHop> + '_ {
+        let peers = self.peers.iter().flatten().filter_map(|peer| peer.outer);
+        self.outer.into_iter().chain(peers)
+    }
+}
+
+/// One of the other ends of a tunnel without a remote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerStatus {
+    pub remote: IpAddr,
+    /// None: it cannot be reached.
+    pub outer: Option<OuterHop>,
+}
+
+impl PeerStatus {
+    /// The word for it in the statistics.
+    pub fn word(&self) -> &'static str {
+        word(self.outer.as_ref())
+    }
+}
+
+/// The gateways of routes into tunnels.
+pub(super) type Gateways = BTreeMap<TunnelId, BTreeSet<IpAddr>>;
+
+impl Scene<'_> {
+    /// In the order of the tunnels. `gateways` are those of routes into them.
+    pub(super) fn statuses(&self, mut gateways: Gateways) -> Vec<TunnelStatus> {
+        let of = |t: &TunnelDevice<'_>| self.status(t, gateways.remove(&t.id).unwrap_or_default());
+        self.tunnels.iter().map(of).collect()
+    }
+
+    fn status(&self, tunnel: &TunnelDevice<'_>, gateways: BTreeSet<IpAddr>) -> TunnelStatus {
+        let link = self.state.link(tunnel.ifindex);
+        let config = tunnel.config;
+        let mut status = TunnelStatus {
+            up: link.is_some_and(|link| link.up),
+            mtu: link.map_or(0, |link| clamp(link.mtu)),
+            outer: None,
+            peers: None,
+        };
+        if !config.remote.is_unspecified() {
+            status.outer = self.outer_hop(config, config.remote);
+            return status;
+        }
+        let underlay = config.mode.kind().underlay;
+        let named = (gateways.into_iter())
+            .filter_map(|gateway| config.peers.remote_of(underlay, Some(gateway), gateway));
+        let mut seen = HashSet::new();
+        let remotes = config.peers.remotes().iter().copied().chain(named);
+        let peers = (remotes.filter(|remote| seen.insert(*remote)))
+            .map(|remote| PeerStatus {
+                remote,
+                outer: self.outer_hop(config, remote),
+            })
+            .collect();
+        status.peers = Some(peers);
+        status
+    }
+
+    /// Where the packets to a group leave: by the tunnel's device, whatever the routes say, and to no neighbour in particular.
+    pub(super) fn group_hop(&self, config: &TunnelConfig, group: IpAddr) -> Option<OuterHop> {
+        let link = self.state.link_by_name(config.dev.as_deref()?)?;
+        link.up.then_some(OuterHop {
+            ifindex: link.index,
+            neighbour: group,
+            mac: link.mac.map(|_| MacAddr::of_group(group)),
+            mtu: clamp(link.mtu),
+            kernel_only: self.state.foreign_rules(),
+        })
+    }
+
+    /// The largest inner packet, in bytes, for each outer address of each tunnel that can be sent to. The unspecified address
+    /// stands for all peers of a tunnel: there the widest counts, and the worker sees to those that have less.
+    pub(super) fn rooms(&self, statuses: &[TunnelStatus]) -> HashMap<(TunnelId, IpAddr), u16> {
+        let mut rooms = HashMap::new();
+        for (t, status) in self.tunnels.iter().zip(statuses).filter(|(_, s)| s.up) {
+            let room = |outer| {
+                let adjacency = self.adjacency(outer)?;
+                Some(adjacency.mtu.saturating_sub(t.config.overhead()))
+            };
+            if let Some(room) = room(status.outer) {
+                rooms.insert((t.id, t.config.remote), room);
+            }
+            // The table's come first, and routes name the others.
+            let in_table = t.config.peers.remotes().len();
+            for (n, peer) in status.peers.iter().flatten().enumerate() {
+                let Some(room) = room(peer.outer) else {
+                    continue;
+                };
+                rooms.insert((t.id, peer.remote), room);
+                if n < in_table {
+                    let widest = rooms.entry((t.id, t.config.remote)).or_default();
+                    *widest = room.max(*widest);
+                }
+            }
+        }
+        rooms
+    }
+
+    /// Where the kernel sends the outer packets. A route into one of our tunnels is none: the packet would go round
+    /// (gre-8).
+    fn outer_hop(&self, config: &TunnelConfig, remote: IpAddr) -> Option<OuterHop> {
+        if remote.is_multicast() {
+            return self.group_hop(config, remote);
+        }
+        let found = self.state.lookup(remote)?;
+        let route = found.route;
+        if found.table == Table::Local || route.kind != RouteKind::Unicast {
+            return None;
+        }
+        let hop = found.hops.iter().find(|hop| !hop.dead)?;
+        let bound = config
+            .dev
+            .as_deref()
+            .and_then(|dev| self.state.link_by_name(dev));
+        let elsewhere = config.dev.is_some() && bound.map(|link| link.index) != Some(hop.oif);
+        if self.by_ifindex.contains_key(&hop.oif) {
+            return None;
+        }
+        let neighbour = hop.gateway.unwrap_or(remote);
+        Some(OuterHop {
+            ifindex: hop.oif,
+            neighbour,
+            mac: self.state.neighbour(hop.oif, neighbour).and_then(|n| n.mac),
+            mtu: self.mtu(route.mtu, hop.oif),
+            kernel_only: self.is_kernels(&found) || elsewhere,
+        })
+    }
+
+    /// Whether following a route takes more than its next hop.
+    fn is_kernels(&self, found: &Lookup<'_>) -> bool {
+        let alive = || found.hops.iter().filter(|hop| !hop.dead);
+        found.conditional
+            || alive().count() > 1
+            || alive().any(|hop| hop.encap)
+            || self.state.foreign_rules()
+    }
+
+    pub(super) fn tunnel(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Tunnel {
+        // 0 is no device: bound to one that is not there, it sends nothing.
+        let index = |dev| self.state.link_by_name(dev).map_or(0, |link| link.index);
+        let dev = t.config.dev.as_deref().map(index);
+        let tunnel = t.config.tunnel(t.id, dev, status.mtu, status.up);
+        let room = |mtu: u16| match status.outer {
+            Some(outer) => mtu.min(outer.mtu.saturating_sub(t.config.overhead())),
+            None => mtu,
+        };
+        Tunnel {
+            clamp_mss: tunnel.clamp_mss.map(room),
+            ..tunnel
+        }
+    }
+
+    pub(super) fn egress(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Egress {
+        Egress {
+            adjacency: self.adjacency(status.outer),
+            forwards: self.forwards(t.ifindex),
+        }
+    }
+
+    /// The next hop of outer packets as workers use it, where they can.
+    pub(super) fn adjacency(&self, outer: Option<OuterHop>) -> Option<Adjacency> {
+        let outer = outer.filter(|outer| !outer.kernel_only)?;
+        let port = self.port(outer.ifindex)?;
+        let device = &self.devices[port.index()];
+        let link = self.state.link(outer.ifindex)?;
+        (device.underlay && can_send(link)).then_some(Adjacency {
+            port,
+            destination: outer.mac?,
+            source: link.mac?,
+            mtu: outer.mtu,
+        })
+    }
+
+    /// What names the packets of tunnels that are up and whose local address is this router's.
+    pub(super) fn matches(&self, statuses: &[TunnelStatus]) -> BTreeSet<TunnelMatch> {
+        let own: HashSet<IpAddr> = self.state.addresses().map(|a| a.ip).collect();
+        let is_own =
+            |local: IpAddr| local.is_unspecified() || own.contains(&local) || self.delivers(local);
+        (self.tunnels.iter().zip(statuses))
+            .filter(|(t, status)| status.up && is_own(t.config.local))
+            .flat_map(|(t, _)| matches(t.config))
+            .collect()
+    }
+
+    /// The largest inner packet, in bytes, for a tunnel and its route's gateway, if it can be sent there.
+    pub(super) fn room(
+        &self,
+        rooms: &HashMap<(TunnelId, IpAddr), u16>,
+        (id, gateway): (TunnelId, Option<IpAddr>),
+    ) -> Option<u16> {
+        let config = self.by_id.get(&id)?.config;
+        let remote = match gateway {
+            Some(gateway) if config.remote.is_unspecified() => {
+                let underlay = config.mode.kind().underlay;
+                config.peers.remote_of(underlay, Some(gateway), gateway)?
+            }
+            _ => config.remote,
+        };
+        rooms.get(&(id, remote)).copied()
+    }
+
+    /// A local route makes a whole prefix the router's own, without any address (AnyIP).
+    fn delivers(&self, address: IpAddr) -> bool {
+        let found = self.state.lookup(address);
+        found.is_some_and(|f| f.table == Table::Local && f.route.kind == RouteKind::Local)
+    }
+}
+
+/// How a tunnel's packets name it on receipt: once for every outer protocol that it takes.
+fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
+    let kind = config.mode.kind();
+    let classes = match (kind.shim, config.udp, kind.payload) {
+        (Shim::Gre, Some(udp), _) => [
+            Some(TunnelClass::GreInUdp {
+                zero_checksum: !udp.checksum,
+            }),
+            None,
+        ],
+        (Shim::Gre, None, _) => [Some(TunnelClass::Gre), None],
+        (Shim::None, _, Payload::Ipv4) => [Some(TunnelClass::Ipv4), None],
+        (Shim::None, _, Payload::Ipv6) => [Some(TunnelClass::Ipv6), None],
+        (Shim::None, ..) => [Some(TunnelClass::Ipv4), Some(TunnelClass::Ipv6)],
+    };
+    // What is sent to a group comes from any member.
+    let (local, remote) = match config.remote {
+        IpAddr::V4(group) if group.is_multicast() => (group.into(), Ipv4Addr::UNSPECIFIED.into()),
+        IpAddr::V6(group) if group.is_multicast() => (group.into(), Ipv6Addr::UNSPECIFIED.into()),
+        remote => (config.local, remote),
+    };
+    classes.into_iter().flatten().map(move |class| TunnelMatch {
+        class,
+        local,
+        remote,
+        key: config.ikey,
+    })
+}
