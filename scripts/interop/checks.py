@@ -3,8 +3,10 @@ difference. Else it raises AssertionError with what it saw, NotApplicable or Lat
 
 import re
 
-from bed import BYTES, DEVICE
+from bed import BYTES, UNDERLAY
+from tunnels import DEVICE
 
+ALL_HOSTS = {4: "224.0.0.1", 6: "ff02::1"}
 HEADERS = {4: 28, 6: 48}
 
 
@@ -76,14 +78,14 @@ def hear_of_mtu(end, other, version, size, mtu):
 def check_path(bed, tunnel, _):
     """The underlay's path narrows by 100: a packet lost on it lowers the tunnel's MTU, and the next one's sender is told.
 
-    Without DF outside, the underlay fragments instead.
+    Without DF outside, the underlay fragments instead. Errors about multicast there are none (RFC 1122 section 3.2.2).
     """
-    if tunnel.mtu:
+    if tunnel.mtu or tunnel.group:
         raise NotApplicable
     complaints = {}
     for end, other in both(bed):
         delivery = tunnel.kind.delivery
-        route = f"ip -{delivery} route replace {other.outer[delivery]} dev {other.port}"
+        route = f"ip -{delivery} route replace {other.outer[delivery]} dev {UNDERLAY}"
         bed.underlay.must(f"{route} mtu lock {tunnel.wan - 100}")
         try:
             for version in tunnel.payloads:
@@ -133,9 +135,27 @@ def check_multicast(bed, tunnel, _):
 
     With a TTL beyond the usual 1, which a tunnel that inherits it would take no further than the underlay's first router.
     """
-    groups = {4: "224.0.0.1", 6: "ff02::1"}
+    if tunnel.many == "via":
+        raise NotApplicable
     for end, _other in both(bed):
-        ping(end.router, [f"-L -t 8 -I {DEVICE} {groups[version]}" for version in tunnel.payloads])
+        if tunnel.many == "neigh" and end is bed.b:
+            # The kernel sends it to 224.0.0.1 of the underlay: arp_mc_map() of a tunnel's device.
+            continue
+        # By its tunnel address: among several peers nobody knows who has a link-local one.
+        ping(end.router, [f"-L -t 8 -I {DEVICE} -I {end.tunnel[version]} {ALL_HOSTS[version]}" for version in tunnel.payloads])
+
+
+def check_many(bed, tunnel, _):
+    """The second peer gets what is for it, and of multicast as much as the first."""
+    if tunnel.many != "peers":
+        raise NotApplicable
+    version, second = tunnel.payload, bed.b.second
+    ping(bed.a.host, [second.tunnel[version]])
+    received = [f"cat /sys/class/net/{name}/statistics/rx_packets" for name in (DEVICE, f"{DEVICE}b")]
+    before = [int(bed.b.router.must(command)) for command in received]
+    ping(bed.a.router, [f"-L -t 8 -I {DEVICE} -I {bed.a.tunnel[version]} {ALL_HOSTS[version]}"])
+    got = [int(bed.b.router.must(command)) - earlier for command, earlier in zip(received, before)]
+    assert before[1] >= 3 and min(got) >= 3, f"the second got {before[1]} of 3 packets, and of 3 to all {got}"
 
 
 def check_expired(bed, tunnel, _):
@@ -161,6 +181,7 @@ CHECKS = {
     "tcp": check_tcp,
     "fast": check_path_taken,
     "mcast": check_multicast,
+    "many": check_many,
     "hops": check_expired,
     "pmtu": check_path,
 }

@@ -3,6 +3,7 @@
 The far host echoes TTL and DSCP anew but the request's TOS as it was: one vantage point shows both directions of an end.
 """
 
+import ipaddress
 import logging
 import os
 import time
@@ -11,8 +12,7 @@ logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 
 from scapy.all import (GRE, ICMP, IP, ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, Ether, Raw, UDP, bind_layers, conf)  # noqa: E402
 
-from bed import DEVICE  # noqa: E402
-from table import UDP_PORT  # noqa: E402
+from tunnels import DEVICE, UDP_PORT  # noqa: E402
 
 conf.ipv6_enabled = True
 bind_layers(UDP, GRE, dport=UDP_PORT)
@@ -68,6 +68,13 @@ def hops(header):
     return header.ttl if isinstance(header, IP) else header.hlim
 
 
+def group_mac(group):
+    """RFC 1112 section 6.4, RFC 2464 section 7."""
+    packed = ipaddress.ip_address(group).packed
+    mac = b"\x33\x33" + packed[12:] if len(packed) == 16 else bytes([1, 0, 0x5E, packed[1] & 0x7F]) + packed[2:]
+    return mac.hex(":")
+
+
 class Prober:
     """Sends probes to one end of a bed's tunnel and hears its answers."""
 
@@ -119,12 +126,13 @@ class Prober:
         if "encap" in self.tunnel.options:
             protocol = 17
             inner = UDP(sport=50001, dport=UDP_PORT) / inner
-        source, target = self.end.other.outer, self.end.outer
+        source, target = self.end.other.outer[kind.delivery], self.tunnel.group or self.end.outer[kind.delivery]
         if kind.delivery == 4:
-            outer = IP(src=source[4], dst=target[4], proto=protocol, tos=outer_tos, ttl=60, flags="DF")
+            outer = IP(src=source, dst=target, proto=protocol, tos=outer_tos, ttl=60, flags="DF")
         else:
-            outer = IPv6(src=source[6], dst=target[6], nh=protocol, tc=outer_tos, hlim=60)
-        return Ether(src="02:00:00:00:00:0e", dst=self.end.mac) / outer / inner
+            outer = IPv6(src=source, dst=target, nh=protocol, tc=outer_tos, hlim=60)
+        mac = group_mac(target) if self.tunnel.group else self.end.mac
+        return Ether(src="02:00:00:00:00:0e", dst=mac) / outer / inner
 
     def ask(self, *probes):
         """Sends probes, each a dictionary of `frame`'s arguments, and one more that must be answered. Returns the answers."""

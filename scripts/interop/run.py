@@ -10,7 +10,8 @@ import headers
 from bed import Bed
 from checks import Later, NotApplicable
 from places import Failed, Gone, NoMachine
-from table import TUNNELS, Tunnel, rows
+from table import TUNNELS, rows
+from tunnels import Tunnel
 
 CHECKS = checks.CHECKS | headers.CHECKS
 COLOURS = {"ok": "\033[32m", "ok*": "\033[32m", "FAIL": "\033[31m", "later": "\033[33m"}
