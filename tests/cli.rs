@@ -12,8 +12,9 @@ use std::{
 
 use greyhound::control::{
     report::{
-        ByteOrInherit, HeaderReport, NextHopReport, NumberOrWord, PathShare, PortReport, Reasons,
-        Statistics, Status, Traffic, TunnelReport, WorkerReport,
+        ByteOrInherit, ErrorsReport, HeaderReport, NextHopReport, NumberOrWord, PathMtuReport,
+        PathShare, PortReport, Reasons, Statistics, Status, Traffic, TunnelReport,
+        UnreachableReport, WorkerReport,
     },
     socket::{ControlSocket, SocketError, serve},
 };
@@ -148,6 +149,23 @@ fn sample() -> Statistics {
                     tx_packets: 7,
                 },
                 drops: reasons(&[("sequence_old", 2), ("gre_checksum", 30), ("recursion", 0)]),
+                errors: ErrorsReport {
+                    too_big: 3,
+                    unreachable: 7,
+                    ..ErrorsReport::default()
+                },
+                path_mtu: vec![PathMtuReport {
+                    remote: "192.0.2.2".into(),
+                    mtu: 1400,
+                    expires_seconds: 587,
+                }],
+                unreachable: Some(UnreachableReport {
+                    remote: "192.0.2.2".into(),
+                    from: "192.0.2.254".into(),
+                    code: 1,
+                    reason: "host".into(),
+                    seconds_ago: 3,
+                }),
                 ..TunnelReport::default()
             },
             TunnelReport {
@@ -173,6 +191,12 @@ fn sample() -> Statistics {
                 state: "up".into(),
                 mtu: 1448,
                 underlay_mtu: 1500,
+                underlay_mtu_from: Some("route".into()),
+                next_hop: Some(NextHopReport {
+                    device: "eth0".into(),
+                    via: "fe80::1".into(),
+                    lladdr: None,
+                }),
                 overhead: headers(&[("IPv6", 40), ("limit", 8), ("GRE", 4)]),
                 ttl: ByteOrInherit::Fixed(64),
                 tos: ByteOrInherit::Inherit,
@@ -255,12 +279,15 @@ fn tunnel_show_speaks_iproute2() {
         "\
 gre1: gre/ip  remote 192.0.2.2  local 192.0.2.1  ttl inherit  key 42  csum seq  mtu 1464
     state up  via 192.0.2.2 dev eth0 lladdr 02:00:00:00:00:02
-    mtu 1500 underlay − 20 IPv4 − 16 GRE = 1464
+    mtu 1464 = 1500 of eth0 - 20 IPv4 - 16 GRE
+    path mtu 1364 = 1400 of the path to 192.0.2.2 - 20 IPv4 - 16 GRE, for 587 s
+    unreachable 192.0.2.2 (host), said 192.0.2.254 3 s ago
     RX:            bytes      packets         fast         slow   share
                    64000         1000          999            1   99.9%
     TX:            bytes      packets         fast         slow   share
                      448            7            0            7    0.0%
     drops: gre_checksum 30  sequence_old 2
+    errors: unreachable 7  too_big 3
 gre2: gre/ip  remote 192.0.2.3  local 192.0.2.1  dev eth0  ttl 64  tos 0xb8  ikey 1  ocsum  nopmtudisc  ignore-df  mtu 1472
     state no-route
     RX:            bytes      packets         fast         slow   share
@@ -268,8 +295,8 @@ gre2: gre/ip  remote 192.0.2.3  local 192.0.2.1  dev eth0  ttl 64  tos 0xb8  ike
     TX:            bytes      packets         fast         slow   share
                        0            0            0            0       -
 six: gre/ipv6  remote 2001:db8::2  local 2001:db8::1  encaplimit 4  hoplimit 64  tclass inherit  flowlabel 0x12345  mtu 1448
-    state up
-    mtu 1500 underlay − 40 IPv6 − 8 limit − 4 GRE = 1448
+    state up  via fe80::1 dev eth0
+    mtu 1448 = 1500 of the route by eth0 - 40 IPv6 - 8 limit - 4 GRE
     RX:            bytes      packets         fast         slow   share
                        0            0            0            0       -
     TX:            bytes      packets         fast         slow   share

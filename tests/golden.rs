@@ -15,6 +15,9 @@ use greyhound::{
     },
 };
 
+#[path = "golden/icmp.rs"]
+mod icmp;
+
 const KERNEL_OUTER: [u8; 6] = [0x52, 0x54, 0, 0x4b, 0x50, 0x10];
 const KERNEL_INNER: [u8; 6] = [0x52, 0x54, 0, 0x4b, 0x50, 0x11];
 

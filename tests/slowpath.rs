@@ -9,14 +9,17 @@
 //! B answers every tunnel packet with an ICMP error, for its kernel knows no GRE: nothing here may mind that.
 //! Needs root, iproute2 and scapy; without them the tests fail.
 
+#[path = "slowpath/too_big.rs"]
+mod too_big;
 #[path = "slowpath/udp.rs"]
 mod udp;
 
 use std::{
     cell::RefCell,
+    collections::HashMap,
     fs::File,
     io::{BufRead, BufReader, Write},
-    net::{Ipv6Addr, UdpSocket},
+    net::{IpAddr, Ipv6Addr, UdpSocket},
     os::fd::BorrowedFd,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
@@ -29,7 +32,7 @@ use std::{
 
 use crossbeam_channel::bounded;
 use greyhound::{
-    control::slowpath::{Owner, ServiceTun, SlowPath, SlowSnapshot, Tun, TunError},
+    control::slowpath::{Owner, Path, ServiceTun, SlowPath, SlowSnapshot, Tun, TunError},
     datapath::{
         DropCounts, DropReason, Handover, PuntQueue, PuntReason, PuntTo, TunnelRecord, Wake,
         punt_queue,
@@ -80,7 +83,8 @@ def wait(match):
 
 def evaluate(expression, raw=bytes(50)):
     number = lambda at: int.from_bytes(raw[at:at + 2], "big")
-    return eval(expression, globals(), {"id": number(4), "inner": number(28), "inner6": number(48)})
+    label = (number(0) << 16 | number(2)) & 0xfffff
+    return eval(expression, globals(), {"id": number(4), "inner": number(28), "inner6": number(48), "label": label})
 
 def want(expression):
     def match(raw):
@@ -355,6 +359,8 @@ fn numbered_tunnel() -> Tunnel {
 struct Router {
     slow: SlowPath,
     record: Arc<TunnelRecord>,
+    /// What is known of the ways, from the next snapshot on.
+    paths: HashMap<(TunnelId, IpAddr), Path>,
 }
 
 impl Router {
@@ -362,6 +368,7 @@ impl Router {
         let mut router = Router {
             slow: SlowPath::start(service).unwrap(),
             record: Arc::new(TunnelRecord::new(0, 1, Arc::default())),
+            paths: HashMap::new(),
         };
         let tun = Tun::open("gre1", true).unwrap();
         // Nothing of the kernel's own (MLD) into the tunnel, where a test counts.
@@ -399,6 +406,7 @@ impl Router {
             records: vec![Some(self.record.clone()); fib.tunnels().iter().count()],
             fib,
             owner,
+            paths: self.paths.clone(),
         };
         self.slow.publish(snapshot, &|_, _| {}).unwrap();
     }
@@ -567,8 +575,16 @@ fn an_outer_packet_beyond_the_path_leaves_in_fragments_or_not_at_all() {
             },
             None,
         );
-        host.send_to(&[0; 3000], "10.2.0.9:9").unwrap();
-        router.dropped(DropReason::OuterTooBig, 1);
+        // Where the outer packet must stay whole the inner one is cut; what of the path is asked of the kernel.
+        host.send_to(&[b'x'; 3000], "10.2.0.9:9").unwrap();
+        let inner =
+            "IP(src='172.16.0.1',dst='10.2.0.9',ttl=64,id=inner)/UDP(sport=7,dport=9)/(b'x'*3000)";
+        for piece in 0..4 {
+            judge.want(&format!(
+                "IP(src='192.0.2.1',dst='192.0.2.2',id=id,flags='DF',ttl=64)/GRE()/fragment({inner},952)[{piece}]"
+            ));
+        }
+        assert_eq!(router.slow.stats().inner_fragmented.get(), 1);
     });
 }
 
@@ -1106,7 +1122,7 @@ fn ipip_and_sit_are_cut_as_gre_is() {
             assert_eq!(answer, "ok 2 1500");
         }
         router.publish(tunnel_of(Mode::Ipip), None);
-        judge.send(&inner(false, true, 64, "", "(b'x'*1472)"));
+        judge.send(&inner(false, true, 64, ",flags='DF'", "(b'x'*1472)"));
         router.dropped(DropReason::OuterTooBig, 1);
     });
 }
@@ -1163,18 +1179,29 @@ fn only_the_raw_sockets_that_tunnels_need_are_open_and_each_is_shown_to_the_filt
         type Step = (&'static [Mode], &'static [(Family, u8)]);
         let modes: [Step; 5] = [
             (&[], &[]),
-            (&[Mode::Gre, Mode::Gre], &[(Family::V4, 47)]),
+            // ICMP comes with the first tunnel of its family.
+            (
+                &[Mode::Gre, Mode::Gre],
+                &[(Family::V4, 1), (Family::V4, 47)],
+            ),
             (
                 &[Mode::Gre, Mode::Sit],
-                &[(Family::V4, 4), (Family::V4, 41), (Family::V4, 47)],
+                &[
+                    (Family::V4, 1),
+                    (Family::V4, 4),
+                    (Family::V4, 41),
+                    (Family::V4, 47),
+                ],
             ),
             (
                 &[Mode::Ipip, Mode::Ip6gre, Mode::Ip6ip6, Mode::Ipip6],
                 &[
+                    (Family::V4, 1),
                     (Family::V4, 4),
                     (Family::V6, 4),
                     (Family::V6, 41),
                     (Family::V6, 47),
+                    (Family::V6, 58),
                 ],
             ),
             (&[], &[]),

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use greyhound::{
     packet::{PacketBuf, ParseError, VecBuf},
-    tunnel::{self, Outer, Refusal, Sequences, Tunnel, TunnelState},
+    tunnel::{self, Outer, Quoted, Refusal, Sequences, Tunnel, TunnelState},
 };
 
 use super::{Input, bed::Bed, judge};
@@ -51,6 +51,11 @@ pub fn encapsulate(bytes: &[u8]) {
     }
     let inner_len = buf.data().len() - tunnel.overhead();
     judge::outer(tunnel, remote, buf.data(), &packet[..inner_len], next);
+    let quoted = Quoted::parse(buf.data()).expect("an error about it is understood");
+    assert!(
+        quoted.remote == remote && quoted.is_of(tunnel),
+        "an error about it is believed"
+    );
     assert_eq!(
         near.sequences.next(),
         next.wrapping_add(u32::from(tunnel.oseq))

@@ -8,14 +8,14 @@ import time
 import checks
 import headers
 from bed import Bed
-from checks import Later, NotApplicable
+from checks import NotApplicable
 from places import Failed, Gone, NoMachine
 from table import TUNNELS, rows
 from tunnels import Tunnel
 
 CHECKS = checks.CHECKS | headers.CHECKS
-COLOURS = {"ok": "\033[32m", "ok*": "\033[32m", "FAIL": "\033[31m", "later": "\033[33m"}
-COUNTED = {"ok": "passed", "ok*": "passed", "FAIL": "failed", "later": "skipped", "skipped": "skipped"}
+COLOURS = {"ok": "\033[32m", "ok*": "\033[32m", "FAIL": "\033[31m"}
+COUNTED = {"ok": "passed", "ok*": "passed", "FAIL": "failed", "skipped": "skipped"}
 
 
 # As automake's and meson's test harnesses have it.
@@ -63,8 +63,6 @@ class Results:
             self.cell(where, column, "ok*" if difference else "ok", difference)
         except NotApplicable:
             self.cell(where, column, "-")
-        except Later as why:
-            self.cell(where, column, "later", str(why))
         except (AssertionError, Failed, OSError) as why:
             self.cell(where, column, "FAIL", str(why))
 

@@ -125,6 +125,7 @@ async fn prepare(
         }
     }
     for (id, config) in &change.altered {
+        tunnels::refuse_mtu(state, config, &wanted.config.router.underlay)?;
         let Some((device, addresses, routes)) = router.borrow().terms(*id) else {
             continue;
         };

@@ -64,6 +64,9 @@ pub struct TunnelReport {
     pub mtu: u32,
     /// The MTU of the way to the remote, or the narrowest to a peer, in bytes; 0 as long as there is none.
     pub underlay_mtu: u32,
+    /// Whose MTU that is: `device`, or `route` where that has one of its own and it is smaller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub underlay_mtu_from: Option<String>,
     /// What encapsulation adds, outermost header first.
     pub overhead: Vec<HeaderReport>,
     pub ikey: Option<u32>,
@@ -109,6 +112,45 @@ pub struct TunnelReport {
     /// TCP SYNs whose maximum segment size was lowered (`clamp_mss`).
     pub mss_clamped: u64,
     pub drops: Reasons,
+    /// ICMP errors about outer packets.
+    pub errors: ErrorsReport,
+    /// Ways that are narrower than the underlay's MTU, as routers on them said.
+    pub path_mtu: Vec<PathMtuReport>,
+    /// The last word that a remote cannot be reached, while it is believed.
+    pub unreachable: Option<UnreachableReport>,
+}
+
+/// ICMP errors about a tunnel's outer packets, by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ErrorsReport {
+    pub too_big: u64,
+    pub unreachable: u64,
+    pub time_exceeded: u64,
+    pub parameter_problem: u64,
+}
+
+/// What was learned of the way to an outer address.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PathMtuReport {
+    pub remote: String,
+    /// The largest outer packet, in bytes.
+    pub mtu: u32,
+    pub expires_seconds: u64,
+}
+
+/// Who said, and when, that an outer address cannot be reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnreachableReport {
+    pub remote: String,
+    pub from: String,
+    /// The code of the ICMP message.
+    pub code: u8,
+    /// The same in words.
+    pub reason: String,
+    pub seconds_ago: u64,
 }
 
 /// One header that encapsulation adds.
@@ -188,6 +230,25 @@ pub struct SlowPathReport {
     /// Packets that workers handed to the kernel, by reason.
     pub punts: Reasons,
     pub drops: Reasons,
+    /// Outer packets that left in fragments.
+    pub fragmented: u64,
+    /// Inner packets that were cut before they were encapsulated.
+    pub inner_fragmented: u64,
+    pub icmp: IcmpReport,
+}
+
+/// ICMP as the slow path hears and says it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IcmpReport {
+    /// Errors about packets that no tunnel could have sent.
+    pub ignored: u64,
+    /// Senders that were told that a packet was too big.
+    pub answered: u64,
+    /// Packets that were too big and whose senders may not be told, or could not be.
+    pub not_answered: u64,
+    /// The same, whose senders had been told often enough.
+    pub rate_limited: u64,
 }
 
 /// The mirror of the kernel's tables.

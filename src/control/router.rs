@@ -177,7 +177,7 @@ impl Router {
     }
 
     /// As [`publish`](Self::publish), where no more than this may have changed.
-    fn publish_news(&mut self, state: &State, what: Parts) {
+    pub(super) fn publish_news(&mut self, state: &State, what: Parts) {
         let devices: Vec<TunnelDevice<'_>> = self
             .tunnels
             .iter()
@@ -185,6 +185,7 @@ impl Router {
                 id: t.id,
                 config: &t.config,
                 ifindex: t.device.index,
+                paths: &t.paths,
             })
             .collect();
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
@@ -236,6 +237,7 @@ impl Router {
         let snapshot = SlowSnapshot {
             fib: fib.clone(),
             records: records(0),
+            paths: self.paths(&tunnels),
             owner: self.fast.as_ref().and_then(FastPath::owner),
         };
         let heard = self.slow.publish(snapshot, &filter_by(self.steer.as_ref()));
@@ -260,6 +262,9 @@ impl Router {
             }
         }
         self.statuses = tunnels;
+        if self.forget_paths() {
+            self.publish_news(state, Parts::LINKS);
+        }
     }
 
     /// The kernel's state has changed.
@@ -414,6 +419,8 @@ impl Router {
         }
         if outdated {
             self.publish(state);
+        } else if self.forget_paths() {
+            self.publish_news(state, Parts::LINKS);
         }
         self.stale_neighbours(state)
     }
@@ -462,10 +469,13 @@ impl Router {
             all.map(|worker| statistics::worker(worker, fast)).collect()
         });
         let slow_path = statistics::slow_path(&self.slow.stats());
+        let now = Instant::now();
         let tunnels = self.tunnels.iter().enumerate();
         Statistics {
             tunnels: tunnels
-                .map(|(n, entry)| statistics::tunnel(entry, self.statuses.get(n), &self.outgoing))
+                .map(|(n, entry)| {
+                    statistics::tunnel(entry, self.statuses.get(n), &self.outgoing, now)
+                })
                 .collect(),
             drops: statistics::all_drops(&workers, &slow_path),
             workers,

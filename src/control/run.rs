@@ -13,13 +13,14 @@ use super::{
     claim::{ClaimError, Claims},
     config::{Config, RouterConfig},
     fastpath::{self, FoundDevice},
+    heard::Reports,
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle, RequestError},
     privileges::{self, PrivilegeError},
     report::MirrorReport,
     router::Router,
     service::Service,
-    slowpath::{SlowPathError, Tun},
+    slowpath::{OuterError, SlowPathError, Tun},
     socket::{ControlSocket, Request, Response, SocketError, serve},
     tunnels::{self, TunnelEntry, TunnelError},
 };
@@ -201,6 +202,16 @@ async fn obey(
     }
 }
 
+/// What the router's task wakes for.
+enum News {
+    /// The kernel's state has changed.
+    Kernel(Parts),
+    /// A second has passed.
+    Second,
+    /// Routers said something about outer packets.
+    Errors(Vec<OuterError>),
+}
+
 /// Keeps the router in step with the kernel, and makes the changes that are asked for, for ever.
 async fn follow(
     router: &RefCell<Router>,
@@ -210,28 +221,31 @@ async fn follow(
 ) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut reports = Reports::of(&mut router.borrow_mut());
     loop {
         let mut reply = None;
-        let changed = tokio::select! {
-            change = monitor.changed() => Some(change.what),
-            _ = tick.tick() => None,
+        let news = tokio::select! {
+            change = monitor.changed() => News::Kernel(change.what),
+            _ = tick.tick() => News::Second,
+            errors = reports.next() => News::Errors(errors),
             Some((request, asked)) = orders.recv() => {
                 service.reloading();
                 reply = Some((asked, obey(router, monitor, handle, &request).await));
                 // What was changed is known, and in force, before it is said to be.
                 let _ = tokio::time::timeout(SETTLE, monitor.catch_up()).await;
-                Some(Parts::ALL)
+                News::Kernel(Parts::ALL)
             }
         };
         let requests = {
             let mut router = router.borrow_mut();
             router.mirror = mirror_report(monitor);
-            match changed {
-                Some(what) => {
+            match news {
+                News::Kernel(what) => {
                     let touched = monitor.take_touched();
                     router.follow(monitor.state(), what, touched)
                 }
-                None => router.heartbeat(monitor.state()),
+                News::Second => router.heartbeat(monitor.state()),
+                News::Errors(errors) => router.take_to_heart(monitor.state(), &errors),
             }
         };
         for request in requests {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -11,15 +12,15 @@ use super::{
     compile::{OuterHop, PeerStatus, TunnelStatus},
     fastpath::FastPath,
     report::{
-        NextHopReport, PathShare, PeerReport, PortReport, Reasons, SlowPathReport, Traffic,
-        TunnelReport, WorkerReport,
+        ErrorsReport, IcmpReport, NextHopReport, PathMtuReport, PathShare, PeerReport, PortReport,
+        Reasons, SlowPathReport, Traffic, TunnelReport, UnreachableReport, WorkerReport,
     },
     slowpath::SlowStats,
     tunnels::TunnelEntry,
     worker_thread::{SocketHandle, WorkerHandle},
 };
 use crate::{
-    datapath::{DropCounts, PuntCounts},
+    datapath::{DropCounts, ErrorCounts, PuntCounts},
     tunnel::Peers,
 };
 
@@ -41,13 +42,18 @@ pub fn tunnel(
     entry: &TunnelEntry,
     status: Option<&TunnelStatus>,
     devices: &BTreeMap<u32, Box<str>>,
+    now: Instant,
 ) -> TunnelReport {
     let mut report = TunnelReport::from(&entry.config);
     if let Some(status) = status {
         report.state = status.word().to_owned();
         report.mtu = status.mtu.into();
-        let narrowest = status.outers().map(|outer| outer.mtu).min();
-        report.underlay_mtu = narrowest.unwrap_or(0).into();
+        let narrowest = status.outers().min_by_key(|outer| outer.route_mtu);
+        report.underlay_mtu = narrowest.map_or(0, |outer| outer.route_mtu.into());
+        report.underlay_mtu_from = narrowest.map(|outer| match outer.has_metric {
+            true => "route".to_owned(),
+            false => "device".to_owned(),
+        });
         report.next_hop = status.outer.map(|outer| next_hop(outer, devices));
         report.peers = peers(&entry.config.peers, status, devices);
     }
@@ -64,8 +70,31 @@ pub fn tunnel(
         share.tx_packets += tx;
         report.mss_clamped += c.mss_clamped.get();
         drops(&mut report.drops, &record.drops);
+        errors(&mut report.errors, &record.errors);
     }
+    let left = |(remote, mtu, left): (IpAddr, u16, Duration)| PathMtuReport {
+        remote: remote.to_string(),
+        mtu: mtu.into(),
+        expires_seconds: left.as_secs(),
+    };
+    report.path_mtu = entry.paths.iter(now).map(left).collect();
+    let unreachable = entry.unreachable;
+    let unreachable = unreachable.filter(|said| said.holds(entry.received(), now));
+    report.unreachable = unreachable.map(|said| UnreachableReport {
+        remote: said.remote.to_string(),
+        from: said.from.to_string(),
+        code: said.code,
+        reason: said.word().to_owned(),
+        seconds_ago: now.saturating_duration_since(said.at).as_secs(),
+    });
     report
+}
+
+fn errors(into: &mut ErrorsReport, counts: &ErrorCounts) {
+    into.too_big += counts.too_big.get();
+    into.unreachable += counts.unreachable.get();
+    into.time_exceeded += counts.time_exceeded.get();
+    into.parameter_problem += counts.parameter_problem.get();
 }
 
 fn next_hop(outer: OuterHop, devices: &BTreeMap<u32, Box<str>>) -> NextHopReport {
@@ -161,6 +190,14 @@ fn port(socket: &SocketHandle, path: &FastPath) -> PortReport {
 pub fn slow_path(stats: &SlowStats) -> SlowPathReport {
     let mut report = SlowPathReport {
         punts: punts(&stats.punted),
+        fragmented: stats.fragmented.get(),
+        inner_fragmented: stats.inner_fragmented.get(),
+        icmp: IcmpReport {
+            ignored: stats.icmp.ignored.get(),
+            answered: stats.icmp.answered.get(),
+            not_answered: stats.icmp.not_answered.get(),
+            rate_limited: stats.icmp.rate_limited.get(),
+        },
         ..SlowPathReport::default()
     };
     drops(&mut report.drops, &stats.drops);

@@ -4,15 +4,19 @@ use std::{cell::RefCell, sync::Arc};
 
 use super::{
     config::{Config, Mtu, RouterConfig, TunnelConfig},
-    mirror::State,
+    mirror::{Link, State},
     netlink::{Device, Handle, RequestError},
+    path_mtu::{PathMtus, Unreachable},
+    report::human::mtu_sum,
     slowpath::{Tun, TunError},
 };
 use crate::{
     datapath::TunnelRecord,
-    tunnel::{Sequences, TunnelId},
+    tunnel::{Payload, Sequences, TunnelId},
 };
 
+/// The smallest MTU that a link with IPv6 may have (RFC 8200 section 5).
+const IPV6_MTU: u16 = 1280;
 /// What an underlay carries when nothing better is known.
 const ETHERNET_MTU: u32 = 1500;
 
@@ -23,6 +27,10 @@ pub enum TunnelError {
     Tun(#[from] TunError),
     #[error("tunnel {0}")]
     Request(#[from] RequestError),
+    #[error(
+        "tunnel {name}: mtu = {mtu} is above the underlay's: {sum}; expected no more than that, or \"auto\""
+    )]
+    Mtu { name: String, mtu: u16, sum: String },
     #[error("tunnel {0}: the device vanished while it was being set up")]
     Vanished(String),
 }
@@ -37,6 +45,9 @@ pub struct TunnelEntry {
     records: RefCell<Vec<Arc<TunnelRecord>>>,
     /// The MTU that was last asked for.
     mtu: Option<u16>,
+    /// What routers said of the ways to the other ends.
+    pub paths: PathMtus,
+    pub unreachable: Option<Unreachable>,
 }
 
 impl TunnelEntry {
@@ -53,6 +64,13 @@ impl TunnelEntry {
     /// The tunnel goes on under other terms; its device, counters and numbers stay.
     pub fn alter(&mut self, config: TunnelConfig) {
         self.config = config;
+    }
+
+    /// Packets that have come out of the tunnel, on both paths.
+    pub fn received(&self) -> u64 {
+        let all = self.records.borrow();
+        let counters = all.iter().map(|record| &record.state.counters);
+        counters.map(|counters| counters.rx_packets.get()).sum()
     }
 
     /// Every record that there is, the slow path's first.
@@ -74,31 +92,68 @@ impl TunnelEntry {
 
 /// The MTU of the way to the remote less the overhead; without a way, that of the narrowest underlay device (mtu-1). Of a
 /// tunnel without a remote: the narrowest of the ways to its peers and of the underlay devices.
+///
+/// A device for IPv6 has no less than IPv6 needs (v6-2): as the kernel's sit and ip6gre, whatever the underlay.
 pub fn auto_mtu(state: &State, config: &TunnelConfig, underlay: &[String]) -> u16 {
-    let mtu = underlay_mtu(state, config, underlay).unwrap_or(ETHERNET_MTU);
-    u16::try_from(mtu.saturating_sub(config.overhead().into())).unwrap_or(u16::MAX)
+    let mtu = underlay_mtu(state, config, underlay).map_or(ETHERNET_MTU, |(mtu, _)| mtu);
+    let room = u16::try_from(mtu.saturating_sub(config.overhead().into())).unwrap_or(u16::MAX);
+    match config.mode.kind().payload {
+        Payload::Ip | Payload::Ipv6 => room.max(IPV6_MTU),
+        Payload::Ipv4 | Payload::Ethernet => room,
+    }
 }
 
-/// What the underlay carries for a tunnel, in bytes.
-fn underlay_mtu(state: &State, config: &TunnelConfig, underlay: &[String]) -> Option<u32> {
+/// What the underlay carries for a tunnel, in bytes, and what that is the MTU of.
+fn underlay_mtu(
+    state: &State,
+    config: &TunnelConfig,
+    underlay: &[String],
+) -> Option<(u32, String)> {
     let devices = || underlay.iter().filter_map(|name| state.link_by_name(name));
-    let narrowest = || devices().map(|link| link.mtu).min();
+    let of_device = |link: &Link| (link.mtu, link.name.to_string());
+    let narrowest = || devices().min_by_key(|link| link.mtu).map(of_device);
     let way = |remote| {
         let found = state.lookup(remote)?;
         let hop = found.hops.iter().find(|hop| !hop.dead)?;
         let device = devices().find(|link| link.index == hop.oif)?;
-        let metric = found.route.mtu;
-        Some(metric.map_or(device.mtu, |metric| metric.min(device.mtu)))
+        match found.route.mtu.filter(|metric| *metric < device.mtu) {
+            Some(metric) => Some((metric, format!("the route by {}", device.name))),
+            None => Some(of_device(device)),
+        }
     };
     if config.remote.is_multicast() {
         let device = state.link_by_name(config.dev.as_deref()?);
-        return device.map(|link| link.mtu).or_else(narrowest);
+        return device.map(of_device).or_else(narrowest);
     }
     if config.remote.is_unspecified() {
         let peers = config.peers.remotes().iter();
-        return peers.filter_map(|p| way(*p)).chain(narrowest()).min();
+        let ways = peers.filter_map(|p| way(*p)).chain(narrowest());
+        return ways.min_by_key(|(mtu, _)| *mtu);
     }
     way(config.remote).or_else(narrowest)
+}
+
+/// Refuses an MTU that the underlay does not carry, where outer packets must not be cut.
+pub fn refuse_mtu(
+    state: &State,
+    config: &TunnelConfig,
+    underlay: &[String],
+) -> Result<(), TunnelError> {
+    let (Mtu::Fixed(mtu), Some((carried, of))) =
+        (config.mtu, underlay_mtu(state, config, underlay))
+    else {
+        return Ok(());
+    };
+    let fits = u32::from(mtu) + u32::from(config.overhead()) <= carried;
+    // Of several ways one may be narrower: those who send larger packets by it are told.
+    if fits || !config.sends_whole() || config.remote.is_unspecified() {
+        return Ok(());
+    }
+    Err(TunnelError::Mtu {
+        name: config.name.clone(),
+        mtu,
+        sum: mtu_sum(carried, &of, config.headers().parts()),
+    })
 }
 
 /// Makes or adopts every tunnel's device and sets it up. When one fails, those that were made are removed again.
@@ -132,6 +187,7 @@ pub async fn create_one(
     state: &State,
     handle: &Handle,
 ) -> Result<(TunnelEntry, Tun), TunnelError> {
+    refuse_mtu(state, tunnel, &router.underlay)?;
     let tun = Tun::open(&tunnel.name, router.persist)?;
     let device =
         (handle.device(&tunnel.name)?).ok_or_else(|| TunnelError::Vanished(tunnel.name.clone()))?;
@@ -142,6 +198,8 @@ pub async fn create_one(
         sequences: Arc::default(),
         records: RefCell::default(),
         mtu: None,
+        paths: PathMtus::default(),
+        unreachable: None,
     };
     match set_up(&mut entry, &router.underlay, state, handle).await {
         Ok(()) => {

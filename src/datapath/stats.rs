@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use super::{DropReason, PuntReason};
+use crate::packet::icmp;
 use crate::tunnel::{Counter, Sequences, TunnelState};
 
 /// Discarded packets by reason.
@@ -64,11 +65,33 @@ impl PuntCounts {
     }
 }
 
-/// What one thread keeps about one tunnel: its numbers, and its drops by reason.
+/// ICMP errors about a tunnel's outer packets.
+#[derive(Debug, Default)]
+pub struct ErrorCounts {
+    pub too_big: Counter,
+    pub unreachable: Counter,
+    pub time_exceeded: Counter,
+    pub parameter_problem: Counter,
+}
+
+impl ErrorCounts {
+    pub fn count(&self, kind: icmp::Kind) {
+        let counter = match kind {
+            icmp::Kind::TooBig(_) => &self.too_big,
+            icmp::Kind::Unreachable(_) => &self.unreachable,
+            icmp::Kind::TimeExceeded => &self.time_exceeded,
+            icmp::Kind::ParameterProblem => &self.parameter_problem,
+        };
+        counter.add(1);
+    }
+}
+
+/// What one thread keeps about one tunnel: its numbers, its drops by reason, and the errors it heard.
 #[derive(Debug)]
 pub struct TunnelRecord {
     pub state: TunnelState,
     pub drops: DropCounts,
+    pub errors: ErrorCounts,
 }
 
 impl TunnelRecord {
@@ -77,6 +100,7 @@ impl TunnelRecord {
         Self {
             state: TunnelState::new(thread, threads, sequences),
             drops: DropCounts::default(),
+            errors: ErrorCounts::default(),
         }
     }
 }

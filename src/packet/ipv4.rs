@@ -208,6 +208,14 @@ pub fn set_tos(bytes: &mut [u8], tos: u8) {
     }
 }
 
+/// Lets the packet that `bytes` begin with be cut on its way, and mends the checksum.
+pub fn clear_dont_fragment(bytes: &mut [u8]) {
+    if let Some(header) = bytes.first_chunk_mut::<HEADER_LEN>() {
+        let flags = u16::from_be_bytes([header[6], header[7]]) & !DONT_FRAGMENT;
+        patch(header, 6, flags.to_be_bytes());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,8 @@
 //! Header codecs and checksums over byte slices.
 //!
 //! This room knows nothing but bytes: no sockets, no clock, no configuration. A header is checked once
-//! when it is parsed; afterwards its accessors cannot fail. Nothing here allocates, except [`VecBuf`],
-//! which the slow path and the tests use.
+//! when it is parsed; afterwards its accessors cannot fail. Nothing here allocates, except [`VecBuf`] and who writes ICMP errors:
+//! the slow path and the tests use them.
 
 use std::net::IpAddr;
 
@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod ethernet;
 pub mod flow;
 pub mod gre;
+pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod mss;

@@ -11,6 +11,8 @@ mod inner;
 mod kind;
 mod outer;
 mod peers;
+mod quoted;
+mod size;
 mod state;
 mod table;
 
@@ -19,6 +21,8 @@ pub use encapsulate::encapsulate;
 pub use kind::{Family, Kind, Mode, Payload, Shim};
 pub use outer::{GRE_IN_UDP_PORT, Overhead, overhead};
 pub use peers::Peers;
+pub use quoted::Quoted;
+pub use size::Size;
 pub use state::{Counter, Sequences, TunnelCounters, TunnelState};
 pub use table::{Class, TunnelTable};
 

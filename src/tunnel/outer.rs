@@ -10,7 +10,7 @@ use crate::packet::{
 /// The destination port of GRE in UDP (RFC 8086 section 3.2.2).
 pub const GRE_IN_UDP_PORT: u16 = 4754;
 /// Source ports that say nothing but which flow is inside: 49152 to 65535 (RFC 8086 section 3.2.1).
-const ENTROPY_PORTS: (u16, u32) = (49_152, 14);
+pub(super) const ENTROPY_PORTS: (u16, u32) = (49_152, 14);
 
 /// Bytes of the destination options header that carries the tunnel encapsulation limit (RFC 2473 section 4.1.1).
 pub(super) const LIMIT_OPTION_LEN: usize = 8;
@@ -161,7 +161,7 @@ pub(super) fn emit(
                 tos,
                 total_len: u16::try_from(len).map_err(|_| Refusal::NoRoom)?,
                 identification: state.next_identification(),
-                dont_fragment: tunnel.pmtudisc || (inner.dont_fragment && !tunnel.ignore_df),
+                dont_fragment: tunnel.sends_whole(inner.dont_fragment),
                 ttl: inner.outer_ttl(tunnel),
                 protocol: protocol_of(tunnel, inner),
                 source,

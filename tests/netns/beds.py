@@ -183,10 +183,12 @@ class Single:
 class Pair:
     """Two Greyhounds and the tunnels between them; `tunnels` as router A has them, less names and addresses."""
 
+    LAB = Lab
+
     def __init__(self, directory: pathlib.Path, *tunnels: dict, mtu: int = 1500, **router):
         self._stack = contextlib.ExitStack()
         try:
-            lab = self._stack.enter_context(Lab(mtu))
+            lab = self._stack.enter_context(self.LAB(mtu))
             self.lab = lab
             self.host_a, self.router_a, self.router_b, self.host_b = lab.host_a, lab.router_a, lab.router_b, lab.host_b
             self.a = self._stack.enter_context(contextlib.closing(Greyhound(self.router_a, directory, "A")))

@@ -58,8 +58,10 @@ def test_up_to_the_mtu_passes(single, xdp, case):
             inner = type(inner)(bytes(inner))
             assert ip_bytes(bed.decapsulated(inner)) == forwarded(inner)
     # The slow path may carry the kernel's own router solicitations meanwhile.
+    # With sequence numbers it hands them over.
     carried = 0 if xdp == "off" else 6
-    assert bed.greyhound.tunnel()["fast"] == {path: n + carried for path, n in before.items()}
+    after = bed.greyhound.tunnel()["fast"]
+    assert after == before if xdp == "off" else all(after[path] >= n + carried for path, n in before.items())
 
 
 @pytest.mark.parametrize("case", EDGES)
@@ -133,14 +135,32 @@ def test_a_changed_underlay_mtu_is_followed(single, xdp):
     """`mtu = "auto"` follows the underlay while the router runs."""
     bed = single(xdp=xdp)
     bed.warm()
-    bed.router.ip("link", "set", "outer0", "mtu", "1300")
-    wait_until(lambda: bed.router.link("gre1")["mtu"] == 1276, "the tunnel's MTU is 1276")
-    packet = sized4(1277, flags="DF")
+    bed.router.ip("link", "set", "outer0", "mtu", "1400")
+    wait_until(lambda: bed.router.link("gre1")["mtu"] == 1376, "the tunnel's MTU is 1376")
+    packet = sized4(1377, flags="DF")
     bed.send_inside(packet)
     error = bed.inside.expect(lambda frame: ICMP in frame and frame[ICMP].type == 3, "ICMP 3/4")
-    assert error[ICMP].nexthopmtu == 1276
-    packet = sized4(1276, flags="DF")
+    assert error[ICMP].nexthopmtu == 1376
+    packet = sized4(1376, flags="DF")
     assert ip_bytes(bed.encapsulated(packet)[GRE].payload) == forwarded(packet)
+
+
+def test_an_underlay_too_narrow_for_ipv6(single, xdp):
+    """The device stays wide enough for IPv6, whose 1280 bytes leave in outer fragments; IPv4 is held to what fits (v6-2)."""
+    bed = single(mtu=1300, xdp=xdp)
+    bed.warm()
+    assert bed.router.link("gre1")["mtu"] == 1280
+    packet = sized6(1280)
+    bed.send_inside(packet)
+    frames = bed.outside.collect(lambda f: IP in f and f[IP].proto == 47 and (f[IP].flags.MF or f[IP].frag), 2, "outer fragments")
+    parts = sorted((frame[IP] for frame in frames), key=lambda part: part.frag)
+    assert all(part.len <= 1300 and not part.flags.DF for part in parts) and parts[0].id == parts[1].id
+    assert b"".join(ip_bytes(part)[20:] for part in parts)[4:] == forwarded(packet)
+    bed.send_inside(sized4(1277, flags="DF"))
+    error = bed.inside.expect(lambda frame: ICMP in frame and frame[ICMP].type == 3, "ICMP 3/4")
+    assert error[ICMP].nexthopmtu == 1276
+    for packet in (sized4(1276, flags="DF"), sized6(1276)):
+        assert ip_bytes(bed.encapsulated(packet)[GRE].payload) == forwarded(packet)
 
 
 def test_inner_fragments_cross(single, xdp):

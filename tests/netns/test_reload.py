@@ -133,10 +133,11 @@ def state_of(bed: Single) -> tuple:
     ([OTHER, OTHER | {"name": "gre3", "address": [], "routes": []}], {}, "are those of tunnel"),
     ([OTHER], {"overlay": ["nowhere0"]}, "there is no such device"),
     ([OTHER], {"persist": False}, "router.persist cannot be changed"),
+    ([OTHER | {"mtu": 1473}], {}, "mtu = 1473 is above the underlay's: 1472 = 1500 of outer0 - 20 IPv4 - 8 GRE"),
     # Only the kernel knows: these fail half-way, and are taken back.
     ([OTHER, OTHER | {"name": "inner1", "key": 8, "address": [], "routes": []}], {}, "inner1: a device of this name exists"),
     ([OTHER | {"routes": ["10.3.0.0/16", "10.77.0.0/16"]}], {}, "cannot add the route 10.77.0.0/16"),
-], ids=["word", "value", "twin", "device", "fixed key", "taken name", "taken route"])
+], ids=["word", "value", "twin", "device", "fixed key", "mtu", "taken name", "taken route"])
 def test_refused_whole(single, tunnels, router, why):
     """A reload that cannot be done is refused with one line, and nothing has changed."""
     bed = single()
@@ -154,6 +155,7 @@ def test_refused_whole(single, tunnels, router, why):
     ("gre2 mode gre local 10.9.0.1 remote 10.9.0.2", "are those of tunnel \"gre1\""),
     ("gre2 mode gre local", "local at the end: expected a value behind it"),
     ("gre2 mode gre local 10.9.0.1 remote 10.9.0.3 colour blue", "unknown key \"colour\""),
+    ("gre2 mode ipip local 10.9.0.1 remote 10.9.0.3 mtu 1481", "mtu = 1481 is above the underlay's: 1480 = 1500 of outer0"),
     ("gre2 mode ipip local 10.9.0.1 remote 10.9.0.3 key 4", "key = 4: not with mode ipip"),
 ])
 def test_refused_words(single, words, why):

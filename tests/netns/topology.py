@@ -240,7 +240,7 @@ class Lab(Bed):
         )
         veth(self.host_a, "a0", self.router_a, "lan")
         veth(self.host_b, "b0", self.router_b, "lan")
-        veth(self.router_a, "wan", self.router_b, "wan", mtu)
+        self._wire(mtu)
         sides = ((self.host_a, "a0", self.router_a, 1), (self.host_b, "b0", self.router_b, 2))
         for host, device, router, n in sides:
             router.make_router()
@@ -248,11 +248,43 @@ class Lab(Bed):
             host.ip("address", "add", f"fd0{n}::2/64", "dev", device, "nodad")
             router.ip("address", "add", f"10.{n}.0.1/24", "dev", "lan")
             router.ip("address", "add", f"fd0{n}::1/64", "dev", "lan", "nodad")
-            router.ip("address", "add", f"10.9.0.{n}/24", "dev", "wan")
-            router.ip("address", "add", f"fd09::{n}/64", "dev", "wan", "nodad")
             host.ip("route", "add", "default", "via", f"10.{n}.0.1")
             host.ip("-6", "route", "add", "default", "via", f"fd0{n}::1")
             self.sink(host, 2000)
+
+    def _wire(self, mtu: int) -> None:
+        """Connects the routers by their `wan`."""
+        veth(self.router_a, "wan", self.router_b, "wan", mtu)
+        for n, router in enumerate((self.router_a, self.router_b), 1):
+            router.ip("address", "add", f"10.9.0.{n}/24", "dev", "wan")
+            router.ip("address", "add", f"fd09::{n}/64", "dev", "wan", "nodad")
+
+
+class Crossing(Lab):
+    """The same with a router of somebody else's between the two.
+
+    hostA a0 ── lan routerA wan ── u1 underlay u2 ── wan routerB lan ── b0 hostB
+    """
+
+    GATEWAYS = ("10.9.0.254", "fd09::fe")
+
+    def _wire(self, mtu: int) -> None:
+        self.underlay = self.namespace("underlay")
+        self.underlay.make_router()
+        for n, router in enumerate((self.router_a, self.router_b), 1):
+            veth(router, "wan", self.underlay, f"u{n}", mtu)
+            for gateway, net, far, size in zip(self.GATEWAYS, ("10.9.0.", "fd09::"), (3 - n, 3 - n), (32, 128)):
+                nodad = ["nodad"] if size == 128 else []
+                router.ip("address", "add", f"{net}{n}/{size}", "dev", "wan", *nodad)
+                router.ip("route", "add", f"{net}{far}/{size}", "via", gateway, "dev", "wan", "onlink")
+                self.underlay.ip("address", "add", f"{gateway}/{size}", "dev", f"u{n}", *nodad)
+                self.underlay.ip("route", "add", f"{net}{n}/{size}", "dev", f"u{n}")
+
+    def narrow(self, mtu: int | None, towards: int = 2) -> None:
+        """The underlay's way towards router A (1) or B (2) carries no more than so many bytes, or again what its link does."""
+        for net, size in (("10.9.0.", 32), ("fd09::", 128)):
+            limit = [] if mtu is None else ["mtu", "lock", str(mtu)]
+            self.underlay.ip("route", "replace", f"{net}{towards}/{size}", "dev", f"u{towards}", *limit)
 
 
 class Segment(Bed):

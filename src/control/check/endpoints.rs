@@ -7,17 +7,12 @@ use ipnet::IpNet;
 use super::{
     Finding,
     host::{Host, Link, RouteTo},
+    mtu::{self, Way},
 };
 use crate::{
-    control::{
-        config::{Config, Mtu, TunnelConfig, XdpMode},
-        report::human::mtu_sum,
-    },
+    control::config::{Config, TunnelConfig, XdpMode},
     tunnel::Payload,
 };
-
-/// The smallest MTU that a link with IPv6 may have (RFC 8200 section 5).
-const IPV6_MTU: u32 = 1280;
 
 pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -35,7 +30,7 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
 /// The ways to the other ends, and the MTU that the narrowest of them leaves.
 fn ways(config: &Config, host: &Host, tunnel: &TunnelConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut devices = Vec::new();
+    let mut all = Vec::new();
     for address in tunnel.remotes() {
         let end = End {
             tunnel,
@@ -46,7 +41,8 @@ fn ways(config: &Config, host: &Host, tunnel: &TunnelConfig) -> Vec<Finding> {
             Some(Err(why)) => findings.push(unreachable(config, end, why)),
             Some(Ok(route)) => {
                 findings.push(reached(config, host, end, route));
-                devices.push(route.device);
+                let device = host.link_by_index(route.device);
+                all.extend(device.map(|device| Way::of(route, device, *address)));
             }
         }
     }
@@ -57,13 +53,10 @@ fn ways(config: &Config, host: &Host, tunnel: &TunnelConfig) -> Vec<Finding> {
     if tunnel.remote.is_multicast() {
         let device = tunnel.dev.as_deref().and_then(|dev| host.link(dev));
         findings.extend(device.map(|device| group(tunnel, device)));
-        devices.extend(device.map(|device| device.index));
+        all.extend(device.map(Way::by));
     }
-    let links = devices
-        .iter()
-        .filter_map(|index| host.link_by_index(*index));
-    let narrowest = links.min_by_key(|link| link.mtu);
-    findings.extend(narrowest.map(|link| mtu(tunnel, link)));
+    let narrowest = all.iter().min_by_key(|way| way.mtu());
+    findings.extend(narrowest.map(|way| mtu::judge(tunnel, way)));
     findings
 }
 
@@ -231,33 +224,4 @@ fn payload(tunnel: &TunnelConfig) -> Option<Finding> {
     let mode = tunnel.mode.as_str();
     let found = format!("{mode} carries {carried} alone: {stranger} leads nowhere");
     Some(Finding::warn("payload", &tunnel.name, found).mend("choose another mode, such as gre"))
-}
-
-fn mtu(tunnel: &TunnelConfig, underlay: &Link) -> Finding {
-    let overhead = u32::from(tunnel.overhead());
-    let room = underlay.mtu.saturating_sub(overhead);
-    let mtu = match tunnel.mtu {
-        Mtu::Auto => room,
-        Mtu::Fixed(mtu) => u32::from(mtu),
-    };
-    let name = &underlay.name;
-    let sum = mtu_sum(underlay.mtu, tunnel.headers().parts());
-    let sum = format!("{name} has {sum}");
-    if mtu > room {
-        let found = format!("{mtu} is too large: {sum}");
-        let larger = mtu.saturating_add(overhead);
-        let mend = format!("set mtu = {room} or \"auto\", or: ip link set {name} mtu {larger}");
-        return Finding::warn("mtu", &tunnel.name, found).mend(mend);
-    }
-    let mend = format!("ip link set {name} mtu {}", IPV6_MTU + overhead);
-    let mut prefixes = tunnel.address.iter().chain(&tunnel.routes);
-    if mtu < IPV6_MTU && prefixes.any(|prefix| prefix.addr().is_ipv6()) {
-        let found = format!("{mtu} is too small for IPv6, which needs {IPV6_MTU}: {sum}");
-        return Finding::fail("mtu", &tunnel.name, found).mend(mend);
-    }
-    if room < IPV6_MTU && tunnel.mode.kind().payload != Payload::Ipv4 {
-        let found = format!("leaves less than {IPV6_MTU}, so it carries no IPv6: {sum}");
-        return Finding::warn("mtu", &tunnel.name, found).mend(mend);
-    }
-    Finding::ok("mtu", &tunnel.name, format!("{mtu}: {sum}"))
 }

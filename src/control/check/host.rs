@@ -82,6 +82,8 @@ pub(super) struct RouteTo {
     pub prefix_len: u8,
     /// The address is this host's own.
     pub local: bool,
+    /// The route's own MTU, where it has one.
+    pub mtu: Option<u32>,
 }
 
 /// Per-device settings under /proc/sys/net; none where there is no such file.

@@ -8,6 +8,7 @@ mod devices;
 mod endpoints;
 mod forwarding;
 mod host;
+mod mtu;
 mod netlink;
 mod observe;
 mod programs;

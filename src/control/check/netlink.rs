@@ -12,7 +12,7 @@ use rtnetlink::{
     packet_route::{
         address::AddressAttribute,
         link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
-        route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType},
+        route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType},
         rule::{RuleAttribute, RuleMessage},
         tc::TcAttribute,
     },
@@ -266,7 +266,23 @@ async fn route(
         gateway,
         prefix_len: entry.header.destination_prefix_length,
         local: found.header.kind == RouteType::Local,
+        mtu: metric(&entry),
     })
+}
+
+/// The MTU that the route was given (`ip route … mtu`); what the kernel has learned of the path is not in its table.
+fn metric(entry: &RouteMessage) -> Option<u32> {
+    let mtu = |metric: &RouteMetric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    };
+    entry
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Metrics(metrics) => metrics.iter().find_map(mtu),
+            _ => None,
+        })
 }
 
 async fn first(handle: &Handle, lookup: RouteMessage) -> Seen<RouteMessage> {

@@ -70,6 +70,7 @@ const ROUTE: RouteTo = RouteTo {
     gateway: None,
     prefix_len: 24,
     local: false,
+    mtu: None,
 };
 
 impl Host {
@@ -430,16 +431,40 @@ fn the_tunnel_mtu_must_fit_the_underlay() {
         "mtu = 1477",
         |_| {},
         &[
-            "warn gre1 mtu: 1477 is too large: eth0 has 1500 underlay − 20 IPv4 − 4 GRE = 1476 | set mtu = 1476 or \"auto\", or: ip link \
-           set eth0 mtu 1501",
+            "fail gre1 mtu: 1477 is above the underlay's: 1476 = 1500 of eth0 - 20 IPv4 - 4 GRE | set mtu = 1476 or \"auto\", or: ip \
+             link set eth0 mtu 1501",
         ],
     );
+    // The kernel takes it where the outer packet may be cut, and so do we.
+    with_config(
+        "",
+        "mtu = 1500\npmtudisc = false",
+        |_| {},
+        &[
+            "warn gre1 mtu: 1500 is above the underlay's, so larger packets leave in fragments: 1476 = 1500 of eth0 - 20 IPv4 - 4 GRE | \
+             set mtu = 1476 or \"auto\", or: ip link set eth0 mtu 1524",
+        ],
+    );
+    let narrow_route = |host: &mut Host| {
+        let mtu = Some(1400);
+        host.route(REMOTE, Ok(RouteTo { mtu, ..ROUTE }));
+    };
+    with_config(
+        "",
+        "mtu = 1400",
+        narrow_route,
+        &[
+            "fail gre1 mtu: 1400 is above the underlay's: 1376 = 1400 of the route by eth0 - 20 IPv4 - 4 GRE | set mtu = 1376 or \"auto\", \
+             or: ip route change 192.0.2.2 … mtu 1424",
+        ],
+    );
+    with_config("", "", narrow_route, &[]);
     with_config(
         "",
         "routes = [\"2001:db8::/32\"]\nmtu = 1200",
         |_| {},
         &[
-            "fail gre1 mtu: 1200 is too small for IPv6, which needs 1280: eth0 has 1500 underlay − 20 IPv4 − 4 GRE = 1476 | ip link set eth0 mtu 1304",
+            "fail gre1 mtu: 1200 is too small for IPv6, which needs 1280 | set mtu = 1280 or \"auto\"",
         ],
     );
 }
@@ -450,8 +475,8 @@ fn an_underlay_too_narrow_for_ipv6_is_named() {
     one_change(
         narrow,
         &[
-            "warn gre1 mtu: leaves less than 1280, so it carries no IPv6: eth0 has 1303 underlay − 20 IPv4 − 4 GRE = \
-             1279 | ip link set eth0 mtu 1304",
+            "warn gre1 mtu: 1280, which IPv6 needs, so larger packets than the underlay carries leave in fragments: 1279 = 1303 of eth0 - \
+             20 IPv4 - 4 GRE | ip link set eth0 mtu 1304",
         ],
     );
     one_change(|host| host.change("eth0", |link| link.mtu = 1304), &[]);
@@ -478,8 +503,8 @@ fn endpoints_over_ipv6_are_looked_at_as_well() {
         complaints(&global, &host),
         [
             "fail gre1 local: 2001:db8::1 is on no device | ip address add 2001:db8::1/PREFIX dev eth0",
-            "warn gre1 mtu: 1449 is too large: eth0 has 1500 underlay − 40 IPv6 − 8 limit − 4 GRE = 1448 | set mtu = \
-             1448 or \"auto\", or: ip link set eth0 mtu 1501",
+            "fail gre1 mtu: 1449 is above the underlay's: 1448 = 1500 of eth0 - 40 IPv6 - 8 limit - 4 GRE | set mtu = 1448 or \"auto\", \
+             or: ip link set eth0 mtu 1501",
         ]
     );
     // The same link-local address may be on another link: that is another address.
@@ -557,7 +582,7 @@ fn the_narrowest_way_to_a_peer_is_the_tunnels_mtu() {
     host.change("eth1", |link| link.mtu = 1400);
     let found = complaints(&config, &host);
     let narrow =
-        "warn gre1 mtu: 1476 is too large: eth1 has 1400 underlay − 20 IPv4 − 4 GRE = 1376 | ";
+        "warn gre1 mtu: 1476 is above the underlay's: 1376 = 1400 of eth1 - 20 IPv4 - 4 GRE | ";
     assert!(
         found.iter().any(|line| line.starts_with(narrow)),
         "{found:?}"

@@ -24,8 +24,12 @@ pub struct OuterHop {
     /// The gateway, or the remote itself where it is on the link.
     pub neighbour: IpAddr,
     pub mac: Option<MacAddr>,
-    /// Largest outer packet, in bytes.
+    /// Largest outer packet, in bytes: the route's, or what a router on the way said.
     pub mtu: u16,
+    /// The same of the route alone.
+    pub route_mtu: u16,
+    /// The route has an MTU of its own, and that is below the device's.
+    pub has_metric: bool,
     /// The route is one that only the kernel can follow (multipath, policy, encapsulation).
     pub kernel_only: bool,
 }
@@ -59,6 +63,14 @@ impl TunnelStatus {
             (true, Some(_)) => "up",
             (true, None) => word(self.outer.as_ref()),
         }
+    }
+
+    /// Every outer address that it sends to, and where that is; `remote` is the tunnel's own.
+    pub fn ways(&self, remote: IpAddr) -> impl Iterator<Item = (IpAddr, Option<OuterHop>)> + '_ {
+        let peers = self.peers.iter().flatten();
+        let own = (!remote.is_unspecified()).then_some((remote, self.outer));
+        own.into_iter()
+            .chain(peers.map(|peer| (peer.remote, peer.outer)))
     }
 
     /// Every neighbour on the underlay that it sends to.
@@ -103,7 +115,7 @@ impl Scene<'_> {
             peers: None,
         };
         if !config.remote.is_unspecified() {
-            status.outer = self.outer_hop(config, config.remote);
+            status.outer = self.outer_hop(tunnel, config.remote);
             return status;
         }
         let underlay = config.mode.kind().underlay;
@@ -114,7 +126,7 @@ impl Scene<'_> {
         let peers = (remotes.filter(|remote| seen.insert(*remote)))
             .map(|remote| PeerStatus {
                 remote,
-                outer: self.outer_hop(config, remote),
+                outer: self.outer_hop(tunnel, remote),
             })
             .collect();
         status.peers = Some(peers);
@@ -129,6 +141,8 @@ impl Scene<'_> {
             neighbour: group,
             mac: link.mac.map(|_| MacAddr::of_group(group)),
             mtu: clamp(link.mtu),
+            route_mtu: clamp(link.mtu),
+            has_metric: false,
             kernel_only: self.state.foreign_rules(),
         })
     }
@@ -163,7 +177,8 @@ impl Scene<'_> {
 
     /// Where the kernel sends the outer packets. A route into one of our tunnels is none: the packet would go round
     /// (gre-8).
-    fn outer_hop(&self, config: &TunnelConfig, remote: IpAddr) -> Option<OuterHop> {
+    fn outer_hop(&self, t: &TunnelDevice<'_>, remote: IpAddr) -> Option<OuterHop> {
+        let config = t.config;
         if remote.is_multicast() {
             return self.group_hop(config, remote);
         }
@@ -182,11 +197,15 @@ impl Scene<'_> {
             return None;
         }
         let neighbour = hop.gateway.unwrap_or(remote);
+        let (route_mtu, device_mtu) = (self.mtu(route.mtu, hop.oif), self.mtu(None, hop.oif));
+        let learned = t.paths.get(remote);
         Some(OuterHop {
             ifindex: hop.oif,
             neighbour,
             mac: self.state.neighbour(hop.oif, neighbour).and_then(|n| n.mac),
-            mtu: self.mtu(route.mtu, hop.oif),
+            mtu: learned.map_or(route_mtu, |mtu| mtu.min(route_mtu)),
+            route_mtu,
+            has_metric: route_mtu < device_mtu,
             kernel_only: self.is_kernels(&found) || elsewhere,
         })
     }
@@ -205,12 +224,10 @@ impl Scene<'_> {
         let index = |dev| self.state.link_by_name(dev).map_or(0, |link| link.index);
         let dev = t.config.dev.as_deref().map(index);
         let tunnel = t.config.tunnel(t.id, dev, status.mtu, status.up);
-        let room = |mtu: u16| match status.outer {
-            Some(outer) => mtu.min(outer.mtu.saturating_sub(t.config.overhead())),
-            None => mtu,
-        };
+        let rooms = (status.outers()).map(|outer| outer.mtu.saturating_sub(t.config.overhead()));
+        let narrowest = rooms.chain([status.mtu]).min();
         Tunnel {
-            clamp_mss: tunnel.clamp_mss.map(room),
+            clamp_mss: tunnel.clamp_mss.and(narrowest),
             ..tunnel
         }
     }

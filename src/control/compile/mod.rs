@@ -19,6 +19,7 @@ pub use ends::{OuterHop, PeerStatus, TunnelStatus};
 use super::{
     config::TunnelConfig,
     mirror::{Parts, State, Touched},
+    path_mtu::PathMtus,
 };
 use crate::{
     fib::{Adjacency, Egress, Fib, RouteTable},
@@ -45,6 +46,8 @@ pub struct TunnelDevice<'a> {
     pub id: TunnelId,
     pub config: &'a TunnelConfig,
     pub ifindex: u32,
+    /// What routers said of the ways to its other ends.
+    pub paths: &'a PathMtus,
 }
 
 /// What there is to compile: all of it, and what is new since the last time.

@@ -25,7 +25,8 @@ use thiserror::Error;
 use crate::{
     packet::{GreKey, gre},
     tunnel::{
-        self as family, FlowLabel, Mode, Overhead, Peers, Tos, Ttl, Tunnel, TunnelId, UdpEncap,
+        self as family, Family, FlowLabel, Mode, Overhead, Peers, Tos, Ttl, Tunnel, TunnelId,
+        UdpEncap,
     },
 };
 
@@ -259,6 +260,11 @@ impl TunnelConfig {
     pub fn headers(&self) -> Overhead {
         let gre = gre::header_len(self.okey.is_some(), self.ocsum, self.oseq);
         family::overhead(self.mode, self.encaplimit, self.udp.is_some(), gre)
+    }
+
+    /// Whether outer packets are not to be cut on their way, whatever is inside.
+    pub fn sends_whole(&self) -> bool {
+        self.mode.kind().underlay == Family::V6 || self.pmtudisc
     }
 
     /// The tunnel as packets see it: in slot `id`, bound to the device with index `dev`, with its own device's MTU and

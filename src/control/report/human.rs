@@ -26,10 +26,12 @@ pub fn statistics(statistics: &Statistics) -> String {
         text += &port_table(&statistics.workers);
         text.extend(statistics.workers.iter().flat_map(why_not_zero_copy));
     }
+    let icmp = icmp(statistics);
     let mut reasons = vec![
         ("drops".to_owned(), &statistics.drops),
         ("slow path punts".to_owned(), &statistics.slow_path.punts),
         ("slow path drops".to_owned(), &statistics.slow_path.drops),
+        ("slow path icmp".to_owned(), &icmp),
     ];
     for (device, counters) in &statistics.xdp {
         reasons.push((format!("steering on {device}"), counters));
@@ -52,7 +54,22 @@ fn tunnel(t: &TunnelReport) -> String {
     }
     if t.underlay_mtu != 0 {
         let headers = t.overhead.iter().map(|h| (h.header.as_str(), h.bytes));
-        let _ = writeln!(text, "    mtu {}", mtu_sum(t.underlay_mtu, headers));
+        let of = underlay(t);
+        let _ = writeln!(text, "    mtu {}", mtu_sum(t.underlay_mtu, &of, headers));
+    }
+    for path in &t.path_mtu {
+        let headers = t.overhead.iter().map(|h| (h.header.as_str(), h.bytes));
+        let of = format!("the path to {}", path.remote);
+        let sum = mtu_sum(path.mtu, &of, headers);
+        let _ = writeln!(text, "    path mtu {sum}, for {} s", path.expires_seconds);
+    }
+    if let Some(said) = &t.unreachable {
+        let (remote, reason, from, ago) =
+            (&said.remote, &said.reason, &said.from, said.seconds_ago);
+        let _ = writeln!(
+            text,
+            "    unreachable {remote} ({reason}), said {from} {ago} s ago"
+        );
     }
     let fast = [t.fast.rx_packets, t.fast.tx_packets];
     let slow = [t.slow.rx_packets, t.slow.tx_packets];
@@ -75,7 +92,35 @@ fn tunnel(t: &TunnelReport) -> String {
     if let Some(drops) = nonzero(&t.drops) {
         let _ = writeln!(text, "    drops: {drops}");
     }
+    if let Some(errors) = nonzero(&errors(t)) {
+        let _ = writeln!(text, "    errors: {errors}");
+    }
     text
+}
+
+/// ICMP errors about the tunnel's packets.
+fn errors(t: &TunnelReport) -> Reasons {
+    let named = [
+        ("too_big", t.errors.too_big),
+        ("unreachable", t.errors.unreachable),
+        ("time_exceeded", t.errors.time_exceeded),
+        ("parameter_problem", t.errors.parameter_problem),
+    ];
+    let named = named.into_iter();
+    named.map(|(name, n)| (name.to_owned(), n)).collect()
+}
+
+/// ICMP on the slow path.
+fn icmp(statistics: &Statistics) -> Reasons {
+    let icmp = statistics.slow_path.icmp;
+    let named = [
+        ("ignored", icmp.ignored),
+        ("answered", icmp.answered),
+        ("not_answered", icmp.not_answered),
+        ("rate_limited", icmp.rate_limited),
+    ];
+    let named = named.into_iter();
+    named.map(|(name, n)| (name.to_owned(), n)).collect()
 }
 
 /// The first line of a tunnel, in iproute2's words; what is the default goes unsaid, as there.
@@ -180,15 +225,31 @@ fn protocols(mode: Mode) -> &'static str {
     }
 }
 
-/// What of the underlay's MTU is left for inner packets: `1500 underlay − 20 IPv4 − 4 GRE = 1476`.
-pub fn mtu_sum<'h>(underlay: u32, headers: impl Iterator<Item = (&'h str, usize)>) -> String {
-    let mut text = format!("{underlay} underlay");
+/// What of the underlay's MTU is left for inner packets: `1476 = 1500 of eth0 - 20 IPv4 - 4 GRE`.
+pub fn mtu_sum<'h>(
+    underlay: u32,
+    of: &str,
+    headers: impl Iterator<Item = (&'h str, usize)>,
+) -> String {
+    let mut sum = format!("{underlay} of {of}");
     let mut room = underlay as usize;
     for (header, bytes) in headers {
-        let _ = write!(text, " − {bytes} {header}");
+        let _ = write!(sum, " - {bytes} {header}");
         room = room.saturating_sub(bytes);
     }
-    text + &format!(" = {room}")
+    format!("{room} = {sum}")
+}
+
+/// What the underlay's MTU is the MTU of.
+fn underlay(t: &TunnelReport) -> String {
+    let device = match &t.next_hop {
+        Some(hop) => hop.device.as_str(),
+        None => "the underlay",
+    };
+    match t.underlay_mtu_from.as_deref() {
+        Some("route") => format!("the route by {device}"),
+        _ => device.to_owned(),
+    }
 }
 
 fn state(t: &TunnelReport) -> String {

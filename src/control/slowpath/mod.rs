@@ -9,29 +9,38 @@
 //! Raw sockets come and go with the tunnels that need them; whoever publishes tunnels sees each of them first, to filter it.
 //! It knows no configuration: tunnels come as snapshots, devices and queues as commands.
 
+mod answers;
 mod fragment;
 mod fragment6;
 mod groups;
+mod icmp;
 mod raw;
 mod send;
 mod stats;
 mod thread;
+mod too_big;
 mod tun;
 mod udp;
 
 pub use super::wake::Waker;
+pub use fragment::{FragmentError, Fragments, fragments};
+pub use icmp::OuterError;
 pub use raw::RawError;
-pub use stats::SlowStats;
+pub use stats::{IcmpStats, SlowStats};
+pub use too_big::Path;
 pub use tun::{ServiceTun, Tun, TunError};
 
 use std::{
+    collections::HashMap,
     io,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
     thread::JoinHandle,
 };
 
 use crossbeam_channel::{Sender, unbounded};
+use tokio::sync::mpsc;
 
 use groups::Groups;
 use raw::{Hears, Receiver};
@@ -41,6 +50,9 @@ use crate::{
     fib::Fib,
     tunnel::{Family, Mode, TunnelId},
 };
+
+/// Errors about outer packets that wait for somebody to look at them. What they say comes again.
+const REPORTS: usize = 256;
 
 /// Called for every socket that is opened to receive.
 pub type SocketFilter<'f> = &'f dyn Fn(BorrowedFd<'_>, Family);
@@ -77,6 +89,8 @@ pub struct SlowSnapshot {
     /// By slot, as the tunnels. The slow path's own records: no other thread writes them, and every snapshot brings the
     /// same ones again.
     pub records: Vec<Option<Arc<TunnelRecord>>>,
+    /// By tunnel and outer address; where there is none, what the kernel says when a packet is refused holds.
+    pub paths: HashMap<(TunnelId, IpAddr), Path>,
     /// Where packets of tunnels with sequence numbers go; without, they are numbered and judged here.
     pub owner: Option<Owner>,
 }
@@ -99,6 +113,8 @@ pub struct SlowPath {
     stats: Arc<SlowStats>,
     /// What the thread's sockets hear, and those that it will have with the next snapshot.
     hears: Vec<Hears>,
+    /// Errors about outer packets, until somebody takes the queue.
+    reports: Option<mpsc::Receiver<OuterError>>,
     groups: Groups,
     opened: Vec<Receiver>,
     thread: Option<JoinHandle<()>>,
@@ -110,7 +126,8 @@ impl SlowPath {
         let waker = Waker::new().map_err(SlowPathError::start("eventfd"))?;
         let stats = Arc::new(SlowStats::default());
         let (commands, inbox) = unbounded();
-        let engine = thread::Engine::new(service, waker.clone(), stats.clone())?;
+        let (told, reports) = mpsc::channel(REPORTS);
+        let engine = thread::Engine::new(service, waker.clone(), stats.clone(), told)?;
         let thread = std::thread::Builder::new()
             .name("greyhound-slow".into())
             .spawn(move || engine.run(&inbox))
@@ -120,10 +137,16 @@ impl SlowPath {
             waker,
             stats,
             hears: Vec::new(),
+            reports: Some(reports),
             groups: Groups::default(),
             opened: Vec::new(),
             thread: Some(thread),
         })
+    }
+
+    /// The queue of errors about outer packets: once.
+    pub fn take_reports(&mut self) -> Option<mpsc::Receiver<OuterError>> {
+        self.reports.take()
     }
 
     /// Wakes the slow path: for [`punt_queue`](crate::datapath::punt_queue).

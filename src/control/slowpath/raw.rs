@@ -12,7 +12,10 @@ use std::{
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt,
 };
-use rustix::net;
+use rustix::net::{
+    self,
+    sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::udp;
@@ -295,8 +298,14 @@ fn open_raw(hears: Hears) -> Result<Socket, RawError> {
     let socket = Socket::new(domain, kind, Some(protocol)).map_err(RawError::open)?;
     let failed = |what| move |e: nix::Error| RawError::io(what, e.into());
     match hears.family {
-        Family::V4 => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)
-            .map_err(failed("set IP_PKTINFO on a raw"))?,
+        Family::V4 => {
+            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)
+                .map_err(failed("set IP_PKTINFO on a raw"))?;
+            // Else the kernel believes every error about a packet of this protocol, whatever its key, and holds our own
+            // packets to it (`raw_err` in net/ipv4/raw.c).
+            set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::OMIT)
+                .map_err(|e| RawError::io("set IP_MTU_DISCOVER on a raw", e.into()))?;
+        }
         Family::V6 => {
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)
                 .map_err(failed("set IPV6_RECVPKTINFO on a raw"))?;

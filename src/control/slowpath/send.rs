@@ -20,35 +20,32 @@ use super::{
     fragment6::{Identifications, fragments as fragments6},
     raw::{BUFFER, RawError},
 };
-use crate::{
-    datapath::DropReason,
-    packet::{Ipv4, Ipv6},
-};
+use crate::packet::{Ipv4, ipv4};
 
 /// How long the MTU of a path is believed before the kernel is asked again.
 const MTU_AGE: Duration = Duration::from_secs(1);
 
-/// Every IPv6 path carries packets of this many bytes (RFC 8200 section 5); so does every tunnel, in fragments where it
-/// must be (RFC 2473 section 7.1).
-const IPV6_MIN_MTU: usize = 1280;
+/// A destination, and the device that the packets are bound to.
+pub type Path = (IpAddr, Option<u32>);
+
+/// How a packet is to leave.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// By the device, or where the routing table says.
+    pub path: Path,
+    /// Bytes of the largest packet that gets through, as far as somebody said.
+    pub mtu: Option<u16>,
+    /// In fragments if need be, whatever its header says.
+    pub must_pass: bool,
+}
 
 /// Why an outer packet did not leave.
 #[derive(Debug)]
 pub enum SendError {
-    /// It is larger than the path's MTU and carries DF. Whoever answers the inner sender with an ICMP error does it
-    /// on this.
-    TooBig,
+    /// It may not be cut, and is larger than its path carries, in bytes.
+    TooBig(usize),
     /// The kernel refused it: no route, a full queue, a filter, a device that is gone.
-    Refused(io::Error),
-}
-
-impl From<SendError> for DropReason {
-    fn from(error: SendError) -> Self {
-        match error {
-            SendError::TooBig => DropReason::OuterTooBig,
-            SendError::Refused(_) => DropReason::SlowPathRefused,
-        }
-    }
+    Refused,
 }
 
 /// How a packet left.
@@ -84,60 +81,56 @@ impl RawSender {
         self.mtus.clear();
     }
 
-    /// Sends `packet`, a whole outer packet with its IP header, through the interface with index `device`, or where the
-    /// routing table says. `overhead` is what the tunnel put in front of the inner packet, in bytes.
+    /// Sends `packet`, a whole outer packet with its IP header, by the way that `way` says.
     ///
-    /// An IPv4 packet is cut where it does not fit, unless it carries DF. An IPv6 packet is cut only if the inner one is no
-    /// larger than every tunnel has to carry: as the kernel, which gives a tunnel no smaller MTU than that (`ip6_tnl_xmit`).
-    pub fn send(
-        &mut self,
-        packet: &[u8],
-        overhead: usize,
-        device: Option<u32>,
-    ) -> Result<Sent, SendError> {
-        let (to, may_cut) = match packet.first().map(|byte| byte >> 4) {
-            Some(6) => {
-                let ip = Ipv6::parse(packet).map_err(|_| malformed())?;
-                let small = packet.len() <= overhead + IPV6_MIN_MTU;
-                (IpAddr::V6(ip.destination()), small)
-            }
-            _ => {
-                let ip = Ipv4::parse(packet).map_err(|_| malformed())?;
-                (IpAddr::V4(ip.destination()), !ip.dont_fragment())
-            }
+    /// An IPv4 packet is cut where it does not fit, unless it carries DF. What must pass is cut all the same, and loses its DF;
+    /// so does the kernel over IPv6, which gives a tunnel for IPv6 no smaller MTU than 1280 (`ip6_tnl_xmit`).
+    pub fn send(&mut self, packet: &mut [u8], way: Way) -> Result<Sent, SendError> {
+        let path = way.path;
+        let keeps_whole = match Ipv4::parse(packet) {
+            Ok(ip) => ip.dont_fragment(),
+            Err(_) => true,
         };
-        let path = (to, device);
-        if may_cut && self.known_mtu(path).is_some_and(|mtu| packet.len() > mtu) {
-            return self.send_fragments(packet, path);
+        let may_cut = !keeps_whole || way.must_pass;
+        let said = way.mtu.map(usize::from);
+        if let Some(mtu) = said.into_iter().chain(self.known_mtu(path)).min()
+            && packet.len() > mtu
+        {
+            return self.cut(packet, mtu, path, may_cut);
         }
         match self.send_whole(&[IoSlice::new(packet)], path) {
-            Err(e) if is(&e, Errno::MSGSIZE) && may_cut => self.send_fragments(packet, path),
-            Err(e) if is(&e, Errno::MSGSIZE) => Err(SendError::TooBig),
-            Err(e) => Err(SendError::Refused(e)),
+            Err(e) if is(&e, Errno::MSGSIZE) => {
+                let mtu = path_mtu(path).map_err(|_| SendError::Refused)?;
+                self.mtus.insert(path, (mtu, Instant::now()));
+                self.cut(packet, mtu, path, may_cut)
+            }
+            Err(_) => Err(SendError::Refused),
             Ok(()) => Ok(Sent::Whole),
         }
     }
 
-    fn send_fragments(&mut self, packet: &[u8], path: Path) -> Result<Sent, SendError> {
-        let mtu = match self.known_mtu(path) {
-            Some(mtu) => mtu,
-            None => {
-                let mtu = path_mtu(path).map_err(SendError::Refused)?;
-                self.mtus.insert(path, (mtu, Instant::now()));
-                mtu
-            }
-        };
+    fn cut(
+        &mut self,
+        packet: &mut [u8],
+        mtu: usize,
+        path: Path,
+        may_cut: bool,
+    ) -> Result<Sent, SendError> {
+        if !may_cut {
+            return Err(SendError::TooBig(mtu));
+        }
         let sent = if path.0.is_ipv6() {
             let identification = self.identifications.next();
             let pieces = fragments6(packet, mtu, identification).map_err(refused)?;
             self.send_pieces(pieces, path)
         } else {
+            ipv4::clear_dont_fragment(packet);
             self.send_pieces(fragments(packet, mtu).map_err(refused)?, path)
         };
-        if let Err(e) = sent {
+        if sent.is_err() {
             // The path may have become narrower: the next packet asks again.
             self.mtus.remove(&path);
-            return Err(SendError::Refused(e));
+            return Err(SendError::Refused);
         }
         Ok(Sent::Fragmented)
     }
@@ -180,24 +173,15 @@ impl RawSender {
         again
     }
 
-    fn known_mtu(&self, path: Path) -> Option<usize> {
+    /// What the kernel said of a path lately.
+    pub fn known_mtu(&self, path: Path) -> Option<usize> {
         let (mtu, asked) = self.mtus.get(&path)?;
         (asked.elapsed() < MTU_AGE).then_some(*mtu)
     }
 }
 
-/// A destination, and the device that the packets are bound to.
-type Path = (IpAddr, Option<u32>);
-
-fn malformed() -> SendError {
-    SendError::Refused(io::ErrorKind::InvalidData.into())
-}
-
-fn refused(error: FragmentError) -> SendError {
-    match error {
-        FragmentError::DontFragment => SendError::TooBig,
-        e => SendError::Refused(io::Error::other(format!("{e:?}"))),
-    }
+fn refused(_: FragmentError) -> SendError {
+    SendError::Refused
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {

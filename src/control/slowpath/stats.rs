@@ -24,4 +24,20 @@ pub struct SlowStats {
     pub checksums_completed: Counter,
     /// Outer packets that left in fragments.
     pub fragmented: Counter,
+    /// Inner packets that were cut before they were encapsulated.
+    pub inner_fragmented: Counter,
+    pub icmp: IcmpStats,
+}
+
+/// What was heard and said by ICMP.
+#[derive(Debug, Default)]
+pub struct IcmpStats {
+    /// Errors received that are about nothing that a tunnel could have sent.
+    pub ignored: Counter,
+    /// Senders that were told of a packet that was too big.
+    pub answered: Counter,
+    /// Packets that were too big and whose senders may not be told, or could not be reached.
+    pub not_answered: Counter,
+    /// The same, whose senders had been told often enough.
+    pub rate_limited: Counter,
 }

@@ -9,17 +9,22 @@ use rustix::{
     fd::OwnedFd,
     io::Errno,
 };
+use tokio::sync::mpsc;
 
 use super::{
-    Command, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
+    Command, OuterError, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
+    answers::Answers,
+    icmp::ErrorSocket,
     raw::{Hears, Receiver},
-    send::{RawSender, Sent},
+    send::{RawSender, SendError, Sent, Way},
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
     fib::Fib,
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
-    tunnel::{Family, Outer, Payload, Peers, Refusal, Tunnel, TunnelId, decapsulate, encapsulate},
+    tunnel::{
+        Family, Outer, Payload, Peers, Refusal, Size, Tunnel, TunnelId, decapsulate, encapsulate,
+    },
 };
 
 /// Packets taken from one source before the next has its turn.
@@ -33,6 +38,8 @@ const MAX_PACKET: usize = ipv6::HEADER_LEN + 65_535;
 
 /// What an event's number means; a tunnel's device has the number of its slot.
 const WAKER: u64 = u64::MAX;
+const ERRORS: u64 = u64::MAX - 1;
+const ERRORS6: u64 = u64::MAX - 2;
 /// From here on: a raw socket, by what it hears.
 const RECEIVERS: u64 = 1 << 32;
 
@@ -40,12 +47,16 @@ pub(super) struct Engine {
     epoll: OwnedFd,
     waker: Waker,
     receivers: Vec<Receiver>,
-    sender: RawSender,
+    pub(super) errors: Vec<ErrorSocket>,
+    /// Where errors about our packets are told.
+    pub(super) reports: mpsc::Sender<OuterError>,
+    pub(super) sender: RawSender,
+    pub(super) answers: Answers,
     service: Option<ServiceTun>,
-    tuns: HashMap<TunnelId, Tun>,
+    pub(super) tuns: HashMap<TunnelId, Tun>,
     punts: Vec<(u32, PuntSource)>,
-    snapshot: SlowSnapshot,
-    stats: Arc<SlowStats>,
+    pub(super) snapshot: SlowSnapshot,
+    pub(super) stats: Arc<SlowStats>,
     /// The owner of the sequence numbers was handed something in this turn.
     wake_owner: bool,
 }
@@ -55,6 +66,7 @@ impl Engine {
         service: Option<ServiceTun>,
         waker: Waker,
         stats: Arc<SlowStats>,
+        reports: mpsc::Sender<OuterError>,
     ) -> Result<Self, SlowPathError> {
         let failed = |e: Errno| SlowPathError::start("epoll")(e.into());
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
@@ -64,7 +76,10 @@ impl Engine {
             epoll,
             waker,
             receivers: Vec::new(),
+            errors: Vec::new(),
+            reports,
             sender: RawSender::open()?,
+            answers: Answers::new(),
             service,
             tuns: HashMap::new(),
             punts: Vec::new(),
@@ -96,6 +111,8 @@ impl Engine {
             for event in events.drain(..) {
                 match event.data.u64() {
                     WAKER => {}
+                    ERRORS => self.hear_errors(Family::V4, &mut buf),
+                    ERRORS6 => self.hear_errors(Family::V6, &mut buf),
                     socket if socket >= RECEIVERS => self.receive(socket, &mut buf),
                     slot => self.read_tun(TunnelId(slot as u32), &mut buf),
                 }
@@ -113,6 +130,7 @@ impl Engine {
                 receivers.for_each(|receiver| receiver.follow(snapshot.fib.tunnels()));
                 self.snapshot = snapshot;
                 self.sender.forget();
+                self.follow_errors();
             }
             Command::SetService(service) => self.service = Some(service),
             Command::AddTun(id, tun) => self.add_tun(id, tun),
@@ -186,7 +204,7 @@ impl Engine {
         }
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         if !tunnel.remote.is_unspecified() {
-            return self.enter_for(id, tunnel.remote, buf);
+            return self.fit_in(id, tunnel.remote, buf);
         }
         let destination = match packet::destination(buf.data()) {
             Ok(destination) => destination,
@@ -197,7 +215,7 @@ impl Engine {
             return self.enter_for_all(id, &peers, buf);
         }
         match self.snapshot.fib.remote_of(tunnel, destination) {
-            Some(remote) => self.enter_for(id, remote, buf),
+            Some(remote) => self.fit_in(id, remote, buf),
             None => self.drop_in(record, DropReason::NoRemote),
         }
     }
@@ -207,7 +225,7 @@ impl Engine {
         let inner: Box<[u8]> = buf.data().into();
         for remote in peers.remotes() {
             if copy_into(buf, &inner) {
-                self.enter_for(id, *remote, buf);
+                self.fit_in(id, *remote, buf);
             }
         }
         if let (true, Some((_, record))) = (peers.remotes().is_empty(), find(&self.snapshot, id)) {
@@ -215,7 +233,19 @@ impl Engine {
         }
     }
 
-    fn enter_for(&mut self, id: TunnelId, remote: IpAddr, buf: &mut VecBuf) {
+    /// Lets a socket for errors wake the thread.
+    pub(super) fn listen(&self, socket: ErrorSocket) -> io::Result<ErrorSocket> {
+        let number = match socket.family {
+            Family::V4 => ERRORS,
+            Family::V6 => ERRORS6,
+        };
+        let data = epoll::EventData::new_u64(number);
+        epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN)?;
+        Ok(socket)
+    }
+
+    /// An inner packet that fits its path, or whose outer packet may be cut.
+    pub(super) fn carry(&mut self, id: TunnelId, remote: IpAddr, buf: &mut VecBuf) {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
@@ -234,12 +264,21 @@ impl Engine {
     }
 
     /// A finished outer packet, to the underlay.
-    fn send(&mut self, id: TunnelId, buf: &VecBuf) {
+    fn send(&mut self, id: TunnelId, buf: &mut VecBuf) {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
         let overhead = tunnel.overhead();
-        match self.sender.send(buf.data(), overhead, tunnel.dev) {
+        let Ok(remote) = packet::destination(buf.data()) else {
+            return self.drop_in(record, DropReason::SlowPathRefused);
+        };
+        let inner = buf.data().get(overhead..).unwrap_or_default();
+        let way = Way {
+            path: (remote, tunnel.dev),
+            mtu: self.snapshot.paths.get(&(id, remote)).map(|path| path.mtu),
+            must_pass: Size::must_pass(inner),
+        };
+        match self.sender.send(buf.data_mut(), way) {
             Ok(sent) => {
                 let inner_len = buf.data().len().saturating_sub(overhead);
                 record.state.counters.tx_packets.add(1);
@@ -248,7 +287,8 @@ impl Engine {
                     self.stats.fragmented.add(1);
                 }
             }
-            Err(e) => self.drop_in(record, e.into()),
+            Err(SendError::TooBig(mtu)) => self.bounced(id, remote, mtu, buf),
+            Err(SendError::Refused) => self.drop_in(record, DropReason::SlowPathRefused),
         }
     }
 
@@ -407,7 +447,7 @@ impl Engine {
         }
     }
 
-    fn drop_in(&self, record: &TunnelRecord, reason: DropReason) {
+    pub(super) fn drop_in(&self, record: &TunnelRecord, reason: DropReason) {
         record.drops.count(reason);
         self.stats.drops.count(reason);
     }
@@ -427,7 +467,7 @@ fn is_for_many(destination: IpAddr) -> bool {
 }
 
 /// Whether the packet, which replaces what `buf` held, found room.
-fn copy_into(buf: &mut VecBuf, packet: &[u8]) -> bool {
+pub(super) fn copy_into(buf: &mut VecBuf, packet: &[u8]) -> bool {
     let copied = buf.refill(HEADROOM, |room| {
         let room = room.get_mut(..packet.len()).ok_or(())?;
         room.copy_from_slice(packet);
@@ -445,12 +485,12 @@ fn number(hears: Hears) -> u64 {
     RECEIVERS | family << 8 | u64::from(hears.protocol)
 }
 
-fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord)> {
+pub(super) fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord)> {
     let record = snapshot.records.get(id.index())?.as_deref()?;
     Some((snapshot.fib.tunnels().get(id)?, record))
 }
 
-fn again(error: &io::Error) -> bool {
+pub(super) fn again(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted

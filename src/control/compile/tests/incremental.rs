@@ -18,6 +18,8 @@ enum Happening {
     Address(&'static str, bool),
     Nexthop(u32, Option<Nexthop>),
     Devices(bool),
+    /// A router says what the path carries, or that is forgotten.
+    PathMtu(Option<u16>),
 }
 
 fn prefix() -> impl Strategy<Value = IpNet> {
@@ -129,6 +131,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => address,
         1 => any::<bool>().prop_map(Happening::Rule),
         1 => any::<bool>().prop_map(Happening::Devices),
+        1 => proptest::option::of(prop_oneof![Just(1300), Just(1400)]).prop_map(Happening::PathMtu),
     ]
 }
 
@@ -187,6 +190,13 @@ fn happen(net: &mut Net, what: Happening) -> Parts {
         }
         Happening::Nexthop(id, Some(object)) => Event::NewNexthop(id, object),
         Happening::Nexthop(id, None) => Event::DelNexthop(id),
+        Happening::PathMtu(said) => {
+            match said {
+                Some(said) => net.learn("198.51.100.1", said),
+                None => net.paths = PathMtus::default(),
+            }
+            return Parts::LINKS;
+        }
         Happening::Devices(both) => {
             let name = net.devices[0].clone();
             net.devices.truncate(1);

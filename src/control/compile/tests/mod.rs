@@ -6,7 +6,12 @@ mod multipath;
 
 use proptest::prelude::*;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -19,6 +24,7 @@ use crate::{
             Address, Event, Hop, Insertion, Link, Neighbour, NetConfChange, Nud, Route, RouteEvent,
             RouteKind, Rule, Table,
         },
+        path_mtu::Rules,
     },
     fib::{Forwards, PortId, Resolution},
     packet::MacAddr,
@@ -138,6 +144,8 @@ struct Net {
     state: State,
     configs: Vec<TunnelConfig>,
     devices: Vec<Device>,
+    /// Of both tunnels.
+    paths: PathMtus,
 }
 
 impl Net {
@@ -154,6 +162,7 @@ impl Net {
             state: State::default(),
             configs: vec![tunnel("gre1", "198.51.100.1"), tunnel("gre2", "192.0.2.2")],
             devices: vec![device("eth0", ETH0, true), device("eth1", ETH1, false)],
+            paths: PathMtus::default(),
         };
         net.link(link(ETH0, "eth0", 1500));
         net.link(link(ETH1, "eth1", 1500));
@@ -233,6 +242,18 @@ impl Net {
         });
     }
 
+    /// A router on the way says how much it carries.
+    fn learn(&mut self, remote: &str, said: u16) {
+        let rules = Rules {
+            lifetime: Duration::from_secs(600),
+            min: 552,
+        };
+        let remote = remote.parse().unwrap();
+        let way = (1500, (ETH0, remote));
+        let now = Instant::now();
+        self.paths.learn(remote, said.into(), way, rules, now);
+    }
+
     fn compile(&self) -> Compiled {
         self.compile_by(&mut Compiler::default(), Parts::ALL, &Touched::all())
     }
@@ -244,6 +265,7 @@ impl Net {
                 id: TunnelId(slot as u32),
                 config,
                 ifindex,
+                paths: &self.paths,
             })
             .collect();
         compiler.compile(Input {
@@ -454,6 +476,33 @@ fn an_mtu_metric_counts_for_inner_and_outer_routes() {
     assert_eq!(mtu_of(&net, "10.3.0.0/16"), 1376);
     assert_eq!(clamped(&net, 0), Some(1376));
     assert_eq!(mtu_of(&net, "10.2.0.0/16"), 1300);
+    let outer = net.compile().tunnels[0].outer.unwrap();
+    assert!(outer.has_metric && outer.route_mtu == 1400);
+}
+
+#[test]
+fn mtu_3_a_learned_path_mtu_counts_as_a_narrower_route_would() {
+    let mut net = Net::new();
+    net.configs[0].clamp_mss = true;
+    net.route("10.2.0.0/16", route_by(GRE1, None));
+    net.learn("198.51.100.1", 1300);
+    let compiled = net.compile();
+    let steered = v4(&compiled.plan)[&"10.2.0.0/16".parse().unwrap()];
+    assert_eq!(steered, Leads::Tunnel { mtu: 1276 });
+    let outer = compiled.tunnels[0].outer.unwrap();
+    assert_eq!((outer.mtu, outer.route_mtu), (1300, 1500));
+    assert!(!outer.has_metric);
+    let adjacency = compiled.fib.egress(TunnelId(0)).adjacency.unwrap();
+    assert_eq!(adjacency.mtu, 1300);
+    let tunnel = compiled.fib.tunnels().get(TunnelId(0)).unwrap();
+    assert_eq!((tunnel.clamp_mss, tunnel.mtu), (Some(1276), ROOM));
+    // It never makes a route wider.
+    let narrow = Route {
+        mtu: Some(1290),
+        ..route_by(ETH0, Some("192.0.2.254"))
+    };
+    net.route("198.51.100.1/32", narrow);
+    assert_eq!(net.compile().tunnels[0].outer.unwrap().mtu, 1290);
 }
 
 #[test]

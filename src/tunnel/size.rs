@@ -1,0 +1,167 @@
+//! Whether an inner packet fits, and what becomes of it otherwise.
+
+use super::{Family, Tunnel};
+use crate::packet::{Ipv4, Ipv6};
+
+/// Every path carries IPv6 packets of this many bytes (RFC 8200 section 5): so does every tunnel, in outer fragments where
+/// it must be (v6-2; RFC 2473 section 7.1, RFC 4213 section 3.2).
+const IPV6_MIN_MTU: usize = 1280;
+
+/// What becomes of an inner packet on a path of limited size (mtu-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// The outer packet fits.
+    Fits,
+    /// It does not, and is cut itself.
+    CutOuter,
+    /// The inner packet is cut into pieces of at most so many bytes, and each of them encapsulated.
+    CutInner(usize),
+    /// The inner packet is refused, and its sender told to send no more than so many bytes at a time.
+    Refused(u16),
+    /// It is refused, and there is nobody to tell.
+    Lost,
+}
+
+impl Size {
+    /// What becomes of `inner`, a whole packet, where outer packets of at most `path` bytes get through.
+    ///
+    /// As the kernel (`tnl_update_pmtu` in net/ipv4/ip_tunnel.c, `ip6_tnl_xmit`), but for two things: where the outer packet
+    /// may not be cut the kernel drops IPv4 packets without DF unheard (over IPv6 it answers them), and IPv6 packets of up to
+    /// 1280 bytes.
+    pub fn of(tunnel: &Tunnel, inner: &[u8], path: usize) -> Size {
+        let room = path.saturating_sub(tunnel.overhead());
+        if inner.len() <= room {
+            return Size::Fits;
+        }
+        if let Ok(ip) = Ipv4::parse(inner) {
+            let (whole, room_told) = (ip.dont_fragment(), told(room));
+            return match (tunnel.sends_whole(whole), whole) {
+                (false, _) => Size::CutOuter,
+                (true, true) => Size::Refused(room_told),
+                (true, false) => Size::CutInner(room),
+            };
+        }
+        if Ipv6::parse(inner).is_err() {
+            return Size::Lost;
+        }
+        match tunnel.sends_whole(false) && !Size::must_pass(inner) {
+            true => Size::Refused(told(room.max(IPV6_MIN_MTU))),
+            false => Size::CutOuter,
+        }
+    }
+
+    /// Whether an inner packet gets through whatever the path: an IPv6 packet that no sender has to make smaller.
+    pub fn must_pass(inner: &[u8]) -> bool {
+        inner.len() <= IPV6_MIN_MTU && Ipv6::parse(inner).is_ok()
+    }
+}
+
+fn told(room: usize) -> u16 {
+    u16::try_from(room).unwrap_or(u16::MAX)
+}
+
+impl Tunnel {
+    /// Whether an outer packet is not to be cut on its way; `inner` says it of the inner one. Over IPv6 no router would cut it
+    /// anyhow, over IPv4 this is DF.
+    #[inline]
+    pub fn sends_whole(&self, inner: bool) -> bool {
+        let v6 = self.mode.kind().underlay == Family::V6;
+        v6 || self.pmtudisc || inner && !self.ignore_df
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tunnel::Mode;
+    use etherparse::PacketBuilder;
+
+    fn v4(len: usize, dont_fragment: bool) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4([10, 1, 0, 2], [10, 2, 0, 2], 64)
+            .udp(1, 2)
+            .write(&mut bytes, &vec![0; len - 28])
+            .unwrap();
+        bytes[6] = u8::from(dont_fragment) << 6;
+        bytes
+    }
+
+    fn v6(len: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv6([0xfd; 16], [0xfe; 16], 64)
+            .udp(1, 2)
+            .write(&mut bytes, &vec![0; len - 48])
+            .unwrap();
+        bytes
+    }
+
+    fn over_v4() -> Tunnel {
+        Tunnel::new(Mode::Gre, [192, 0, 2, 1], [192, 0, 2, 2])
+    }
+
+    fn over_v6() -> Tunnel {
+        let ends = ["2001:db8::1", "2001:db8::2"].map(|a| a.parse::<std::net::IpAddr>().unwrap());
+        Tunnel::new(Mode::Ip6gre, ends[0], ends[1])
+    }
+
+    #[test]
+    fn mtu_2_what_may_not_be_cut_outside_is_cut_inside_or_refused() {
+        for (tunnel, overhead) in [(over_v4(), 24), (over_v6(), 52)] {
+            let room = 1400 - overhead;
+            let of = |packet: Vec<u8>| Size::of(&tunnel, &packet, 1400);
+            for fits in [v4(room, true), v4(room, false), v6(room)] {
+                assert_eq!(of(fits), Size::Fits);
+            }
+            assert_eq!(of(v4(room + 1, true)), Size::Refused(room as u16));
+            assert_eq!(of(v4(room + 1, false)), Size::CutInner(room));
+            assert_eq!(of(v6(room + 1)), Size::Refused(room as u16));
+        }
+    }
+
+    #[test]
+    fn without_path_mtu_discovery_the_outer_packet_is_cut_where_the_inner_one_may_be() {
+        let tunnel = Tunnel {
+            pmtudisc: false,
+            ..over_v4()
+        };
+        let of = |tunnel: &Tunnel, packet: Vec<u8>| Size::of(tunnel, &packet, 1400);
+        assert_eq!(of(&tunnel, v4(1377, true)), Size::Refused(1376));
+        assert_eq!(of(&tunnel, v4(1377, false)), Size::CutOuter);
+        assert_eq!(of(&tunnel, v6(1377)), Size::CutOuter);
+        let tunnel = Tunnel {
+            ignore_df: true,
+            ..tunnel
+        };
+        assert_eq!(of(&tunnel, v4(1377, true)), Size::CutOuter);
+        // Over IPv6 neither means anything.
+        let tunnel = Tunnel {
+            pmtudisc: false,
+            ignore_df: true,
+            ..over_v6()
+        };
+        assert_eq!(of(&tunnel, v4(1349, true)), Size::Refused(1348));
+    }
+
+    #[test]
+    fn v6_2_1280_bytes_get_through_whatever_the_path() {
+        for tunnel in [over_v4(), over_v6()] {
+            for path in [552, 1280, 1290] {
+                let of = |len| Size::of(&tunnel, &v6(len), path);
+                assert_eq!(of(1280), Size::CutOuter);
+                assert_eq!(of(1281), Size::Refused(1280));
+            }
+            let path = 1290 - tunnel.overhead();
+            assert_eq!(
+                Size::of(&tunnel, &v4(1280, true), 1290),
+                Size::Refused(path as u16)
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_packet_is_lost_only_where_it_does_not_fit() {
+        assert_eq!(Size::of(&over_v4(), &[0; 100], 124), Size::Fits);
+        assert_eq!(Size::of(&over_v4(), &[0; 101], 124), Size::Lost);
+        assert_eq!(Size::of(&over_v4(), &v4(100, true), 10), Size::Refused(0));
+    }
+}
