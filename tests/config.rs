@@ -1021,7 +1021,13 @@ fn a_group_is_joined_on_one_device() {
         let tunnel = &config.tunnels[0];
         assert_eq!(tunnel.remote.to_string(), group);
         assert_eq!(tunnel.dev.as_deref(), Some("eth0"));
+        // As iproute2 makes them: 239.1.1.1 is also the key.
+        let key = (mode == "gre").then_some(0xef01_0101);
+        assert_eq!((tunnel.ikey, tunnel.okey), (key, key));
     }
+    let keyed = kind("gre", &["remote = \"239.1.1.1\"", "ikey = 5"]);
+    let tunnel = &parse(&keyed).unwrap().tunnels[0];
+    assert_eq!((tunnel.ikey, tunnel.okey), (Some(5), Some(0xef01_0101)));
     let two = |edits: &[&str]| with(&["underlay = [\"eth0\", \"eth2\"]"], edits);
     assert_eq!(
         refusal(&two(&["remote = \"239.1.1.1\""])),

@@ -1,6 +1,10 @@
 //! One `[[tunnel]]`: each key by itself. What keys mean to each other is in [`rules`](super::rules).
 
-use std::{net::Ipv4Addr, ops::RangeInclusive, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
@@ -110,6 +114,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
     let remote = ends::remote(section, mode)?;
     let peers = ends::peers(section, mode)?;
     let (ikey, okey) = both(section, "key", "ikey", "okey", |v| key(v).map(Some))?;
+    let group = group_key(mode, remote);
     let (icsum, ocsum) = both(section, "csum", "icsum", "ocsum", |v| v.boolean())?;
     let (iseq, oseq) = both(section, "seq", "iseq", "oseq", |v| v.boolean())?;
     let (default_ttl, default_limit) = match mode.kind().underlay {
@@ -122,8 +127,8 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         local,
         remote,
         peers: Arc::new(peers),
-        ikey,
-        okey,
+        ikey: ikey.or(group),
+        okey: okey.or(group),
         icsum,
         ocsum,
         iseq,
@@ -228,6 +233,16 @@ fn mode(value: &Value<'_>) -> Result<Mode, ConfigError> {
     let accepted = words(&Mode::ALL, "or");
     let mode = value.text().and_then(Mode::from_word);
     mode.ok_or_else(|| value.refuse(&accepted))
+}
+
+/// A tunnel to an IPv4 group has the group as its key where none is given: iproute2 says so to the kernel (link_gre.c).
+fn group_key(mode: Mode, remote: IpAddr) -> Option<u32> {
+    match remote {
+        IpAddr::V4(group) if group.is_multicast() && mode.kind().shim == Shim::Gre => {
+            Some(group.into())
+        }
+        _ => None,
+    }
 }
 
 /// A number or, as iproute2 has it, a dotted quad.
