@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, _ICMPv6Error
-from scapy.layers.l2 import GRE, Dot1Q, Ether
+from scapy.layers.l2 import ARP, GRE, Dot1Q, Ether
 from scapy.packet import NoPayload, Packet, Raw
 from scapy.utils import checksum
 
 from topology import DEADLINE, Namespace
 
-__all__ = ["GRE", "ICMP", "IP", "TCP", "UDP", "Dot1Q", "Ether", "IPv6", "Packet", "Raw"]
+__all__ = ["ARP", "GRE", "ICMP", "IP", "TCP", "UDP", "Dot1Q", "Ether", "IPv6", "Packet", "Raw"]
 
 SEQUENCE = "sequence_number" if any(f.name == "sequence_number" for f in GRE.fields_desc) else "seqence_number"
 """scapy's name of the GRE sequence number, once misspelt."""
