@@ -41,7 +41,7 @@ pub fn forward(bytes: &[u8]) {
     let ways = counted(&state, verdict);
     match verdict {
         Verdict::Transmit(port) => transmitted(&event, ways, frame(port, buf.data())),
-        Verdict::Punt(_, PuntTo::Service | PuntTo::Owner(_)) => {
+        Verdict::Punt(_, PuntTo::Service | PuntTo::Owner(_) | PuntTo::Into(_)) => {
             assert_eq!(buf.data(), event.packet(), "punted, and changed");
         }
         Verdict::Punt(_, PuntTo::Tunnel(id)) => {

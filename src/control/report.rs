@@ -4,6 +4,7 @@
 //! fills these structures; [`human`] turns them into text.
 
 pub mod human;
+pub mod routes;
 
 use std::{collections::BTreeMap, path::PathBuf};
 

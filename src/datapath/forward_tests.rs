@@ -42,6 +42,7 @@ impl Bed {
             overlay: !underlay,
             forwards: on,
             partial_checksums: false,
+            wire: None,
         };
         let egress = Egress {
             adjacency: Some(Adjacency {
@@ -51,6 +52,7 @@ impl Bed {
                 mtu: 1500,
             }),
             forwards: on,
+            wire: None,
         };
         let numbered = Tunnel {
             id: TunnelId(1),

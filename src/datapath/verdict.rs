@@ -16,11 +16,14 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
-/// Where a punted packet goes. In every case the buffer then begins with the IP header.
+/// Where a punted packet goes. The buffer then begins with the IP header; in an Ethernet tunnel, an
+/// inner packet begins with its Ethernet header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PuntTo {
-    /// A decapsulated packet, into its own tunnel's TUN device.
+    /// A decapsulated packet, into its own tunnel's device.
     Tunnel(TunnelId),
+    /// A frame from a wire, as it was received: to be encapsulated.
+    Into(TunnelId),
     /// A packet as it was received (less its Ethernet header), into the service TUN device.
     Service,
     /// A finished outer packet, out of the raw socket.
@@ -115,6 +118,10 @@ reasons! {
         InnerHeaderLength = "inner_header_length",
         InnerTotalLength = "inner_total_length",
         InnerChecksum = "inner_checksum",
+        /// A frame with a VLAN tag, which NVGRE does not carry.
+        InnerTagged = "inner_tagged",
+        /// A frame larger than the tunnel device's MTU allows, or the device's at the other end of its wire.
+        FrameTooBig = "frame_too_big",
         /// From a source that no packet may come from.
         InnerMartian = "inner_martian",
         UnknownTunnel = "unknown_tunnel",
@@ -174,6 +181,7 @@ impl From<Refusal> for DropReason {
             },
             Refusal::UnknownTunnel => DropReason::UnknownTunnel,
             Refusal::UnknownProtocol => DropReason::UnknownProtocol,
+            Refusal::InnerTagged => DropReason::InnerTagged,
             Refusal::InnerMartian => DropReason::InnerMartian,
             Refusal::Checksum => DropReason::GreChecksum,
             Refusal::ChecksumPresence => DropReason::GreChecksumPresence,

@@ -8,7 +8,7 @@ use super::{
     table::Class,
 };
 use crate::packet::{
-    EtherType, Gre, GreKey, Ipv4, Ipv6, PacketBuf, ParseError, Udp, ethernet, ipv4, ipv6, protocol,
+    EtherType, Ethernet, Gre, GreKey, Ipv4, Ipv6, PacketBuf, ParseError, Udp, ipv4, ipv6, protocol,
     transport, udp,
 };
 
@@ -80,11 +80,14 @@ impl Outer {
             }
             _ => return Err(Refusal::UnknownTunnel),
         };
-        let find = |class| tunnels.lookup(class, shell.local, shell.remote, key, device);
+        let find = |class, key| tunnels.lookup(class, shell.local, shell.remote, key, device);
         // A frame that no Ethernet tunnel takes is an unknown payload to the IP tunnel of the same name.
-        let tunnel = match (find(class), class) {
-            (None, Class::Tap) => find(Class::Gre),
-            (None, Class::TapInUdp) => find(Class::GreInUdp),
+        let tunnel = match (find(class, key), class) {
+            (None, Class::Tap) => {
+                let vsid = key.map(GreKey::vsid);
+                find(Class::Nvgre, vsid).or_else(|| find(Class::Gre, key))
+            }
+            (None, Class::TapInUdp) => find(Class::GreInUdp, key),
             (found, _) => found,
         };
         let tunnel = tunnel.ok_or(Refusal::UnknownTunnel)?;
@@ -134,12 +137,11 @@ impl Outer {
     /// so the inner one comes first. True when there was something to do.
     #[inline]
     pub fn complete_checksums(&self, packet: &mut [u8]) -> bool {
-        let at = match self.payload {
-            EtherType::TRANSPARENT_ETHERNET => self.inner_at + ethernet::HEADER_LEN,
-            _ => self.inner_at,
+        let inner = packet.get_mut(self.inner_at..self.end).unwrap_or_default();
+        let inside = match self.payload {
+            EtherType::TRANSPARENT_ETHERNET => transport::complete_in_frame(inner),
+            _ => transport::complete_checksum(inner),
         };
-        let inner = packet.get_mut(at..self.end).unwrap_or_default();
-        let inside = transport::complete_checksum(inner);
         let around = self.udp_at.is_some() && transport::complete_checksum(packet);
         inside || around
     }
@@ -243,10 +245,11 @@ fn check_inner(tunnel: &Tunnel, payload: EtherType, inner: &[u8]) -> Result<(usi
             Ok((ip.total_len(), ip.traffic_class()))
         }
         (EtherType::TRANSPARENT_ETHERNET, Payload::Ethernet) => {
-            if inner.len() < ethernet::HEADER_LEN {
-                return Err(Refusal::Inner(ParseError::Truncated));
+            let frame = Ethernet::parse(inner).map_err(Refusal::Inner)?;
+            match tunnel.nvgre && frame.ether_type().is_tag() {
+                true => Err(Refusal::InnerTagged),
+                false => Ok((inner.len(), 0)),
             }
-            Ok((inner.len(), 0))
         }
         _ => Err(Refusal::UnknownProtocol),
     }

@@ -36,7 +36,7 @@ pub fn encapsulate<B: PacketBuf>(
         let header = GreHeader {
             protocol: inner.ether_type,
             checksum: tunnel.ocsum,
-            key: tunnel.okey,
+            key: tunnel.key_of(inner.hash),
             sequence: tunnel.oseq.then(|| state.sequences.next()),
         };
         header.emit(&mut out[headers.shim_at()..]);

@@ -32,7 +32,7 @@ impl Inner {
     pub fn parse(packet: &[u8], tunnel: &Tunnel, remote: IpAddr) -> Result<Inner, Refusal> {
         let payload = tunnel.mode.kind().payload;
         if payload == Payload::Ethernet {
-            return Inner::frame(packet);
+            return Inner::frame(packet, tunnel.nvgre);
         }
         match packet.first().map(|byte| byte >> 4) {
             Some(6) if payload != Payload::Ipv4 => {
@@ -80,8 +80,11 @@ impl Inner {
     }
 
     /// An Ethernet frame: TTL and TOS come from an IP packet directly in it, not from one behind a VLAN tag.
-    fn frame(frame: &[u8]) -> Result<Inner, Refusal> {
+    fn frame(frame: &[u8], nvgre: bool) -> Result<Inner, Refusal> {
         let ethernet = Ethernet::parse(frame).map_err(Refusal::Inner)?;
+        if nvgre && ethernet.ether_type().is_tag() {
+            return Err(Refusal::InnerTagged);
+        }
         let inside = match ethernet.ether_type() {
             EtherType::IPV4 => Ipv4::parse(ethernet.payload())
                 .ok()

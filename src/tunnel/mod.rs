@@ -29,7 +29,7 @@ pub use table::{Class, TunnelTable};
 
 use std::{net::IpAddr, sync::Arc};
 
-use crate::packet::{GreKey, ParseError, gre, mss};
+use crate::packet::{GreKey, ParseError, ethernet, gre, mss};
 
 /// A tunnel's slot: an index that stays the same as long as the tunnel lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,6 +94,8 @@ pub struct Tunnel {
     pub ikey: Option<GreKey>,
     /// Key sent.
     pub okey: Option<GreKey>,
+    /// The keys are virtual subnet identifiers of 24 bits (RFC 7637), and packets carry a hash of their flow beside them.
+    pub nvgre: bool,
     pub icsum: bool,
     pub ocsum: bool,
     pub iseq: bool,
@@ -115,6 +117,8 @@ pub struct Tunnel {
     /// Bytes of inner packets that passing TCP connections are held to (RFC 9293 section 3.7.1): what the tunnel carries at the
     /// moment, where that was asked for.
     pub clamp_mss: Option<u16>,
+    /// The MTU of the device that the tunnel's frames come from and go to, as over a wire; none where there is no such device.
+    pub wire: Option<u16>,
     /// The tunnel device is administratively up. A tunnel that is down takes no packets (gre-11).
     pub up: bool,
     /// It sends keepalives, and knows them when they come back.
@@ -130,7 +134,8 @@ impl Tunnel {
         let v6 = mode.kind().underlay == Family::V6;
         let encaplimit = v6.then_some(4);
         let gre = gre::header_len(false, false, false);
-        let mtu = 1500 - overhead(mode, encaplimit, false, gre).total();
+        let headers = overhead(mode, encaplimit, false, gre);
+        let mtu = 1500 - headers.total() - headers.ethernet;
         Tunnel {
             id: TunnelId(0),
             name: mode.as_str().into(),
@@ -140,6 +145,7 @@ impl Tunnel {
             peers: Arc::default(),
             ikey: None,
             okey: None,
+            nvgre: false,
             icsum: false,
             ocsum: false,
             iseq: false,
@@ -154,6 +160,7 @@ impl Tunnel {
             dev: None,
             mtu: mtu as u16,
             clamp_mss: None,
+            wire: None,
             up: true,
             keepalive: false,
             alive: true,
@@ -191,7 +198,29 @@ impl Tunnel {
     /// The outer headers have a place that tells flows apart.
     #[inline]
     fn shows_flow(&self) -> bool {
-        self.local.is_ipv6() || self.udp.is_some_and(|udp| udp.source_port.is_none())
+        let port = self.udp.is_some_and(|udp| udp.source_port.is_none());
+        self.local.is_ipv6() || port || self.nvgre
+    }
+
+    /// The key of a packet whose flow has this hash.
+    #[inline]
+    fn key_of(&self, hash: u32) -> Option<GreKey> {
+        match self.okey {
+            Some(vsid) if self.nvgre => Some(GreKey::nvgre(vsid, hash as u8)),
+            key => key,
+        }
+    }
+
+    /// Whether a frame is no larger than the tunnel device's MTU allows, not counting its Ethernet header and VLAN tags.
+    #[inline]
+    pub fn fits(&self, frame: &[u8]) -> bool {
+        frame_fits(frame, self.mtu)
+    }
+
+    /// The same of the device at the other end of the tunnel's wire.
+    #[inline]
+    pub fn fits_wire(&self, frame: &[u8]) -> bool {
+        self.wire.is_none_or(|mtu| frame_fits(frame, mtu))
     }
 
     /// Holds the TCP connection that an inner packet opens to what the tunnel carries, where that was asked for. The packet's
@@ -202,6 +231,12 @@ impl Tunnel {
             counters.mss_clamped.add(1);
         }
     }
+}
+
+#[inline]
+fn frame_fits(frame: &[u8], mtu: u16) -> bool {
+    let header = ethernet::behind_tags(frame).map_or(ethernet::HEADER_LEN, |(_, at)| at);
+    frame.len() <= header + usize::from(mtu)
 }
 
 /// Why a packet did not get into, or out of, a tunnel. The packet is unchanged. The names are the counters'.
@@ -223,6 +258,8 @@ pub enum Refusal {
     UnknownTunnel,
     /// The tunnel does not carry such a payload (gre-6).
     UnknownProtocol,
+    /// A frame with a VLAN tag, which NVGRE does not carry (RFC 7637 section 3.3).
+    InnerTagged,
     /// The inner source address is one that no packet may come from (v6-4).
     InnerMartian,
     /// The GRE checksum is wrong.

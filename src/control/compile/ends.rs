@@ -51,7 +51,7 @@ pub struct TunnelStatus {
     pub peers: Option<Vec<PeerStatus>>,
 }
 
-fn word(outer: Option<&OuterHop>) -> &'static str {
+pub(super) fn word(outer: Option<&OuterHop>) -> &'static str {
     match outer {
         None => "no-route",
         Some(outer) if outer.mac.is_none() => "unresolved",
@@ -243,17 +243,26 @@ impl Scene<'_> {
         let tunnel = t.config.tunnel(t.id, dev, status.mtu, status.up);
         let rooms = (status.outers()).map(|outer| outer.mtu.saturating_sub(t.config.overhead()));
         let narrowest = rooms.chain([status.mtu]).min();
+        let bridge = t.config.bridge.as_deref();
+        // A device that is not there takes nothing, of whatever size.
+        let mtu = |name| (self.state.link_by_name(name)).map_or(u16::MAX, |link| clamp(link.mtu));
         Tunnel {
             clamp_mss: tunnel.clamp_mss.and(narrowest),
+            wire: bridge.map(mtu),
             alive: t.alive,
             ..tunnel
         }
     }
 
     pub(super) fn egress(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Egress {
+        let bridge = t.config.bridge.as_deref();
+        let bridge = bridge.and_then(|name| self.state.link_by_name(name));
         Egress {
             adjacency: self.adjacency(status.outer.filter(|_| status.sends())),
             forwards: self.forwards(t.ifindex),
+            wire: bridge
+                .filter(|link| can_send(link))
+                .and_then(|link| self.port(link.index)),
         }
     }
 
@@ -288,15 +297,20 @@ impl Scene<'_> {
         rooms: &HashMap<(TunnelId, IpAddr), u16>,
         (id, gateway): (TunnelId, Option<IpAddr>),
     ) -> Option<u16> {
+        let remote = self.remote(id, gateway)?;
+        rooms.get(&(id, remote)).copied()
+    }
+
+    /// The outer address of packets into a tunnel by a gateway; the unspecified address stands for all peers.
+    pub(super) fn remote(&self, id: TunnelId, gateway: Option<IpAddr>) -> Option<IpAddr> {
         let config = self.by_id.get(&id)?.config;
-        let remote = match gateway {
+        match gateway {
             Some(gateway) if config.remote.is_unspecified() => {
                 let underlay = config.mode.kind().underlay;
-                config.peers.remote_of(underlay, Some(gateway), gateway)?
+                config.peers.remote_of(underlay, Some(gateway), gateway)
             }
-            _ => config.remote,
-        };
-        rooms.get(&(id, remote)).copied()
+            _ => Some(config.remote),
+        }
     }
 
     /// A local route makes a whole prefix the router's own, without any address (AnyIP).
@@ -316,6 +330,7 @@ fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
             }),
             None,
         ],
+        (Shim::Gre, None, _) if config.nvgre => [Some(TunnelClass::Nvgre), None],
         (Shim::Gre, None, _) => [Some(TunnelClass::Gre), None],
         (Shim::None, _, Payload::Ipv4) => [Some(TunnelClass::Ipv4), None],
         (Shim::None, _, Payload::Ipv6) => [Some(TunnelClass::Ipv6), None],
@@ -332,5 +347,7 @@ fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
         local,
         remote,
         key: config.ikey,
+        // Without a wire, frames are the kernel's to route or to bridge.
+        fast: kind.payload != Payload::Ethernet || config.bridge.is_some(),
     })
 }

@@ -8,6 +8,7 @@ mod ends;
 mod ports;
 mod prefixes;
 mod routes;
+mod show;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,6 +16,7 @@ use std::{
 };
 
 pub use ends::{OuterHop, PeerStatus, TunnelStatus};
+pub use show::Query;
 
 use super::{
     config::TunnelConfig,
@@ -65,6 +67,19 @@ pub struct Input<'a> {
     pub touched: &'a Touched,
 }
 
+impl<'a> Input<'a> {
+    fn scene(&self) -> Scene<'a> {
+        let tunnels = self.tunnels.iter();
+        Scene {
+            state: self.state,
+            devices: self.devices,
+            tunnels: self.tunnels,
+            by_ifindex: tunnels.clone().map(|t| (t.ifindex, *t)).collect(),
+            by_id: tunnels.map(|t| (t.id, *t)).collect(),
+        }
+    }
+}
+
 /// What a compilation yields.
 #[derive(Debug)]
 pub struct Compiled {
@@ -112,14 +127,7 @@ impl Compiler {
     /// Takes in what is new, and gives what is in force from now on. The plan's prefixes are told as the difference from the
     /// last one.
     pub fn compile(&mut self, input: Input<'_>) -> Compiled {
-        let tunnels = input.tunnels.iter();
-        let scene = Scene {
-            state: input.state,
-            devices: input.devices,
-            tunnels: input.tunnels,
-            by_ifindex: tunnels.clone().map(|t| (t.ifindex, *t)).collect(),
-            by_id: tunnels.map(|t| (t.id, *t)).collect(),
-        };
+        let scene = input.scene();
         let moved = self.devices != input.devices;
         if moved {
             self.devices = input.devices.to_vec();
@@ -149,6 +157,11 @@ impl Compiler {
             self.ends.follow(&scene, &self.routes, &mut self.fib);
             self.plan.tunnels = scene.matches(&self.ends.statuses);
             self.plan.hops = scene.hops(&self.routes.table, &self.ends.statuses);
+            for (ifindex, largest) in scene.wires(&self.ends.statuses) {
+                if let Some(port) = self.plan.ports.get_mut(&ifindex) {
+                    port.wire = Some(largest);
+                }
+            }
         }
         self.neighbours(&scene, moved, input.touched);
         Compiled {

@@ -11,6 +11,7 @@ use super::{Scene, ends::Gateways, ports::can_send, prefixes::PrefixChanges};
 use crate::{
     control::mirror::{self, Best, Hop, RouteKind, State, Touched},
     fib::{HopId, Multipath, Net, NextHop, Prefixes, RouteTable},
+    tunnel::Payload,
 };
 
 /// Where routes lead, in the kernel's words: the same for all that differ in nothing that concerns a worker.
@@ -123,15 +124,19 @@ fn way(best: &Best<'_>) -> Option<Way> {
     })
 }
 
+/// The hops that the kernel uses.
+pub(super) fn alive(hops: &[Hop]) -> Vec<Hop> {
+    hops.iter().filter(|hop| !hop.dead).copied().collect()
+}
+
 /// The hops that the kernel uses, less what does not matter for that.
 fn usable(hops: &[Hop]) -> Box<[Hop]> {
-    let alive = hops.iter().filter(|hop| !hop.dead);
     let plain = |hop: &Hop| Hop {
         linkdown: false,
         onlink: false,
         ..*hop
     };
-    alive.map(plain).collect()
+    alive(hops).iter().map(plain).collect()
 }
 
 impl RouteCompiler {
@@ -331,12 +336,16 @@ impl Scene<'_> {
         }
     }
 
-    fn single(&self, hop: &Hop, mtu: Option<u32>) -> NextHop {
+    pub(super) fn single(&self, hop: &Hop, mtu: Option<u32>) -> NextHop {
         if hop.encap {
             return NextHop::Kernel;
         }
         let mtu = self.mtu(mtu, hop.oif);
         if let Some(tunnel) = self.by_ifindex.get(&hop.oif) {
+            // What is behind a device for frames has link addresses, which the kernel resolves.
+            if tunnel.config.mode.kind().payload == Payload::Ethernet {
+                return NextHop::Kernel;
+            }
             return NextHop::Tunnel {
                 id: tunnel.id,
                 gateway: hop.gateway,

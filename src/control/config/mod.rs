@@ -6,6 +6,7 @@
 
 mod encap;
 mod ends;
+mod frames;
 mod keepalive;
 mod reader;
 mod router;
@@ -117,6 +118,8 @@ pub struct TunnelConfig {
     pub ocsum: bool,
     pub iseq: bool,
     pub oseq: bool,
+    /// Over Ethernet kinds: the keys, which are the same, are a virtual subnet identifier.
+    pub nvgre: bool,
     /// The hop limit over IPv6.
     pub ttl: Ttl,
     /// The traffic class over IPv6.
@@ -141,6 +144,8 @@ pub struct TunnelConfig {
     pub address: Vec<IpNet>,
     /// Installed through the device; no host bits set.
     pub routes: Vec<IpNet>,
+    /// Of Ethernet kinds: the overlay device whose frames go into the tunnel, and nowhere else.
+    pub bridge: Option<String>,
 }
 
 /// Why a configuration was refused; one line.
@@ -262,10 +267,12 @@ impl TunnelConfig {
         }
     }
 
-    /// Bytes that encapsulation adds.
+    /// Bytes by which the tunnel device's MTU is smaller than the underlay's: what encapsulation adds, and the header of an
+    /// inner frame.
     pub fn overhead(&self) -> u16 {
-        // At most 40 + 8 + 8 + 16.
-        self.headers().total() as u16
+        let headers = self.headers();
+        // At most 40 + 8 + 8 + 16 + 14.
+        (headers.total() + headers.ethernet) as u16
     }
 
     /// The same header by header.
@@ -291,6 +298,7 @@ impl TunnelConfig {
             peers: self.peers.clone(),
             ikey: self.ikey.map(GreKey),
             okey: self.okey.map(GreKey),
+            nvgre: self.nvgre,
             icsum: self.icsum,
             ocsum: self.ocsum,
             iseq: self.iseq,
@@ -305,6 +313,7 @@ impl TunnelConfig {
             dev,
             mtu,
             clamp_mss: self.clamp_mss.then_some(mtu),
+            wire: None,
             up,
             keepalive: self.keepalive.is_some(),
             alive: true,
@@ -336,6 +345,11 @@ mod tests {
             ("ipip6", "", 1452),
             ("ip6ip6", "encaplimit = \"none\"", 1460),
             ("ipip6", "encaplimit = \"none\"", 1460),
+            ("gretap", "", 1462),
+            ("gretap", "key = 1\ncsum = true\nseq = true", 1450),
+            ("gretap", "key = 4096\nnvgre = true", 1458),
+            ("ip6gretap", "", 1434),
+            ("ip6gretap", "encaplimit = \"none\"", 1442),
             // A UDP header takes eight bytes (RFC 8086).
             ("gre", "encap = \"gre-in-udp\"", 1468),
             (
@@ -351,7 +365,7 @@ mod tests {
             ),
         ] {
             let (local, remote) = match mode {
-                "gre" | "ipip" | "sit" => ("192.0.2.1", "192.0.2.2"),
+                "gre" | "gretap" | "ipip" | "sit" => ("192.0.2.1", "192.0.2.2"),
                 _ => ("2001:db8::1", "2001:db8::2"),
             };
             let text = format!(

@@ -199,13 +199,6 @@ impl<'t> Value<'t> {
         self.complain(&format!("expected {expected}"))
     }
 
-    /// A value that a later version will take.
-    pub fn later(&self, what: &str, accepted: &str) -> ConfigError {
-        self.complain(&format!(
-            "{what} not available in this version; accepted: {accepted}"
-        ))
-    }
-
     /// Any other complaint about the value.
     pub fn complain(&self, message: &str) -> ConfigError {
         let found = self.source.quote(self.value);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{ConfigError, RouterConfig, TunnelConfig, reader::Section};
+use super::{ConfigError, RouterConfig, TunnelConfig, frames, reader::Section};
 use crate::tunnel::{Mode, Shim, Ttl};
 
 /// The kernel's rules for one tunnel by itself.
@@ -56,7 +56,7 @@ pub(super) fn tunnel_alone(
         let expected = "not with pmtudisc = true: expected pmtudisc = false beside it";
         return Err(complain(section, "ignore_df", expected));
     }
-    Ok(())
+    frames::alone(section, tunnel)
 }
 
 /// The device by which a group is joined: the only underlay device, where `dev` does not say.
@@ -92,7 +92,7 @@ pub(super) fn tunnel_on_router(
         let expected = "the tunnel itself: expected an underlay device";
         return Err(complain(section, "dev", expected));
     }
-    Ok(())
+    frames::on_router(section, tunnel, router)
 }
 
 /// A tunnel beside one that stands before it in the file.
@@ -109,10 +109,10 @@ pub(super) fn tunnel_beside(
         ));
     }
     // As ip_tunnel_find(), in a table per kind: the device that a tunnel is bound to tells it from another as well.
-    // Packets in UDP and packets by themselves are different ones.
+    // Packets in UDP and packets by themselves are different ones, and so are keys and virtual subnets.
     let identity = |t: &TunnelConfig| {
         let ends = (t.local, t.remote, t.dev.clone());
-        (t.mode, t.udp.is_some(), t.ikey, ends)
+        (t.mode, t.udp.is_some(), t.nvgre, t.ikey, ends)
     };
     if identity(tunnel) == identity(other) {
         let (key, expected) = match (tunnel.mode.kind().shim, tunnel.ikey) {
@@ -130,6 +130,7 @@ pub(super) fn tunnel_beside(
             other.name
         )));
     }
+    frames::beside(section, tunnel, other)?;
     let address = tunnel.address.iter().find(|address| {
         !may_be_shared(address) && other.address.iter().any(|a| a.addr() == address.addr())
     });
@@ -159,7 +160,7 @@ fn is_link_local_v6(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-fn complain(section: &Section<'_>, key: &str, message: &str) -> ConfigError {
+pub(super) fn complain(section: &Section<'_>, key: &str, message: &str) -> ConfigError {
     match section.get(key) {
         Some(value) => value.complain(message),
         None => section.error(message),

@@ -1,6 +1,6 @@
 //! The slow path's thread: one turn takes a burst from every source that has something.
 
-use std::{collections::HashMap, io, net::IpAddr, ops::ControlFlow, sync::Arc};
+use std::{collections::HashMap, io, net::IpAddr, ops::ControlFlow, os::fd::AsFd, sync::Arc};
 
 use crossbeam_channel::Receiver as Inbox;
 use rustix::{
@@ -12,7 +12,7 @@ use rustix::{
 use tokio::sync::{Notify, mpsc};
 
 use super::{
-    Command, OuterError, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
+    Command, OuterError, ServiceTun, Shown, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
     answers::Answers,
     icmp::ErrorSocket,
     raw::{Hears, Receiver},
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
-    fib::Fib,
+    fib::{Fib, Resolution},
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
     tunnel::{
         Family, Outer, Payload, Peers, Refusal, Size, Tunnel, TunnelId, decapsulate, encapsulate,
@@ -62,6 +62,8 @@ pub(super) struct Engine {
     pub(super) answered: Arc<Notify>,
     /// The owner of the sequence numbers was handed something in this turn.
     wake_owner: bool,
+    /// Nothing is read: another process may.
+    paused: bool,
 }
 
 impl Engine {
@@ -90,6 +92,7 @@ impl Engine {
             stats,
             answered,
             wake_owner: false,
+            paused: false,
         })
     }
 
@@ -106,10 +109,8 @@ impl Engine {
             // Commands first: what was said before a packet came holds for that packet.
             if events.iter().any(|event| event.data.u64() == WAKER) {
                 self.waker.clear();
-                while let Ok(command) = inbox.try_recv() {
-                    if self.obey(command, &mut buf).is_break() {
-                        return;
-                    }
+                if self.take_orders(inbox, &mut buf).is_break() {
+                    return;
                 }
             }
             for event in events.drain(..) {
@@ -124,6 +125,37 @@ impl Engine {
             busy = self.drain_punts(&mut buf);
             self.wake_owner();
         }
+    }
+
+    fn take_orders(&mut self, inbox: &Inbox<Command>, buf: &mut VecBuf) -> ControlFlow<()> {
+        loop {
+            // While paused there is nothing else to do than to wait for the next order.
+            let order = match self.paused {
+                true => inbox.recv().ok(),
+                false => inbox.try_recv().ok(),
+            };
+            match order {
+                Some(command) => self.obey(command, buf)?,
+                None if self.paused => return ControlFlow::Break(()),
+                None => return ControlFlow::Continue(()),
+            }
+        }
+    }
+
+    fn show(&self) -> io::Result<Shown> {
+        let mut shown = Shown::default();
+        for (id, tun) in &self.tuns {
+            shown.tuns.push((*id, tun.as_fd().try_clone_to_owned()?));
+        }
+        for receiver in &self.receivers {
+            let socket = receiver.as_fd().try_clone_to_owned()?;
+            shown.receivers.push((receiver.hears().to_pair(), socket));
+        }
+        if let Some(service) = &self.service {
+            let device = service.as_fd().try_clone_to_owned()?;
+            shown.service = Some((service.name().into(), device));
+        }
+        Ok(shown)
     }
 
     fn obey(&mut self, command: Command, buf: &mut VecBuf) -> ControlFlow<()> {
@@ -145,6 +177,17 @@ impl Engine {
                 self.punts.push((worker, source));
             }
             Command::RemovePunts(worker) => self.remove_punts(worker, buf),
+            Command::Show(reply) => {
+                // Whoever asked may have given up.
+                let _ = reply.send(self.show());
+            }
+            Command::Pause(reply) => {
+                self.drain_punts(buf);
+                self.wake_owner();
+                self.paused = true;
+                let _ = reply.send(());
+            }
+            Command::Resume => self.paused = false,
             Command::Stop => {
                 for _ in 0..LAST_TURNS {
                     if !self.drain_punts(buf) {
@@ -210,8 +253,12 @@ impl Engine {
         if !tunnel.alive {
             return self.drop_in(record, DropReason::NoKeepalive);
         }
+        let is_frame = is_frame(tunnel);
+        if is_frame && !tunnel.fits(buf.data()) {
+            return self.drop_in(record, DropReason::FrameTooBig);
+        }
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
-        if !tunnel.remote.is_unspecified() {
+        if is_frame || !tunnel.remote.is_unspecified() {
             return self.fit_in(id, tunnel.remote, buf);
         }
         let destination = match packet::destination(buf.data()) {
@@ -284,7 +331,7 @@ impl Engine {
         let way = Way {
             path: (remote, tunnel.dev),
             mtu: self.snapshot.paths.get(&(id, remote)).map(|path| path.mtu),
-            must_pass: Size::must_pass(inner),
+            must_pass: !is_frame(tunnel) && Size::must_pass(inner),
         };
         match self.sender.send(buf.data_mut(), way) {
             Ok(sent) => {
@@ -343,23 +390,33 @@ impl Engine {
             Ok(()) if keepalive::is_request(tunnel, buf.data()) => {
                 self.send_back(outer.tunnel, buf);
             }
-            Ok(()) => self.deliver(outer.tunnel, buf),
+            Ok(()) => self.deliver(outer.tunnel, Some(outer.remote), buf),
             Err(refusal) => self.drop_in(record, refusal.into()),
         }
     }
 
-    /// A decapsulated packet, into its tunnel's device.
-    fn deliver(&mut self, id: TunnelId, buf: &mut VecBuf) {
+    /// A decapsulated packet, into its tunnel's device. `from` is the outer source where it is known.
+    fn deliver(&mut self, id: TunnelId, from: Option<IpAddr>, buf: &mut VecBuf) {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
         let Some(tun) = self.tuns.get(&id) else {
             return self.drop_in(record, DropReason::TunnelDown);
         };
+        if !tunnel.fits_wire(buf.data()) {
+            return self.drop_in(record, DropReason::FrameTooBig);
+        }
         if tunnel.remote.is_multicast() && is_for_other_member(&self.snapshot.fib, tunnel, buf) {
             return self.drop_in(record, DropReason::OtherMember);
         }
-        self.complete_checksum(buf);
+        // As in datapath::forward: it would go round until its TTL ends (gre-8).
+        if leads_back(&self.snapshot.fib, tunnel, from, buf.data()) {
+            return self.drop_in(record, DropReason::Recursion);
+        }
+        match is_frame(tunnel) {
+            true => self.complete_in_frame(buf),
+            false => self.complete_checksum(buf),
+        }
         tunnel.clamp_mss(buf.data_mut(), &record.state.counters);
         match tun.send(buf.data()) {
             Ok(()) => {
@@ -399,7 +456,11 @@ impl Engine {
             return self.stats.drops.count(DropReason::NoHeadroom);
         }
         match punt.to {
-            PuntTo::Tunnel(id) => self.deliver(id, buf),
+            PuntTo::Tunnel(id) => self.deliver(id, None, buf),
+            PuntTo::Into(id) => {
+                self.complete_in_frame(buf);
+                self.enter_tunnel(id, buf);
+            }
             PuntTo::Underlay(id) => self.send(id, buf),
             PuntTo::Service => self.hand_back(buf),
             PuntTo::Keepalive(id) => self.take_keepalive(id, buf),
@@ -462,23 +523,39 @@ impl Engine {
         }
     }
 
+    fn complete_in_frame(&self, buf: &mut VecBuf) {
+        if transport::complete_in_frame(buf.data_mut()) {
+            self.stats.checksums_completed.add(1);
+        }
+    }
+
     pub(super) fn drop_in(&self, record: &TunnelRecord, reason: DropReason) {
         record.drops.count(reason);
         self.stats.drops.count(reason);
     }
 }
 
+pub(super) fn is_frame(tunnel: &Tunnel) -> bool {
+    tunnel.mode.kind().payload == Payload::Ethernet
+}
+
 /// Whether the kernel would send a packet that came by a tunnel's group back to the group, as every other member would.
 fn is_for_other_member(fib: &Fib, tunnel: &Tunnel, buf: &VecBuf) -> bool {
-    let is_frame = tunnel.mode.kind().payload == Payload::Ethernet;
     let destination = packet::destination(buf.data());
-    !is_frame && destination.is_ok_and(|to| !is_for_many(to) && fib.leads_into(tunnel, to))
+    !is_frame(tunnel) && destination.is_ok_and(|to| !is_for_many(to) && fib.leads_into(tunnel, to))
 }
 
 /// Whether a packet for this address is for every station that hears it.
 fn is_for_many(destination: IpAddr) -> bool {
     let is_broadcast = matches!(destination, IpAddr::V4(v4) if v4.is_broadcast());
     is_broadcast || destination.is_multicast()
+}
+
+fn is_link_local(destination: IpAddr) -> bool {
+    match destination {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
 }
 
 /// Whether the packet, which replaces what `buf` held, found room.
@@ -503,6 +580,20 @@ fn number(hears: Hears) -> u64 {
 pub(super) fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord)> {
     let record = snapshot.records.get(id.index())?.as_deref()?;
     Some((snapshot.fib.tunnels().get(id)?, record))
+}
+
+/// Whether the kernel would send a packet that came out of `tunnel` back to the end of it that it came from.
+fn leads_back(fib: &Fib, tunnel: &Tunnel, from: Option<IpAddr>, packet: &[u8]) -> bool {
+    let is_frame = tunnel.mode.kind().payload == Payload::Ethernet;
+    match packet::destination(packet) {
+        // The kernel forwards none of these by its routes.
+        Ok(to) if is_frame || is_for_many(to) || is_link_local(to) => false,
+        Ok(to) => {
+            let back = Some(from.unwrap_or(tunnel.remote));
+            matches!(fib.resolve(to), Resolution::Tunnel(route) if route.id == tunnel.id && route.remote == back)
+        }
+        Err(_) => false,
+    }
 }
 
 pub(super) fn again(error: &io::Error) -> bool {

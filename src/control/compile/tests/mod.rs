@@ -3,6 +3,7 @@
 mod ends;
 mod incremental;
 mod multipath;
+mod show;
 
 use proptest::prelude::*;
 
@@ -261,9 +262,9 @@ impl Net {
         self.compile_by(&mut Compiler::default(), Parts::ALL, &Touched::all())
     }
 
-    fn compile_by(&self, compiler: &mut Compiler, what: Parts, touched: &Touched) -> Compiled {
+    fn tunnels(&self) -> Vec<TunnelDevice<'_>> {
         let indices = [GRE1, GRE2];
-        let tunnels: Vec<_> = (self.configs.iter().zip(indices).enumerate())
+        (self.configs.iter().zip(indices).enumerate())
             .map(|(slot, (config, ifindex))| TunnelDevice {
                 id: TunnelId(slot as u32),
                 config,
@@ -271,7 +272,11 @@ impl Net {
                 alive: !self.dead.contains(&ifindex),
                 paths: &self.paths,
             })
-            .collect();
+            .collect()
+    }
+
+    fn compile_by(&self, compiler: &mut Compiler, what: Parts, touched: &Touched) -> Compiled {
+        let tunnels = self.tunnels();
         compiler.compile(Input {
             state: &self.state,
             devices: &self.devices,
@@ -305,6 +310,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         peers: Arc::default(),
         ikey: None,
         okey: None,
+        nvgre: false,
         icsum: false,
         ocsum: false,
         iseq: false,
@@ -322,6 +328,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         dev: None,
         address: Vec::new(),
         routes: Vec::new(),
+        bridge: None,
     }
 }
 
