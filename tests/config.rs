@@ -161,6 +161,9 @@ fn over_ipv6_the_header_has_other_names() {
     ] {
         assert_eq!(tunnel(&[edit]).tos, tos);
     }
+    for (edit, copied) in [("dscp = \"inherit\"", true), ("dscp = \"none\"", false)] {
+        assert_eq!(tunnel(&[edit]).copy_dscp, copied);
+    }
     for (edit, label) in [
         ("flowlabel = \"hash\"", FlowLabel::Hash),
         ("flowlabel = \"inherit\"", FlowLabel::Inherit),
@@ -332,7 +335,7 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
 }
 
 const TUNNEL_KEYS: &str = "name, mode, local, remote, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, tos, \
-     tclass, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, clamp_mss, \
+     tclass, dscp, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, clamp_mss, \
      keepalive, dev, address, routes, peer, bridge, nvgre";
 const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist";
 
@@ -539,6 +542,10 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
         r#"9: flowlabel = "hash": not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6"#,
     ),
     (
+        "dscp = \"inherit\"",
+        r#"9: dscp = "inherit": not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6"#,
+    ),
+    (
         "encaplimit = 4",
         "9: encaplimit = 4: not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6",
     ),
@@ -594,6 +601,11 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
 
 /// The same for other kinds (see [`kind`]).
 const BROKEN_KINDS: &[(&str, &[&str], &str)] = &[
+    (
+        "ip6gre",
+        &["dscp = true"],
+        "9: dscp = true: expected \"inherit\" or \"none\"",
+    ),
     (
         "ipip",
         &["key = 42"],
@@ -1009,7 +1021,13 @@ fn a_group_is_joined_on_one_device() {
         let tunnel = &config.tunnels[0];
         assert_eq!(tunnel.remote.to_string(), group);
         assert_eq!(tunnel.dev.as_deref(), Some("eth0"));
+        // As iproute2 makes them: 239.1.1.1 is also the key.
+        let key = (mode == "gre").then_some(0xef01_0101);
+        assert_eq!((tunnel.ikey, tunnel.okey), (key, key));
     }
+    let keyed = kind("gre", &["remote = \"239.1.1.1\"", "ikey = 5"]);
+    let tunnel = &parse(&keyed).unwrap().tunnels[0];
+    assert_eq!((tunnel.ikey, tunnel.okey), (Some(5), Some(0xef01_0101)));
     let two = |edits: &[&str]| with(&["underlay = [\"eth0\", \"eth2\"]"], edits);
     assert_eq!(
         refusal(&two(&["remote = \"239.1.1.1\""])),

@@ -9,6 +9,8 @@
 //! B answers every tunnel packet with an ICMP error, for its kernel knows no GRE: nothing here may mind that.
 //! Needs root, iproute2 and scapy; without them the tests fail.
 
+#[path = "slowpath/limit.rs"]
+mod limit;
 #[path = "slowpath/too_big.rs"]
 mod too_big;
 #[path = "slowpath/udp.rs"]

@@ -279,6 +279,7 @@ fn differing_keys(old: &TunnelConfig, new: &TunnelConfig) -> Vec<&'static str> {
         nvgre = "nvgre",
         ttl = "ttl",
         tos = "tos",
+        copy_dscp = "dscp",
         flow_label = "flowlabel",
         encaplimit = "encaplimit",
         udp = "encap",

@@ -80,6 +80,9 @@ pub struct TunnelReport {
     pub ttl: ByteOrInherit,
     /// The traffic class over IPv6.
     pub tos: ByteOrInherit,
+    /// Over IPv6 alone: `inherit` where received packets get the outer DSCP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dscp: Option<String>,
     /// Over IPv6 alone: a number, `hash` or `inherit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flowlabel: Option<NumberOrWord>,
@@ -280,10 +283,22 @@ pub struct IcmpReport {
 pub struct MirrorReport {
     /// Milliseconds since the mirror was last known to agree with the kernel.
     pub age_ms: u64,
+    pub links: u64,
+    pub addresses: u64,
+    /// Prefixes of the main tables.
     pub routes: u64,
     pub neighbours: u64,
+    pub nexthops: u64,
     /// Full dumps after an overrun or any doubt.
     pub dumps: u64,
+    /// Parts that were read, at the start and ever since.
+    pub parts_read: u64,
+    /// Messages of the kernel, dumped ones included.
+    pub messages: u64,
+    /// Times that notifications were lost for want of room.
+    pub overruns: u64,
+    /// Messages that could not be understood.
+    pub undecodable: u64,
 }
 
 /// Who answers.
@@ -395,6 +410,7 @@ impl From<&TunnelConfig> for TunnelReport {
             ttl: tunnel.ttl.into(),
             tos: tunnel.tos.into(),
             overhead: tunnel.headers().parts().map(header).collect(),
+            dscp: tunnel.copy_dscp.then(|| "inherit".to_owned()),
             flowlabel: is_v6.then(|| tunnel.flow_label.into()),
             encaplimit: is_v6.then_some(limit),
             encap: tunnel.udp.map(|_| "gre-in-udp".to_owned()),

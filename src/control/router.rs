@@ -464,6 +464,12 @@ impl Router {
             neighbour.nud == Nud::Stale && ports.iter().any(|port| port.ifindex == *ifindex)
         });
         let mut stale: BTreeSet<_> = inner.map(|(key, _)| *key).take(REFRESHES).collect();
+        let several = self.compiler.gateways_of_several(state);
+        let unknown = several.filter(|(ifindex, ip)| {
+            let ours = ports.iter().any(|port| port.ifindex == *ifindex);
+            ours && state.neighbour(*ifindex, *ip).is_none()
+        });
+        stale.extend(unknown.take(REFRESHES));
         let outers = self.statuses.iter().flat_map(TunnelStatus::outers);
         for outer in outers.filter(|outer| !outer.neighbour.is_multicast()) {
             let entry = state.neighbour_entry(outer.ifindex, outer.neighbour);

@@ -363,9 +363,16 @@ fn mirror_report(monitor: &Monitor) -> MirrorReport {
     let (state, seen) = (monitor.state(), monitor.statistics());
     MirrorReport {
         age_ms: u64::try_from(seen.age.as_millis()).unwrap_or(u64::MAX),
+        links: state.links().count() as u64,
+        addresses: state.addresses().count() as u64,
         routes: (state.main_v4().len() + state.main_v6().len()) as u64,
         neighbours: state.neighbours().count() as u64,
+        nexthops: state.nexthops() as u64,
         dumps: seen.resyncs,
+        parts_read: seen.dumps,
+        messages: seen.messages,
+        overruns: seen.overruns,
+        undecodable: seen.undecodable,
     }
 }
 

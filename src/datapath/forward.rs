@@ -346,7 +346,9 @@ fn into_tunnel<B: PacketBuf>(
     }
     let inner_len = packet.data().len();
     match fib.adjacency(tunnel, remote) {
-        Some(adjacency) if inner_len + tunnel.overhead() <= usize::from(adjacency.mtu) => {
+        Some(adjacency)
+            if inner_len + tunnel.overhead_of(packet.data()) <= usize::from(adjacency.mtu) =>
+        {
             encapsulate(packet, tunnel, (remote, &adjacency), inner_len, state)
         }
         // The number is taken here, in order; the kernel resolves the next hop or the slow path fragments.

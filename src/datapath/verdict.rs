@@ -130,6 +130,8 @@ reasons! {
         GreChecksumPresence = "gre_checksum_presence",
         SequenceMissing = "sequence_missing",
         SequenceOld = "sequence_old",
+        /// The inner packet says that it may not be encapsulated again.
+        EncapLimit = "encap_limit",
         EcnCongestion = "ecn_congestion",
         Recursion = "recursion",
         /// It came by a group, and is for another member of it.
@@ -187,6 +189,7 @@ impl From<Refusal> for DropReason {
             Refusal::ChecksumPresence => DropReason::GreChecksumPresence,
             Refusal::SequenceMissing => DropReason::SequenceMissing,
             Refusal::SequenceOld => DropReason::SequenceOld,
+            Refusal::EncapLimit => DropReason::EncapLimit,
             Refusal::EcnCongestion => DropReason::EcnCongestion,
             Refusal::Recursion => DropReason::Recursion,
             Refusal::NoRoom => DropReason::NoHeadroom,

@@ -174,7 +174,13 @@ pub fn decapsulate<B: PacketBuf>(
     let new_tos = match outer.payload {
         // The kernel does not look into frames either (`ip_tunnel_rcv`).
         EtherType::TRANSPARENT_ETHERNET => tos,
-        _ => ecn::decapsulate(outer.tos, tos).ok_or(Refusal::EcnCongestion)?,
+        _ => {
+            let merged = ecn::decapsulate(outer.tos, tos).ok_or(Refusal::EcnCongestion)?;
+            match tunnel.copy_dscp {
+                true => outer.tos & !ecn::MASK | merged & ecn::MASK,
+                false => merged,
+            }
+        }
     };
 
     if packet.trim_front(outer.inner_at).is_err() || packet.truncate(len).is_err() {

@@ -24,7 +24,7 @@ use super::{
     path_mtu::PathMtus,
 };
 use crate::{
-    fib::{Adjacency, Egress, Fib, RouteTable},
+    fib::{Adjacency, Egress, Fib},
     tunnel::{Tunnel, TunnelId},
     xdp::Plan,
 };
@@ -179,14 +179,12 @@ impl Compiler {
         self.retell = true;
     }
 
-    /// The routes in force.
-    pub fn table(&self) -> &RouteTable {
-        &self.routes.table
-    }
-
-    /// The neighbours that routes lead to, as (device, address).
-    pub fn gateways<'a>(&'a self, state: &'a State) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
-        self.routes.neighbours(state)
+    /// The gateways that workers choose among, as (device, address).
+    pub fn gateways_of_several<'a>(
+        &'a self,
+        state: &'a State,
+    ) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
+        self.routes.gateways_of_several(state)
     }
 
     fn neighbours(&mut self, scene: &Scene<'_>, moved: bool, touched: &Touched) {

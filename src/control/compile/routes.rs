@@ -268,8 +268,9 @@ impl RouteCompiler {
         gateways
     }
 
-    /// The neighbours that next hops need, as (device, address).
-    pub(super) fn neighbours<'a>(
+    /// The gateways of routes with several hops, as (device, address). The kernel chooses by a hash of its own, so it may never
+    /// resolve the one that a worker needs.
+    pub(super) fn gateways_of_several<'a>(
         &'a self,
         state: &'a State,
     ) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
@@ -278,8 +279,15 @@ impl RouteCompiler {
             Way::Hops { hops, .. } => hops,
             Way::Object { id, .. } => state.nexthop_hops(*id),
         };
-        let all = self.ways.known.keys().flat_map(hops);
-        all.filter_map(|hop| Some((hop.oif, hop.gateway?)))
+        let several = self
+            .ways
+            .known
+            .keys()
+            .map(hops)
+            .filter(|hops| hops.len() > 1);
+        several
+            .flatten()
+            .filter_map(|hop| Some((hop.oif, hop.gateway?)))
     }
 }
 

@@ -124,6 +124,8 @@ pub struct TunnelConfig {
     pub ttl: Ttl,
     /// The traffic class over IPv6.
     pub tos: Tos,
+    /// Over IPv6 alone, as iproute2 has it: received packets get the outer DSCP.
+    pub copy_dscp: bool,
     /// Over IPv4 without meaning.
     pub flow_label: FlowLabel,
     /// None over IPv4.
@@ -305,6 +307,7 @@ impl TunnelConfig {
             oseq: self.oseq,
             ttl: self.ttl,
             tos: self.tos,
+            copy_dscp: self.copy_dscp,
             pmtudisc: self.pmtudisc,
             ignore_df: self.ignore_df,
             flow_label: self.flow_label,

@@ -153,6 +153,7 @@ fn options(t: &TunnelReport) -> Vec<String> {
         ByteOrInherit::Fixed(0) => {}
         ByteOrInherit::Fixed(n) => words.push(format!("{tos} {n:#04x}")),
     }
+    words.extend(t.dscp.as_ref().map(|dscp| format!("dscp {dscp}")));
     words.extend(match &t.flowlabel {
         Some(NumberOrWord::Number(n)) => Some(format!("flowlabel {n:#07x}")),
         Some(NumberOrWord::Word(word)) if word != "hash" => Some(format!("flowlabel {word}")),

@@ -323,11 +323,11 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
-        let overhead = tunnel.overhead();
+        let inner_at = tunnel.inner_at(buf.data());
         let Ok(remote) = packet::destination(buf.data()) else {
             return self.drop_in(record, DropReason::SlowPathRefused);
         };
-        let inner = buf.data().get(overhead..).unwrap_or_default();
+        let inner = buf.data().get(inner_at..).unwrap_or_default();
         let way = Way {
             path: (remote, tunnel.dev),
             mtu: self.snapshot.paths.get(&(id, remote)).map(|path| path.mtu),
@@ -335,7 +335,7 @@ impl Engine {
         };
         match self.sender.send(buf.data_mut(), way) {
             Ok(sent) => {
-                let inner_len = buf.data().len().saturating_sub(overhead);
+                let inner_len = buf.data().len().saturating_sub(inner_at);
                 record.state.counters.tx_packets.add(1);
                 record.state.counters.tx_bytes.add(inner_len as u64);
                 if sent == Sent::Fragmented {

@@ -317,6 +317,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         oseq: false,
         ttl: Ttl::Inherit,
         tos: Tos::Fixed(0),
+        copy_dscp: false,
         flow_label: FlowLabel::Hash,
         encaplimit: None,
         udp: None,
