@@ -11,6 +11,7 @@ use super::{Scene, ends::Gateways, ports::can_send, prefixes::PrefixChanges};
 use crate::{
     control::mirror::{self, Best, Hop, RouteKind, State, Touched},
     fib::{HopId, Multipath, Net, NextHop, Prefixes, RouteTable},
+    tunnel::Payload,
 };
 
 /// Where routes lead, in the kernel's words: the same for all that differ in nothing that concerns a worker.
@@ -267,8 +268,9 @@ impl RouteCompiler {
         gateways
     }
 
-    /// The neighbours that next hops need, as (device, address).
-    pub(super) fn neighbours<'a>(
+    /// The gateways of routes with several hops, as (device, address). The kernel chooses by a hash of its own, so it may never
+    /// resolve the one that a worker needs.
+    pub(super) fn gateways_of_several<'a>(
         &'a self,
         state: &'a State,
     ) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
@@ -277,8 +279,15 @@ impl RouteCompiler {
             Way::Hops { hops, .. } => hops,
             Way::Object { id, .. } => state.nexthop_hops(*id),
         };
-        let all = self.ways.known.keys().flat_map(hops);
-        all.filter_map(|hop| Some((hop.oif, hop.gateway?)))
+        let several = self
+            .ways
+            .known
+            .keys()
+            .map(hops)
+            .filter(|hops| hops.len() > 1);
+        several
+            .flatten()
+            .filter_map(|hop| Some((hop.oif, hop.gateway?)))
     }
 }
 
@@ -341,6 +350,10 @@ impl Scene<'_> {
         }
         let mtu = self.mtu(mtu, hop.oif);
         if let Some(tunnel) = self.by_ifindex.get(&hop.oif) {
+            // What is behind a device for frames has link addresses, which the kernel resolves.
+            if tunnel.config.mode.kind().payload == Payload::Ethernet {
+                return NextHop::Kernel;
+            }
             return NextHop::Tunnel {
                 id: tunnel.id,
                 gateway: hop.gateway,
