@@ -69,9 +69,9 @@ class JoinedLan:
 
     def tag_room(self) -> None:
         """Room for two VLAN tags in full frames: a veth has no more than for one."""
-        self.host_mtu(1504)
+        self.host_mtu(1508)
         for ns in (self.router_a, self.router_b):
-            ns.ip("link", "set", "lan", "mtu", "1504")
+            ns.ip("link", "set", "lan", "mtu", "1508")
 
     def ping(self, *options: str, to: str = "10.5.0.2", count: int = 3):
         """Pings from host A; every echo must come back."""

@@ -263,7 +263,7 @@ def test_filters_of_others_stay(joined):
     """Somebody's own tc filters on the device are still there at the end, and the place for them with them."""
     bed = joined(xdp="off", start=False)
     bed.router_a.run("tc", "qdisc", "add", "dev", "lan", "clsact")
-    own = ["dev", "lan", "egress", "pref", "7", "protocol", "all", "bpf", "bytecode", "1,6 0 0 4294967295", "action", "ok"]
+    own = ["dev", "lan", "egress", "pref", "7", "protocol", "all", "bpf", "bytecode", "1,6 0 0 4294967295", "flowid", "1:1"]
     bed.router_a.run("tc", "filter", "add", *own)
     for greyhound in (bed.a, bed.b):
         greyhound.start()
@@ -271,7 +271,7 @@ def test_filters_of_others_stay(joined):
     bed.a.terminate()
     assert clsact(bed.router_a, "lan")
     assert "pref 7" in bed.router_a.run("tc", "filter", "show", "dev", "lan", "egress").stdout
-    other = ["dev", "lan", "ingress", "pref", "1", "protocol", "all", "u32", "match", "u32", "0", "0", "action", "ok"]
+    other = ["dev", "lan", "ingress", "pref", "1", "protocol", "all", "u32", "match", "u32", "0", "0", "flowid", "1:1"]
     bed.router_a.run("tc", "filter", "add", *other)
     bed.a.spawn()
     assert bed.a.process.wait(20) == 1
