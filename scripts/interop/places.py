@@ -3,6 +3,7 @@
 import base64
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -21,17 +22,11 @@ class Gone(Exception):
 
 
 class Place:
-    """Something with a shell. `prefix` is a shell in the network namespace that is meant."""
-
-    def __init__(self, prefix=""):
-        self.prefix = prefix
-
-    def call(self, command, seconds):
-        raise NotImplementedError
+    """Something with a shell in a network namespace. Not in its mounts: /sys shows other devices than it has."""
 
     def run(self, command, seconds=20):
-        """Exit status and output (both streams) of a shell command; 124 or 137 when it took too long."""
-        return self.call(f"{self.prefix} -c {shlex.quote(command)}" if self.prefix else command, seconds)
+        """Exit status and output (both streams) of a shell command; 137 when it took too long."""
+        raise NotImplementedError
 
     def must(self, command, seconds=20):
         status, output = self.run(f"set -e; {command}", seconds)
@@ -50,29 +45,45 @@ class Place:
                 raise Failed(f"{command}: {output.strip() or status}")
             time.sleep(0.05)
 
+    def link(self, device, before="true"):
+        """A device's MTU and link address, after some other command."""
+        words = self.must(f"{before}; ip -o link show {device}").split()
+        return int(words[words.index("mtu") + 1]), words[words.index("link/ether") + 1] if "link/ether" in words else ""
+
 
 class Namespace(Place):
-    def __init__(self, name):
-        super().__init__(f"ip netns exec {name} sh")
+    """One of this host's."""
 
-    def call(self, command, seconds):
-        done = subprocess.run(["timeout", "-s", "KILL", str(seconds), "sh", "-c", command], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-        return done.returncode, done.stdout.decode(errors="replace")
+    def __init__(self, name):
+        # Not by ip: it would mount another /sys for each command.
+        self.shell = ["nsenter", f"--net=/run/netns/{name}", "sh", "-c"]
+
+    def run(self, command, seconds=20):
+        with subprocess.Popen([*self.shell, command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              start_new_session=True) as process:
+            try:
+                output, _ = process.communicate(timeout=seconds)
+            except BaseException as why:
+                os.killpg(process.pid, signal.SIGKILL)
+                if not isinstance(why, subprocess.TimeoutExpired):
+                    raise
+                return 137, process.communicate()[0].decode(errors="replace")
+        return process.returncode, output.decode(errors="replace")
 
 
 class Guest(Place):
     """The virtual machine's own namespace, over the line protocol of `init`."""
 
-    def __init__(self, line, prefix=""):
-        super().__init__(prefix)
-        self.line = line
+    def __init__(self, line, shell=""):
+        self.line, self.shell = line, shell
 
     def inside(self, namespace):
-        # Cheaper than ip; by path, because busybox would start its own shell.
-        return Guest(self.line, f"busybox nsenter --net=/run/netns/{namespace} /sbin/dash")
+        # By path: busybox would start its own shell.
+        return Guest(self.line, f"busybox nsenter --net=/run/netns/{namespace} /sbin/dash -c ")
 
-    def call(self, command, seconds):
+    def run(self, command, seconds=20):
+        if self.shell:
+            command = self.shell + shlex.quote(command)
         try:
             self.line.settimeout(seconds + 30)
             self.line.sendall(b"%d %s\n" % (seconds, base64.b64encode(command.encode())))
