@@ -22,11 +22,11 @@ from scapy.layers.inet6 import (
 from scapy.packet import Padding
 from scapy.utils import wrpcap
 
-from beds import delivers, payload_of, token
+from beds import Single, delivers, payload_of, token
 from conftest import need
 from conformance import LOCAL, NARROW, Inner, Play, Router, into, out, padded, told
 from topology import Bench, wait_until
-from wire import GRE, ICMP, IP, TCP, UDP, Ether, IPv6, Options, Raw, carries, forwarded, ip_bytes, sequence_of
+from wire import GRE, ICMP, IP, TCP, UDP, Dot1Q, Ether, IPv6, Options, Raw, carries, forwarded, ip_bytes, sequence_of
 
 
 @pytest.fixture(scope="module", params=["auto", "off"])
@@ -827,6 +827,108 @@ def everything(router: Router) -> int:
                 sock.connect_ex((tunnel.behind(family), 4242))
                 router.outside.expect(lambda frame: frame.haslayer(TCP) and frame[TCP].dport == 4242)
     return count
+
+
+
+class Wire:
+    """A router whose inner device is the other end of an Ethernet tunnel, over either family."""
+
+    HEADERS = {"gretap": 20, "ip6gretap": 48}
+
+    def __init__(self, directory: pathlib.Path, xdp: str, mode: str, **options):
+        six = mode == "ip6gretap"
+        ends = {"local": "fd09::1", "remote": "fd09::2"} if six else {}
+        tunnel = {"mode": mode, "bridge": "inner0", "address": [], "routes": []} | ends | options
+        self.bed = bed = Single(directory, tunnel, start=False, xdp=xdp)
+        self.family, self.headers = (IPv6 if six else IP), self.HEADERS[mode]
+        for address in ("10.1.0.1/24", "fd01::1/64"):
+            bed.router.ip("address", "del", address, "dev", "inner0")
+        bed.router.ip("address", "add", "fd09::1/64", "dev", "outer0", "nodad")
+        bed.far.ip("address", "add", "fd09::2/64", "dev", "f0", "nodad")
+        bed.greyhound.start()
+
+    def goes_in(self, frame: bytes) -> GRE:
+        """What the frame has around it on the underlay; inside it is byte for byte what was sent."""
+        self.bed.inside.send(frame)
+        outer = self.bed.outside.expect(lambda f: f.original.endswith(frame) and f.haslayer(GRE), "the frame in the tunnel")
+        header = outer[self.family].original[self.headers:-len(frame)]
+        return GRE(header)
+
+    def comes_out(self, frame: bytes, **fields) -> None:
+        """A packet of the far end with the frame in it: the frame leaves by the inner device as it is."""
+        header = GRE(proto=0x6558, **fields)
+        ip = IPv6(src="fd09::2", dst="fd09::1", nh=47) if self.family is IPv6 else IP(src=Bench.REMOTE, dst=Bench.LOCAL, proto=47)
+        self.bed.outside.send(Ether(src=Bench.FAR_MAC, dst=Bench.OUTER_MAC) / ip / header / Raw(frame))
+        self.bed.inside.expect(lambda f: f.original == frame, "the frame out of the tunnel")
+
+
+@pytest.fixture
+def wire(tmp_path, router):
+    """Lays a wire, in the mode of the suite's router."""
+    wires: list[Wire] = []
+
+    def build(mode: str, **options) -> Wire:
+        wires.append(Wire(tmp_path, router.xdp, mode, **options))
+        return wires[-1]
+
+    yield build
+    for laid in wires:
+        laid.bed.close()
+
+
+def frames() -> dict[str, bytes]:
+    """Frames that a wire has to carry, each with a payload of its own."""
+    link = {"src": Bench.HOST_MAC, "dst": "02:00:00:00:77:77"}
+    data = IP(src="10.7.0.1", dst="10.7.0.2") / UDP(sport=1, dport=2)
+    return {name: bytes(frame / Raw(token(64))) for name, frame in {
+        "IPv4": Ether(**link) / data,
+        "IPv6": Ether(**link) / IPv6(src="fd07::1", dst="fd07::2") / UDP(sport=1, dport=2),
+        "802.1Q": Ether(**link) / Dot1Q(vlan=7, prio=3) / data,
+        "802.1ad": Ether(**link, type=0x88A8) / Dot1Q(vlan=9) / Dot1Q(vlan=7) / data,
+        "broadcast": Ether(src=Bench.HOST_MAC, dst="ff:ff:ff:ff:ff:ff", type=0x0806),
+        "LLDP": Ether(src=Bench.HOST_MAC, dst="01:80:c2:00:00:0e", type=0x88CC),
+        "spanning tree": Ether(src=Bench.HOST_MAC, dst="01:80:c2:00:00:00", type=0x0026),
+        "its own address": Ether(src=Bench.HOST_MAC, dst=Bench.INNER_MAC) / data,
+    }.items()}
+
+
+@pytest.mark.parametrize("mode", Wire.HEADERS)
+def test_tap_1(wire, play, mode):
+    """Protocol 0x6558 carries whole Ethernet frames, VLAN tags included, over both families."""
+    laid = wire(mode)
+    for name, frame in frames().items():
+        def both_ways(frame=frame) -> None:
+            header = laid.goes_in(frame)
+            assert (header.proto, header.key_present, header.chksum_present, header.seqnum_present) == (0x6558, 0, 0, 0)
+            laid.comes_out(frame[:6] + bytes.fromhex(Bench.FAR_MAC.replace(":", "")) + frame[12:])
+
+        play.check(f"{mode}: {name}", both_ways)
+
+
+def test_nvgre_1(wire, play):
+    """RFC 7637: the key is the virtual subnet, and in its last byte the flow, which a receiver does not look at."""
+    laid, vsid = wire("gretap", nvgre=True, key=0x5123), 0x5123
+    untagged = {name: frame for name, frame in frames().items() if "802.1" not in name}
+    for name, frame in untagged.items():
+        def both_ways(frame=frame) -> None:
+            header = laid.goes_in(frame)
+            assert (header.proto, header.key_present, header.key >> 8) == (0x6558, 1, vsid)
+            assert (header.chksum_present, header.seqnum_present) == (0, 0)
+            for flow in (0, 1, 0xFF):
+                answer = frame[:6] + bytes.fromhex(Bench.FAR_MAC.replace(":", "")) + frame[12:-1] + bytes([flow])
+                laid.comes_out(answer, key_present=1, key=vsid << 8 | flow)
+
+        play.check(f"nvgre: {name}", both_ways)
+
+    def another_subnet() -> None:
+        frame = frames()["IPv4"]
+        header = GRE(proto=0x6558, key_present=1, key=(vsid + 1) << 8)
+        packet = IP(src=Bench.REMOTE, dst=Bench.LOCAL, proto=47) / header / Raw(frame)
+        laid.bed.outside.send(Ether(src=Bench.FAR_MAC, dst=Bench.OUTER_MAC) / packet)
+        laid.comes_out(frames()["IPv6"], key_present=1, key=vsid << 8)
+        assert not [f for f in laid.bed.inside.drain() if f.original == frame]
+
+    play.check("nvgre: another subnet stays out", another_subnet)
 
 
 def test_the_third_judge(router, tmp_path):

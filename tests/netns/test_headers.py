@@ -7,7 +7,7 @@ from scapy.layers.inet import UDP
 from scapy.layers.inet6 import HBHOptUnknown, ICMPv6ParamProblem, IPv6, IPv6ExtHdrDestOpt, PadN
 
 from beds import OfKind, back, payload_of, token, v4, v6
-from test_decapsulation import ECN
+from test_conformance import ECN
 from wire import carries, checksums_ok, forwarded, ip_bytes
 
 KINDS = ["gre", "ip6gre", "ipip", "sit", "ip6ip6", "ipip6"]
