@@ -1,12 +1,13 @@
 //! The router's part in a [`takeover`](super::takeover): what it gives, what it goes on with when that fails, and what it
 //! begins with.
 
-use std::{io, os::fd::AsFd, os::unix::net::UnixStream};
+use std::{io, os::fd::AsFd, os::unix::net::UnixStream, time::Instant};
 
 use super::{
     config::XdpMode,
     fastpath::Released,
     mirror::State as Mirror,
+    path_mtu::PathMtus,
     router::Router,
     slowpath::ServiceTun,
     socket::ControlSocket,
@@ -125,11 +126,12 @@ impl Router {
 
     /// From here on this router's slow path carries.
     pub(super) fn take_numbers(&mut self, numbers: &AllNumbers) {
-        for entry in &self.tunnels {
+        for entry in &mut self.tunnels {
             if let Some(numbers) = numbers.get(&entry.config.name) {
                 entry.sequences.resume(numbers.sequences);
                 add(entry, 0, self.threads, numbers.slow);
                 add(entry, 1, self.threads, numbers.fast);
+                entry.paths = PathMtus::handed(&numbers.paths, Instant::now());
             }
         }
     }
@@ -145,6 +147,7 @@ pub(super) fn service(taken: Option<&mut Taken>) -> Option<ServiceTun> {
 fn numbers(entry: &TunnelEntry) -> Numbers {
     let mut numbers = Numbers {
         sequences: entry.sequences.now(),
+        paths: entry.paths.hand(Instant::now()),
         ..Numbers::default()
     };
     for (thread, record) in entry.records().iter().enumerate() {

@@ -16,6 +16,7 @@ mod fastpath;
 mod handover;
 mod heard;
 mod heirs;
+mod keepalive;
 pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;
@@ -31,6 +32,7 @@ mod statistics;
 mod takeover;
 mod tunnels;
 mod wake;
+mod wires;
 mod worker_thread;
 
 pub use run::run;

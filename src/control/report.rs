@@ -58,8 +58,8 @@ pub struct TunnelReport {
     pub local: String,
     /// An address, a group, or `any` where peers and routes say it.
     pub remote: String,
-    /// `up`, `down`, `no-route` (the remote cannot be reached) or `unresolved` (its next hop has no link address yet). Without a
-    /// remote: `up` or `down`, as the device.
+    /// `up`, `down`, `no-route` (the remote cannot be reached), `no-keepalive` (it does not answer) or `unresolved` (its next
+    /// hop has no link address yet). Without a remote: `up` or `down`, as the device.
     pub state: String,
     /// The tunnel device's MTU, in bytes; 0 when there is no device.
     pub mtu: u32,
@@ -80,6 +80,9 @@ pub struct TunnelReport {
     pub ttl: ByteOrInherit,
     /// The traffic class over IPv6.
     pub tos: ByteOrInherit,
+    /// Over IPv6 alone: `inherit` where received packets get the outer DSCP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dscp: Option<String>,
     /// Over IPv6 alone: a number, `hash` or `inherit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flowlabel: Option<NumberOrWord>,
@@ -104,6 +107,9 @@ pub struct TunnelReport {
     /// The other ends of a tunnel without a remote.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<PeerReport>,
+    /// With `gre` and `ip6gre` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keepalive: Option<KeepaliveReport>,
     /// Came out of the tunnel (decapsulated), on both paths.
     pub rx: Traffic,
     /// Went into the tunnel, on both paths.
@@ -161,6 +167,25 @@ pub struct HeaderReport {
     /// `IPv4`, `IPv6`, `limit` (the encapsulation limit's destination options), `UDP` or `GRE`.
     pub header: String,
     pub bytes: usize,
+}
+
+/// Keepalives, ours and the far end's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeepaliveReport {
+    /// `up`, `down`, or `off` where none are sent.
+    pub state: String,
+    /// How long that has been so; 0 with `off`.
+    pub seconds: u64,
+    /// Seconds from one to the next; none where none are sent.
+    pub interval: Option<u16>,
+    /// How many in a row remain unanswered before the tunnel is down.
+    pub retries: Option<u8>,
+    pub sent: u64,
+    /// Of those sent, the ones that came back.
+    pub received: u64,
+    /// Of the far end's, the ones that were sent back to it.
+    pub answered: u64,
 }
 
 /// One of the other ends of a tunnel without a remote.
@@ -385,6 +410,7 @@ impl From<&TunnelConfig> for TunnelReport {
             ttl: tunnel.ttl.into(),
             tos: tunnel.tos.into(),
             overhead: tunnel.headers().parts().map(header).collect(),
+            dscp: tunnel.copy_dscp.then(|| "inherit".to_owned()),
             flowlabel: is_v6.then(|| tunnel.flow_label.into()),
             encaplimit: is_v6.then_some(limit),
             encap: tunnel.udp.map(|_| "gre-in-udp".to_owned()),
@@ -397,6 +423,16 @@ impl From<&TunnelConfig> for TunnelReport {
             ignore_df: tunnel.ignore_df,
             clamp_mss: tunnel.clamp_mss,
             dev: tunnel.dev.clone(),
+            keepalive: tunnel
+                .mode
+                .kind()
+                .has_keepalives()
+                .then(|| KeepaliveReport {
+                    state: "off".to_owned(),
+                    interval: tunnel.keepalive.map(|k| k.interval),
+                    retries: tunnel.keepalive.map(|k| k.retries),
+                    ..KeepaliveReport::default()
+                }),
             ..TunnelReport::default()
         }
     }

@@ -28,6 +28,7 @@ use super::{
     statistics,
     takeover::Taken,
     tunnels::{TunnelEntry, TunnelError},
+    wires,
 };
 use crate::{
     tunnel::Family,
@@ -200,6 +201,11 @@ impl Router {
         self.publish_news(state, Parts::ALL);
     }
 
+    /// As [`publish`](Self::publish), where no more than tunnels have changed.
+    pub(super) fn publish_tunnels(&mut self, state: &State) {
+        self.publish_news(state, Parts::LINKS);
+    }
+
     /// As [`publish`](Self::publish), where no more than this may have changed.
     pub(super) fn publish_news(&mut self, state: &State, what: Parts) {
         let devices = tunnel_devices(&self.tunnels);
@@ -292,6 +298,9 @@ impl Router {
         self.touched.merge(touched);
         if self.config.router.xdp != XdpMode::Off {
             self.follow_devices(state);
+        }
+        for entry in &mut self.tunnels {
+            wires::follow(entry, state);
         }
         let was_up: Vec<bool> = self.statuses.iter().map(|status| status.up).collect();
         self.publish_news(state, what);
@@ -438,7 +447,14 @@ impl Router {
         } else if self.forget_paths() {
             self.publish_news(state, Parts::LINKS);
         }
-        self.stale_neighbours(state)
+        self.mend_wires();
+        let mut requests = self.stale_neighbours(state);
+        requests.extend(self.carriers(state));
+        requests
+    }
+
+    pub(super) fn mend_wires(&mut self) {
+        self.tunnels.iter_mut().for_each(wires::mend);
     }
 
     /// The kernel does not see that the next hops are in use, and would neither probe them nor keep them.
@@ -558,6 +574,7 @@ fn tunnel_devices(tunnels: &[TunnelEntry]) -> Vec<TunnelDevice<'_>> {
             id: tunnel.id,
             config: &tunnel.config,
             ifindex: tunnel.device.index,
+            alive: tunnel.keepalive.alive(),
             paths: &tunnel.paths,
         });
     }

@@ -1,6 +1,11 @@
 //! The router's one task: start, follow the kernel, answer, stop.
 
-use std::{cell::RefCell, io, path::Path, time::Duration};
+use std::{
+    cell::RefCell,
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use tokio::{
@@ -26,6 +31,7 @@ use super::{
     socket::{ControlSocket, Request, Response, SocketError, serve},
     takeover::{Taken, TakeoverError},
     tunnels::{self, TunnelEntry, TunnelError},
+    wires,
 };
 use crate::xdp::SteerError;
 
@@ -117,9 +123,15 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
         }
         heirs = Heirs::of(std::mem::take(&mut taken.tunnels), &config, &handle).await;
     }
+    for request in wires::clear(&config, monitor.state()) {
+        request.carry_out(&handle).await;
+    }
     let made = heirs.create(&config, monitor.state(), &handle).await?;
     let new: Vec<Device> = (made.iter().filter(|(_, tun)| !tun.adopted()))
         .map(|(entry, _)| entry.device.clone())
+        .collect();
+    let qdiscs: Vec<Device> = (made.iter())
+        .filter_map(|(entry, _)| wires::qdisc(entry))
         .collect();
     settle(&mut monitor, &made).await;
     // What is there already is compiled at the start.
@@ -130,6 +142,9 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
         Err(why) => {
             for device in &new {
                 tunnels::remove(device, &handle).await;
+            }
+            for device in &qdiscs {
+                wires::remove_qdisc(device, &handle).await;
             }
             return Err(why);
         }
@@ -180,8 +195,8 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
     tracing::info!("stopping");
     service.stopping();
     let stopped = router.into_inner().stop();
-    for entry in &stopped {
-        tunnels::remove(&entry.device, &handle).await;
+    for entry in stopped {
+        tunnels::end(entry, &handle).await;
     }
     Ok(())
 }
@@ -268,6 +283,8 @@ enum News {
     Second,
     /// Routers said something about outer packets.
     Errors(Vec<OuterError>),
+    /// A keepalive is due, or one that was waited for has come back.
+    Keepalives,
 }
 
 /// Keeps the router in step with the kernel, and makes the changes that are asked for, for ever.
@@ -279,12 +296,16 @@ async fn follow(
 ) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let answered = router.borrow().slow.answered();
     loop {
         let mut reply = None;
+        let due = router.borrow().next_keepalive();
         let news = tokio::select! {
             change = monitor.changed() => News::Kernel(change.what),
             _ = tick.tick() => News::Second,
             errors = reports.next() => News::Errors(errors),
+            () = at(due) => News::Keepalives,
+            () = answered.notified() => News::Keepalives,
             Some((request, asked)) = orders.recv() => {
                 if let Request::RouteShow { within, after } = request {
                     let page = router.borrow().routes(monitor.state(), within, after);
@@ -314,6 +335,7 @@ async fn follow(
                 }
                 News::Second => router.heartbeat(monitor.state()),
                 News::Errors(errors) => router.take_to_heart(monitor.state(), &errors),
+                News::Keepalives => router.keepalives(monitor.state()),
             }
         };
         for request in requests {
@@ -326,6 +348,14 @@ async fn follow(
             // Whoever asked may have gone.
             let _ = asked.send(response);
         }
+    }
+}
+
+/// Waits for a moment; without one, for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -349,6 +379,7 @@ fn mirror_report(monitor: &Monitor) -> MirrorReport {
 /// Something to ask of the kernel.
 pub(super) enum KernelRequest {
     SetMtu(Device, u16),
+    SetCarrier(Device, bool),
     Refresh(Device, std::net::IpAddr),
     AddAddress(Device, IpNet),
     AddRoute(Device, IpNet),
@@ -356,6 +387,7 @@ pub(super) enum KernelRequest {
     ReplaceRoute(Device, IpNet),
     DeleteAddress(Device, IpNet),
     DeleteRoute(Device, IpNet),
+    RemoveClsact(Device),
 }
 
 impl KernelRequest {
@@ -363,12 +395,14 @@ impl KernelRequest {
         use KernelRequest::*;
         match self {
             SetMtu(device, mtu) => handle.set_mtu(device, (*mtu).into()).await,
+            SetCarrier(device, on) => handle.set_carrier(device, *on).await,
             Refresh(device, ip) => handle.use_neighbour(device, *ip).await,
             AddAddress(device, address) => handle.add_address(device, *address).await,
             AddRoute(device, prefix) => handle.add_route(device, *prefix).await,
             ReplaceRoute(device, prefix) => handle.replace_route(device, *prefix).await,
             DeleteAddress(device, address) => handle.delete_address(device, *address).await,
             DeleteRoute(device, prefix) => handle.delete_route(device, *prefix).await,
+            RemoveClsact(device) => handle.remove_clsact(device).await,
         }
     }
 

@@ -29,7 +29,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{claim::Claims, descriptors, socket::ControlSocket};
+use super::{claim::Claims, descriptors, path_mtu::Handed, socket::ControlSocket};
 
 /// How long each side waits for the other's next word.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -98,14 +98,17 @@ impl State {
     }
 }
 
-/// What a tunnel has counted so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What a tunnel has counted and learned so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Numbers {
     /// The next sequence number to send, and the next expected.
     pub sequences: (u32, u32),
     /// Received and sent, packets and bytes each, on the slow path and on the fast one.
     pub slow: [u64; 4],
     pub fast: [u64; 4],
+    /// What routers said of its paths' MTU.
+    #[serde(default)]
+    pub paths: Vec<Handed>,
 }
 
 /// By the tunnels' names.

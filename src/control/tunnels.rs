@@ -1,18 +1,21 @@
 //! The tunnels' devices: made or adopted, set up as configured, removed in the end.
 
-use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Instant};
 
 use super::{
     config::{Config, Mtu, RouterConfig, TunnelConfig},
+    keepalive::Watch,
     mirror::{Link, State},
-    netlink::{Device, Handle, RequestError},
+    netlink::{Device, Handle, RequestError, SettingError},
     path_mtu::{PathMtus, Unreachable},
     report::human::mtu_sum,
-    slowpath::{Tun, TunError},
+    slowpath::{Tun, TunError, TunKind},
+    wires,
 };
 use crate::{
     datapath::TunnelRecord,
     tunnel::{Payload, Sequences, TunnelId},
+    xdp::{Wire, WireError},
 };
 
 /// The smallest MTU that a link with IPv6 may have (RFC 8200 section 5).
@@ -33,6 +36,12 @@ pub enum TunnelError {
     Mtu { name: String, mtu: u16, sum: String },
     #[error("tunnel {0}: the device vanished while it was being set up")]
     Vanished(String),
+    #[error("bridge: there is no device {0:?}; see `ip link`")]
+    NoBridge(String),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Setting(#[from] SettingError),
 }
 
 /// A tunnel and what the router keeps about it.
@@ -40,9 +49,13 @@ pub struct TunnelEntry {
     pub id: TunnelId,
     pub config: TunnelConfig,
     pub device: Device,
+    /// To the device that the tunnel is bridged with.
+    pub wire: Option<Wire>,
     pub(super) sequences: Arc<Sequences>,
     /// By thread: the slow path first, then the workers.
     records: RefCell<Vec<Arc<TunnelRecord>>>,
+    /// What its keepalives say of the far end.
+    pub keepalive: Watch,
     /// The MTU that was last asked for.
     mtu: Option<u16>,
     /// What routers said of the ways to the other ends.
@@ -63,6 +76,7 @@ impl TunnelEntry {
 
     /// The tunnel goes on under other terms; its device, counters and numbers stay.
     pub fn alter(&mut self, config: TunnelConfig) {
+        self.keepalive.alter(config.keepalive, Instant::now());
         self.config = config;
     }
 
@@ -176,10 +190,8 @@ pub async fn create(
         match created {
             Ok(entry) => made.push(entry),
             Err(why) => {
-                for (entry, tun) in &made {
-                    if !tun.adopted() {
-                        remove(&entry.device, handle).await;
-                    }
+                for (entry, tun) in made {
+                    take_back(entry, &tun, handle).await;
                 }
                 return Err(why);
             }
@@ -197,7 +209,11 @@ pub async fn create_one(
     handle: &Handle,
 ) -> Result<(TunnelEntry, Tun), TunnelError> {
     refuse_mtu(state, tunnel, &router.underlay)?;
-    let tun = Tun::open(&tunnel.name, router.persist)?;
+    let kind = match tunnel.mode.kind().payload {
+        Payload::Ethernet => TunKind::Tap,
+        _ => TunKind::Tun,
+    };
+    let tun = Tun::open(&tunnel.name, kind, router.persist)?;
     create_with(id, tun, tunnel, router, (state, handle)).await
 }
 
@@ -214,8 +230,10 @@ async fn create_with(
         id,
         config: tunnel.clone(),
         device,
+        wire: None,
         sequences: Arc::default(),
         records: RefCell::default(),
+        keepalive: Watch::new(tunnel.keepalive, Instant::now()),
         mtu: None,
         paths: PathMtus::default(),
         unreachable: None,
@@ -227,10 +245,8 @@ async fn create_with(
             Ok((entry, tun))
         }
         Err(why) => {
-            if !tun.adopted() {
-                remove(&entry.device, handle).await;
-            }
-            Err(why.into())
+            take_back(entry, &tun, handle).await;
+            Err(why)
         }
     }
 }
@@ -240,7 +256,8 @@ async fn set_up(
     underlay: &[String],
     state: &State,
     handle: &Handle,
-) -> Result<(), RequestError> {
+) -> Result<(), TunnelError> {
+    entry.wire = wires::lay(&entry.config, &entry.device, handle)?;
     if let Some(mtu) = entry.new_mtu(state, underlay) {
         handle.set_mtu(&entry.device, mtu.into()).await?;
     }
@@ -252,6 +269,29 @@ async fn set_up(
         handle.add_route(&entry.device, *route).await?;
     }
     Ok(())
+}
+
+/// Undoes what was done for a tunnel that will not run. A device that was adopted stays.
+pub async fn take_back(entry: TunnelEntry, tun: &Tun, handle: &Handle) {
+    match tun.adopted() {
+        true => unwire(entry, handle).await,
+        false => end(entry, handle).await,
+    }
+}
+
+/// Removes everything that was made for a tunnel.
+pub async fn end(entry: TunnelEntry, handle: &Handle) {
+    let device = entry.device.clone();
+    unwire(entry, handle).await;
+    remove(&device, handle).await;
+}
+
+async fn unwire(entry: TunnelEntry, handle: &Handle) {
+    let qdisc = wires::qdisc(&entry);
+    drop(entry);
+    if let Some(device) = qdisc {
+        wires::remove_qdisc(&device, handle).await;
+    }
 }
 
 /// Removes a tunnel's device, and with it its addresses and routes.

@@ -37,6 +37,12 @@ pub struct TunnelCounters {
     pub tx_packets: Counter,
     /// Inner bytes of those.
     pub tx_bytes: Counter,
+    /// Keepalives that were sent; they are among the packets that went in.
+    pub keepalives_sent: Counter,
+    /// Those that came back.
+    pub keepalives_received: Counter,
+    /// The far end's that were sent back to it; they are among the packets that came out.
+    pub keepalives_answered: Counter,
     /// TCP connections whose maximum segment size was lowered, counted by their packets.
     pub mss_clamped: Counter,
 }

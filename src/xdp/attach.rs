@@ -96,7 +96,8 @@ pub(super) fn programs(ifindex: u32) -> io::Result<impl Iterator<Item = u32>> {
     Ok(attached.into_iter().filter(|id| *id != 0))
 }
 
-fn is_ours(id: u32) -> io::Result<bool> {
+/// Whether the program of this id is one of ours, by its name.
+pub(super) fn is_ours(id: u32) -> io::Result<bool> {
     // SAFETY: takes a number and returns a descriptor or an error.
     let fd = match check(unsafe { sys::bpf_prog_get_fd_by_id(id) }) {
         // Detached since the query.
@@ -111,6 +112,21 @@ fn is_ours(id: u32) -> io::Result<bool> {
     check(unsafe { sys::bpf_prog_get_info_by_fd(fd.as_raw_fd(), &mut info, &mut length) })?;
     let name: Vec<u8> = info.name.iter().map(|c| *c as u8).collect();
     Ok(name.starts_with(PROGRAM_NAMES.as_bytes()))
+}
+
+/// Makes the qdisc that tc programs of a device are attached to. False where there is one already.
+pub(super) fn make_clsact(ifindex: u32) -> io::Result<bool> {
+    let mut hook = sys::bpf_tc_hook {
+        sz: mem::size_of::<sys::bpf_tc_hook>() as sys::size_t,
+        ifindex: ifindex as i32,
+        attach_point: sys::BPF_TC_INGRESS,
+        ..Default::default()
+    };
+    // SAFETY: `hook` outlives the call, which only reads it, and states its own size.
+    match check(unsafe { sys::bpf_tc_hook_create(&mut hook) }) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        made => made.map(|_| true),
+    }
 }
 
 /// Runs an XDP program over a frame (at least 14 bytes) and returns its verdict.

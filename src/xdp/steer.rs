@@ -160,6 +160,7 @@ impl Steer {
             program.write(PortEntry {
                 mac: new.mac,
                 flags: old.flags & new.flags | new.flags & abi::PORT_PARTIAL_CHECKSUMS,
+                largest: old.largest.min(new.largest),
                 ..old
             })?;
         }

@@ -48,6 +48,8 @@ pub struct TunnelDevice<'a> {
     pub id: TunnelId,
     pub config: &'a TunnelConfig,
     pub ifindex: u32,
+    /// The far end answers keepalives, or is not asked.
+    pub alive: bool,
     /// What routers said of the ways to its other ends.
     pub paths: &'a PathMtus,
 }
@@ -155,6 +157,11 @@ impl Compiler {
             self.ends.follow(&scene, &self.routes, &mut self.fib);
             self.plan.tunnels = scene.matches(&self.ends.statuses);
             self.plan.hops = scene.hops(&self.routes.table, &self.ends.statuses);
+            for (ifindex, largest) in scene.wires(&self.ends.statuses) {
+                if let Some(port) = self.plan.ports.get_mut(&ifindex) {
+                    port.wire = Some(largest);
+                }
+            }
         }
         self.neighbours(&scene, moved, input.touched);
         Compiled {
@@ -239,6 +246,7 @@ impl Ends {
             .map(|(t, status)| (scene.tunnel(t, status), scene.egress(t, status)))
             .collect();
         let peers: Vec<_> = both()
+            .filter(|(_, status)| status.sends())
             .flat_map(|(t, status)| status.peers.iter().flatten().map(|peer| (t.id, *peer)))
             .filter_map(|(id, peer)| Some(((id, peer.remote), scene.adjacency(peer.outer)?)))
             .collect();

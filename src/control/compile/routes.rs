@@ -11,6 +11,7 @@ use super::{Scene, ends::Gateways, ports::can_send, prefixes::PrefixChanges};
 use crate::{
     control::mirror::{self, Best, Hop, RouteKind, State, Touched},
     fib::{HopId, Multipath, Net, NextHop, Prefixes, RouteTable},
+    tunnel::Payload,
 };
 
 /// Where routes lead, in the kernel's words: the same for all that differ in nothing that concerns a worker.
@@ -349,6 +350,10 @@ impl Scene<'_> {
         }
         let mtu = self.mtu(mtu, hop.oif);
         if let Some(tunnel) = self.by_ifindex.get(&hop.oif) {
+            // What is behind a device for frames has link addresses, which the kernel resolves.
+            if tunnel.config.mode.kind().payload == Payload::Ethernet {
+                return NextHop::Kernel;
+            }
             return NextHop::Tunnel {
                 id: tunnel.id,
                 gateway: hop.gateway,

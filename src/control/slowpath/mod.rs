@@ -14,6 +14,7 @@ mod fragment;
 mod fragment6;
 mod groups;
 mod icmp;
+mod keepalive;
 mod raw;
 mod send;
 mod stats;
@@ -28,7 +29,7 @@ pub use icmp::OuterError;
 pub use raw::RawError;
 pub use stats::{IcmpStats, SlowStats};
 pub use too_big::Path;
-pub use tun::{ServiceTun, Tun, TunError};
+pub use tun::{ServiceTun, Tun, TunError, TunKind};
 
 use std::{
     collections::HashMap,
@@ -41,7 +42,7 @@ use std::{
 };
 
 use crossbeam_channel::{Sender, bounded, unbounded};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use groups::Groups;
 use raw::{Hears, Receiver};
@@ -104,6 +105,7 @@ enum Command {
     SetService(ServiceTun),
     AddTun(TunnelId, Tun),
     RemoveTun(TunnelId),
+    Keepalive(TunnelId),
     AddPunts(u32, PuntSource),
     RemovePunts(u32),
     /// Tells what it reads from; the answer holds descriptors of its own.
@@ -128,6 +130,7 @@ pub struct SlowPath {
     commands: Sender<Command>,
     waker: Waker,
     stats: Arc<SlowStats>,
+    answered: Arc<Notify>,
     /// What the thread's sockets hear, and those that it will have with the next snapshot.
     hears: Vec<Hears>,
     /// Errors about outer packets, until somebody takes the queue.
@@ -142,8 +145,10 @@ impl SlowPath {
     pub fn start(service: Option<ServiceTun>) -> Result<Self, SlowPathError> {
         let waker = Waker::new().map_err(SlowPathError::start("eventfd"))?;
         let stats = Arc::new(SlowStats::default());
+        let answered = Arc::new(Notify::new());
         let (commands, inbox) = unbounded();
         let (told, reports) = mpsc::channel(REPORTS);
+        let told = (told, answered.clone());
         let engine = thread::Engine::new(service, waker.clone(), stats.clone(), told)?;
         let thread = std::thread::Builder::new()
             .name("greyhound-slow".into())
@@ -153,6 +158,7 @@ impl SlowPath {
             commands,
             waker,
             stats,
+            answered,
             hears: Vec::new(),
             reports: Some(reports),
             groups: Groups::default(),
@@ -272,6 +278,16 @@ impl SlowPath {
     /// Closes a tunnel's device; a persistent one stays in the kernel.
     pub fn remove_tun(&self, id: TunnelId) {
         self.command(Command::RemoveTun(id));
+    }
+
+    /// Sends one of a tunnel's keepalives.
+    pub fn send_keepalive(&self, id: TunnelId) {
+        self.command(Command::Keepalive(id));
+    }
+
+    /// Told when a keepalive has come back to a tunnel that got no answers before.
+    pub fn answered(&self) -> Arc<Notify> {
+        self.answered.clone()
     }
 
     /// Listens to a worker's punt queue. Takes the place of that worker's earlier one.
