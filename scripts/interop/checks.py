@@ -25,8 +25,8 @@ def together(commands):
 
 def ping(place, targets, count=3):
     """All of `count` echoes come back from each target, a line of ping's options and an address."""
-    # All at once, and then one a second until all are answered: with -W, ping would wait for two round trips at most.
-    _, output = place.run(together(f"ping -n -c {count} -l {count} -w 5 {target}" for target in targets), 30)
+    # All at once, and no more of them while there is time: with -W, ping would wait for two round trips at most.
+    _, output = place.run(together(f"ping -n -c {count} -l {count} -i 20 -w 10 {target}" for target in targets), 30)
     assert output.count(" 0% packet loss") == len(targets), f"ping {', '.join(targets)}: {' / '.join(output.splitlines())}"
 
 

@@ -1,6 +1,5 @@
 """Where commands run: a network namespace of this host, or one in the virtual machine. Same words for both."""
 
-import base64
 import os
 import shlex
 import signal
@@ -84,25 +83,32 @@ class Guest(Place):
     def run(self, command, seconds=20):
         if self.shell:
             command = self.shell + shlex.quote(command)
+        mark = os.urandom(8).hex()
         try:
             self.line.settimeout(seconds + 30)
-            self.line.sendall(b"%d %s\n" % (seconds, base64.b64encode(command.encode())))
-            status, _, output = read_line(self.line).partition(b" ")
+            self.line.sendall(f"{seconds} {mark} {escaped(command)}\n".encode())
+            output, _, status = read_until(self.line, mark.encode()).partition(mark.encode())
         except (OSError, Gone) as why:
             # An answer that comes yet would be taken for the next command's.
             self.line.close()
             raise Gone(f"no answer from the virtual machine to: {command}") from why
-        return int(status), base64.b64decode(output).decode(errors="replace")
+        return int(status), output.decode(errors="replace")
 
 
-def read_line(line):
+def escaped(command):
+    """As one line, for %b of a shell's printf."""
+    return "".join(f"\\0{ord(letter):03o}" if letter in "\\\n" else letter for letter in command)
+
+
+def read_until(line, mark):
+    """What comes up to the end of the line that has `mark`."""
     answer = bytearray()
-    while not answer.endswith(b"\n"):
+    while mark not in answer or not answer.endswith(b"\n"):
         piece = line.recv(65536)
         if not piece:
             raise Gone("the virtual machine is gone")
         answer += piece
-    return bytes(answer[:-1])
+    return bytes(answer)
 
 
 def boot(directory, cache, tap, mac):
@@ -131,14 +137,14 @@ def boot(directory, cache, tap, mac):
              "-device", f"virtio-net-pci,netdev=underlay,mac={mac},romfile="],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     line = socket.socket(socket.AF_UNIX)
-    line.settimeout(60)
-    deadline = time.monotonic() + 60
+    line.settimeout(150)
+    deadline = time.monotonic() + 150
     try:
         while line.connect_ex(path):
             if machine.poll() is not None or time.monotonic() > deadline:
                 raise NoMachine("QEMU does not start")
             time.sleep(0.05)
-        if read_line(line) != b"ready":
+        if read_until(line, b"ready") != b"ready\n":
             raise NoMachine("the virtual machine does not come up")
     except (NoMachine, Gone, OSError) as why:
         machine.kill()
