@@ -1,4 +1,4 @@
-//! Compiles the steering program and generates its skeleton into OUT_DIR.
+//! Compiles the BPF programs and generates their skeletons into OUT_DIR.
 
 use std::{env, path::PathBuf};
 
@@ -7,7 +7,7 @@ use libbpf_cargo::SkeletonBuilder;
 fn main() {
     println!("cargo:rerun-if-changed=bpf");
     let variable = |name| env::var(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let skeleton = PathBuf::from(variable("OUT_DIR")).join("steer.skel.rs");
+    let out = PathBuf::from(variable("OUT_DIR"));
     // Debian and Ubuntu keep asm/types.h in the multiarch directory, which clang does not search
     // when it compiles for the BPF target. Elsewhere the directory does not exist and does no harm.
     let multiarch = format!(
@@ -19,14 +19,17 @@ fn main() {
     if variable("PROFILE") == "debug" {
         arguments.push("-Werror");
     }
-    let built = SkeletonBuilder::new()
-        .source("bpf/steer.bpf.c")
-        .clang_args(arguments)
-        .build_and_generate(&skeleton);
-    if let Err(error) = built {
-        panic!(
-            "bpf/steer.bpf.c does not build (needed: clang, llvm, libelf-dev, zlib1g-dev, \
-             linux-libc-dev): {error:#}"
-        );
+    for name in ["steer", "wire"] {
+        let source = format!("bpf/{name}.bpf.c");
+        let built = SkeletonBuilder::new()
+            .source(&source)
+            .clang_args(&arguments)
+            .build_and_generate(out.join(format!("{name}.skel.rs")));
+        if let Err(error) = built {
+            panic!(
+                "{source} does not build (needed: clang, llvm, libelf-dev, zlib1g-dev, \
+                 linux-libc-dev): {error:#}"
+            );
+        }
     }
 }

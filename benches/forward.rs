@@ -96,6 +96,7 @@ fn fib(others: u32) -> Fib {
         overlay: name == "eth1",
         forwards,
         partial_checksums: true,
+        wire: None,
     };
     let adjacency = Some(Adjacency {
         port: UNDERLAY,
@@ -133,6 +134,7 @@ fn fib(others: u32) -> Fib {
     let egress = Egress {
         adjacency,
         forwards,
+        wire: None,
     };
     let mut fib = Fib::new(
         vec![port(2, "eth0"), port(3, "eth1")],

@@ -45,6 +45,20 @@ static __always_inline __u32 length_field(__be16 field)
 	return length;
 }
 
+/* Tags that a frame may have in front of what it carries: a provider's and a customer's. */
+#define VLAN_TAGS 2
+
+/* What follows a tag's EtherType. */
+struct vlan_tag {
+	__be16 control;
+	__be16 type; /* of what is behind the tag */
+};
+
+static __always_inline bool is_vlan(__be16 type)
+{
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+}
+
 #define IPV4_PLAIN 0x45 /* version 4, no options */
 #define IPV4_MORE_OR_OFFSET 0x3fff
 #define IPV6_VERSION 0x60

@@ -120,17 +120,48 @@ static __always_inline bool group4(__be32 address)
 	return (address & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);
 }
 
-static __always_inline bool known_tunnel4(struct steer_tunnel4 *tunnel, __u32 flags)
+/* Whether a frame is inside whose key may be a virtual subnet. What is left of the shim is as the maps have it. */
+static __always_inline bool may_be_subnet(struct steer_shim *shim, __u32 port_flags)
 {
+	bool frame = shim->payload == bpf_htons(ETH_P_TEB);
+
+	shim->payload = 0;
+	return frame && shim->has_key && port_flags & STEER_PORT_NVGRE;
+}
+
+static __always_inline void take_subnet(struct steer_shim *shim)
+{
+	shim->key &= bpf_htonl(0xffffff00);
+	shim->has_key = STEER_KEY_SUBNET;
+}
+
+static __always_inline __u32 find_tunnel4(struct steer_tunnel4 tunnel, bool any_remote)
+{
+	const __u32 *flags = bpf_map_lookup_elem(&tunnels4, &tunnel);
+
+	if (!flags && any_remote) {
+		tunnel.remote = 0;
+		flags = bpf_map_lookup_elem(&tunnels4, &tunnel);
+	}
+	return flags ? *flags : 0;
+}
+
+/* The tunnel's flags; 0 where there is none. */
+static __always_inline __u32 known_tunnel4(struct steer_tunnel4 *tunnel, __u32 port_flags)
+{
+	bool any_remote = port_flags & STEER_PORT_ANY_REMOTE && !martian4(tunnel->remote);
+	bool subnet = may_be_subnet(&tunnel->shim, port_flags);
+	__u32 flags;
+
 	/* 0 stands for any in the map; as a source it is nobody. */
 	if (!tunnel->remote)
-		return false;
-	if (bpf_map_lookup_elem(&tunnels4, tunnel))
-		return true;
-	if (!(flags & STEER_PORT_ANY_REMOTE) || martian4(tunnel->remote))
-		return false;
-	tunnel->remote = 0;
-	return bpf_map_lookup_elem(&tunnels4, tunnel);
+		return 0;
+	flags = find_tunnel4(*tunnel, any_remote);
+	if (!flags && subnet) {
+		take_subnet(&tunnel->shim);
+		flags = find_tunnel4(*tunnel, any_remote);
+	}
+	return flags;
 }
 
 static __always_inline bool unspecified6(const struct in6_addr *address)
@@ -140,19 +171,39 @@ static __always_inline bool unspecified6(const struct in6_addr *address)
 	return (word[0] | word[1] | word[2] | word[3]) == 0;
 }
 
-/* The tunnel's flags; 0 where there is none. */
-static __always_inline __u32 known_tunnel6(struct steer_tunnel6 *tunnel, bool any_remote)
+static __always_inline __u32 find_tunnel6(struct steer_tunnel6 tunnel, bool any_remote)
 {
-	const __u32 *flags;
+	const __u32 *flags = bpf_map_lookup_elem(&tunnels6, &tunnel);
+
+	if (!flags && any_remote) {
+		__builtin_memset(&tunnel.remote, 0, sizeof(tunnel.remote));
+		flags = bpf_map_lookup_elem(&tunnels6, &tunnel);
+	}
+	return flags ? *flags : 0;
+}
+
+static __always_inline __u32 known_tunnel6(struct steer_tunnel6 *tunnel, __u32 port_flags,
+					   bool any_remote)
+{
+	bool subnet = may_be_subnet(&tunnel->shim, port_flags);
+	__u32 flags;
 
 	if (unspecified6(&tunnel->remote))
 		return 0;
-	flags = bpf_map_lookup_elem(&tunnels6, tunnel);
-	if (!flags && any_remote) {
-		__builtin_memset(&tunnel->remote, 0, sizeof(tunnel->remote));
-		flags = bpf_map_lookup_elem(&tunnels6, tunnel);
+	flags = find_tunnel6(*tunnel, any_remote);
+	if (!flags && subnet) {
+		take_subnet(&tunnel->shim);
+		flags = find_tunnel6(*tunnel, any_remote);
 	}
-	return flags ? *flags : 0;
+	return flags;
+}
+
+/* What a packet of a tunnel with these flags comes to. */
+static __always_inline enum steer_reason judge_tunnel(__u32 flags)
+{
+	if (!flags)
+		return STEER_unknown_tunnel;
+	return flags & STEER_TUNNEL_FAST ? STEER_redirected_underlay : STEER_kernel_tunnel;
 }
 
 /* A GRE packet of `length` bytes: whether it is well formed, and its key. */
@@ -172,6 +223,7 @@ static __always_inline enum steer_reason read_gre(struct cursor cursor, __u32 le
 		return STEER_gre_flags;
 	if (length < gre_length(flags))
 		return STEER_bad_header;
+	shim->payload = gre->protocol;
 	if (flags & GRE_KEY) {
 		if (flags & GRE_CHECKSUM && !take(&cursor, __be32))
 			return STEER_bad_header;
@@ -179,7 +231,7 @@ static __always_inline enum steer_reason read_gre(struct cursor cursor, __u32 le
 		if (!key)
 			return STEER_bad_header;
 		shim->key = *key;
-		shim->has_key = 1;
+		shim->has_key = STEER_KEY_WHOLE;
 	}
 	return STEER_redirected_underlay;
 }
@@ -232,7 +284,7 @@ static __always_inline enum steer_reason underlay4(struct cursor cursor, const s
 	reason = read_shim(cursor, length - sizeof(*ip), &tunnel.shim);
 	if (reason != STEER_redirected_underlay)
 		return reason;
-	return known_tunnel4(&tunnel, port_flags) ? reason : STEER_unknown_tunnel;
+	return judge_tunnel(known_tunnel4(&tunnel, port_flags));
 }
 
 /* The cursor stands behind the IPv6 header of a packet with `length` bytes of payload. */
@@ -265,7 +317,7 @@ static __always_inline enum steer_reason underlay6(struct cursor cursor, const s
 	if (reason != STEER_redirected_underlay)
 		return reason;
 	any_remote = port_flags & STEER_PORT_ANY_REMOTE6 && !martian6(&ip->saddr);
-	return known_tunnel6(&tunnel, any_remote) ? reason : STEER_unknown_tunnel;
+	return judge_tunnel(known_tunnel6(&tunnel, port_flags, any_remote));
 }
 
 /* What the route says about a packet of `length` bytes; `otherwise` is the reason where it has none. */
@@ -413,6 +465,50 @@ static __always_inline bool own_mac(const struct ethhdr *ethernet, const struct 
 	return ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2])) == 0;
 }
 
+/*
+ * The same of a frame on a wire: the worker finishes what it finds, also behind tags and past fragments, which the kernel
+ * has finished before it cut them. What is neither IP nor ARP only the kernel knows.
+ */
+static __always_inline bool frame_may_be_partial(struct cursor cursor, __be16 type,
+						 __u32 port_flags)
+{
+	const struct ipv6hdr *ip6;
+	const struct iphdr *ip;
+	const struct vlan_tag *tag;
+
+	for (int i = 0; i < VLAN_TAGS && is_vlan(type); i++) {
+		tag = take(&cursor, struct vlan_tag);
+		if (!tag)
+			return true;
+		type = tag->type;
+	}
+	if (type == bpf_htons(ETH_P_IP)) {
+		ip = take(&cursor, struct iphdr);
+		return !ip || (!(ip->frag_off & bpf_htons(IPV4_MORE_OR_OFFSET)) &&
+			       may_be_partial(ip->protocol, port_flags));
+	}
+	if (type == bpf_htons(ETH_P_IPV6)) {
+		ip6 = take(&cursor, struct ipv6hdr);
+		return !ip6 || (ip6->nexthdr != IPPROTO_FRAGMENT &&
+				may_be_partial(ip6->nexthdr, port_flags));
+	}
+	return type != bpf_htons(ETH_P_ARP);
+}
+
+/* Any frame that comes by a wire. The cursor stands behind its Ethernet header. */
+static __always_inline enum steer_reason judge_wire(struct xdp_md *ctx, struct cursor cursor,
+						    __be16 type, const struct steer_port *port)
+{
+	if (!port->largest)
+		return STEER_kernel_route;
+	if (ctx->data_end - ctx->data > port->largest)
+		return STEER_too_big;
+	if (port->flags & STEER_PORT_PARTIAL_CHECKSUMS &&
+	    frame_may_be_partial(cursor, type, port->flags))
+		return STEER_partial_checksum;
+	return STEER_redirected_overlay;
+}
+
 static __always_inline enum steer_reason judge(struct xdp_md *ctx, const struct steer_port *port)
 {
 	struct cursor cursor = {
@@ -420,30 +516,29 @@ static __always_inline enum steer_reason judge(struct xdp_md *ctx, const struct 
 		.end = (const void *)(long)ctx->data_end,
 	};
 	const struct ethhdr *ethernet = take(&cursor, struct ethhdr);
-	__u32 flags = port->flags;
 	bool to_group = false;
 	enum steer_reason reason;
 
-	if (!(port->flags & (STEER_PORT_UNDERLAY | STEER_PORT_OVERLAY)))
+	if (!(port->flags & (STEER_PORT_UNDERLAY | STEER_PORT_OVERLAY | STEER_PORT_WIRE)))
 		return STEER_port_off;
 	if (!ethernet)
 		return STEER_bad_header;
-	if (ethernet->h_proto == bpf_htons(ETH_P_8021Q) ||
-	    ethernet->h_proto == bpf_htons(ETH_P_8021AD))
+	if (port->flags & STEER_PORT_WIRE)
+		return judge_wire(ctx, cursor, ethernet->h_proto, port);
+	if (is_vlan(ethernet->h_proto))
 		return STEER_vlan_tag;
 	if (ethernet->h_proto != bpf_htons(ETH_P_IP) && ethernet->h_proto != bpf_htons(ETH_P_IPV6))
 		return STEER_not_ip;
 	if (!own_mac(ethernet, port)) {
-		/* The overlay's multicast is the kernel's. */
-		flags &= ~STEER_PORT_OVERLAY;
-		to_group = flags & STEER_PORT_GROUPS && ethernet->h_dest[0] & 1;
+		to_group = port->flags & STEER_PORT_GROUPS && ethernet->h_dest[0] & 1;
 		if (!to_group)
 			return STEER_other_mac;
 	}
 	if (ethernet->h_proto == bpf_htons(ETH_P_IP))
-		reason = judge4(cursor, flags, to_group);
+		reason = judge4(cursor, port->flags, to_group);
 	else
-		reason = judge6(cursor, flags, to_group);
+		reason = judge6(cursor, port->flags, to_group);
+	/* The overlay's multicast is the kernel's. */
 	return to_group && reason != STEER_redirected_underlay ? STEER_other_mac : reason;
 }
 
@@ -505,6 +600,7 @@ static __always_inline bool filter_gre(struct __sk_buff *skb, __u32 offset, stru
 	*verdict = WHOLE;
 	if (bpf_skb_load_bytes(skb, offset, &gre, sizeof(gre)))
 		return true;
+	shim->payload = gre.protocol;
 	flags = bpf_ntohs(gre.flags);
 	if (flags & GRE_VERSION) {
 		*verdict = DROP;
@@ -516,7 +612,7 @@ static __always_inline bool filter_gre(struct __sk_buff *skb, __u32 offset, stru
 		offset += flags & GRE_CHECKSUM ? 8 : 4;
 		if (bpf_skb_load_bytes(skb, offset, &shim->key, sizeof(shim->key)))
 			return true;
-		shim->has_key = 1;
+		shim->has_key = STEER_KEY_WHOLE;
 	}
 	return false;
 }
@@ -612,7 +708,7 @@ int greyhound_raw6(struct __sk_buff *skb)
 	tunnel.shim.protocol = peer.protocol;
 	if (filter_gre(skb, offset, &tunnel.shim, &verdict))
 		return verdict;
-	flags = known_tunnel6(&tunnel, any_remote);
+	flags = known_tunnel6(&tunnel, self->flags, any_remote);
 	/* The socket takes packets without a checksum as soon as one tunnel does. */
 	if (offset && !udp.check && !(flags & STEER_TUNNEL_ZERO_CHECKSUM))
 		return DROP;

@@ -27,6 +27,7 @@
 	X(gre_version)         /* not version 0: PPTP */                                           \
 	X(gre_flags)           /* routing, or bits that must be zero */                            \
 	X(unknown_tunnel)      /* no tunnel has these addresses and this key */                    \
+	X(kernel_tunnel)       /* a tunnel of ours whose packets are the kernel's all the same */    \
 	X(forwarding_off)      /* the kernel would not forward this family from here */            \
 	X(multicast)           /* multicast destination */                                         \
 	X(martian)             /* an address that no router forwards */                            \
@@ -55,6 +56,10 @@ enum steer_port_flags {
 	STEER_PORT_ANY_REMOTE = 1 << 5,
 	/* The same over IPv6. */
 	STEER_PORT_ANY_REMOTE6 = 1 << 6,
+	/* Every frame goes into one tunnel, whatever it is. The device has no other role. */
+	STEER_PORT_WIRE = 1 << 7,
+	/* Some tunnel has keys that are virtual subnets: a second lookup of frames is worth its time. */
+	STEER_PORT_NVGRE = 1 << 8,
 	/* Some tunnel receives what is sent to a group. */
 	STEER_PORT_GROUPS = 1 << 9,
 };
@@ -65,14 +70,22 @@ struct steer_port {
 	__u16 flags;
 	__u32 first_slot; /* in the XSKMAP: receive queue q has slot first_slot + q */
 	__u32 queues;
+	__u32 largest; /* frame that a wire's tunnel takes, in bytes; 0 while it is not ready */
 };
 
 /* What a tunnel puts between its outer header and the inner packet. Only GRE has a key. */
 struct steer_shim {
 	__be32 key;
 	__u8 protocol; /* 47, 17 for GRE in UDP, or 4 or 41 where there is nothing */
-	__u8 has_key;  /* no key is not key 0 */
-	__u16 zero;
+	__u8 has_key;  /* enum steer_key; no key is not key 0 */
+	__be16 payload; /* GRE's protocol type, while a packet is looked at; 0 in the maps */
+};
+
+enum steer_key {
+	STEER_KEY_NONE = 0,
+	STEER_KEY_WHOLE = 1,
+	/* RFC 7637: the upper 24 bits are a virtual subnet, the lower 8 a flow (0 in the maps). */
+	STEER_KEY_SUBNET = 2,
 };
 
 /* A tunnel as its packets name it: local is the outer destination, remote the outer source or 0. */
@@ -87,6 +100,8 @@ enum steer_tunnel_flags {
 	STEER_TUNNEL_KNOWN = 1 << 0,
 	/* GRE in UDP over IPv6 that does without a UDP checksum. */
 	STEER_TUNNEL_ZERO_CHECKSUM = 1 << 1,
+	/* Its packets are steered. Without, only the slow path's socket gets them. */
+	STEER_TUNNEL_FAST = 1 << 2,
 };
 
 struct steer_tunnel6 {

@@ -150,7 +150,7 @@ test_namespaces() {
         skip "tests/netns: no pytest or no scapy"
         return
     fi
-    GREYHOUND=$ROOT/target/release/greyhound PYTHONDONTWRITEBYTECODE=1 timeout 1800 /usr/bin/python3 -m pytest \
+    GREYHOUND=$ROOT/target/release/greyhound PYTHONDONTWRITEBYTECODE=1 timeout 3000 /usr/bin/python3 -m pytest \
         -p no:cacheprovider -q --tb=short --color=no --junit-xml="$WORK/junit.xml" tests/netns </dev/null || status=$?
     count_pytest "$status"
 }

@@ -6,6 +6,9 @@ use greyhound::control::config::{Config, Mtu, Workers, XdpMode};
 use greyhound::packet::GreKey;
 use greyhound::tunnel::{FlowLabel, Mode, Tos, Ttl, TunnelId, UdpEncap};
 
+#[path = "config/frames.rs"]
+mod frames;
+
 /// The example of the documentation, as far as this version goes.
 const EXAMPLE: &str = r#"
 [router]
@@ -99,7 +102,9 @@ fn a_key_may_be_a_dotted_quad_or_hexadecimal_and_differ_by_direction() {
 /// The edits that make the good configuration one of this kind.
 fn kind(mode: &str, edits: &[&str]) -> String {
     let ends = match mode {
-        "ip6gre" | "ip6ip6" | "ipip6" => ["local = \"2001:db8::1\"", "remote = \"2001:db8::2\""],
+        "ip6gre" | "ip6gretap" | "ip6ip6" | "ipip6" => {
+            ["local = \"2001:db8::1\"", "remote = \"2001:db8::2\""]
+        }
         _ => ["local = \"192.0.2.1\"", "remote = \"192.0.2.2\""],
     };
     let mode = format!("mode = \"{mode}\"");
@@ -110,7 +115,9 @@ fn kind(mode: &str, edits: &[&str]) -> String {
 fn every_kind_has_the_kernels_defaults() {
     for (word, mode, is_v6) in [
         ("gre", Mode::Gre, false),
+        ("gretap", Mode::Gretap, false),
         ("ip6gre", Mode::Ip6gre, true),
+        ("ip6gretap", Mode::Ip6gretap, true),
         ("ipip", Mode::Ipip, false),
         ("sit", Mode::Sit, false),
         ("ip6ip6", Mode::Ip6ip6, true),
@@ -153,6 +160,9 @@ fn over_ipv6_the_header_has_other_names() {
         ("tos = 4", Tos::Fixed(4)),
     ] {
         assert_eq!(tunnel(&[edit]).tos, tos);
+    }
+    for (edit, copied) in [("dscp = \"inherit\"", true), ("dscp = \"none\"", false)] {
+        assert_eq!(tunnel(&[edit]).copy_dscp, copied);
     }
     for (edit, label) in [
         ("flowlabel = \"hash\"", FlowLabel::Hash),
@@ -325,8 +335,8 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
 }
 
 const TUNNEL_KEYS: &str = "name, mode, local, remote, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, tos, \
-     tclass, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, clamp_mss, dev, \
-     address, routes, peer";
+     tclass, dscp, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, clamp_mss, \
+     keepalive, dev, address, routes, peer, bridge, nvgre";
 const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
@@ -413,14 +423,6 @@ const BROKEN_ROUTERS: &[(&str, &str)] = &[
 /// which begins with the tunnel's name.
 const BROKEN_TUNNELS: &[(&str, &str)] = &[
     ("mode", "4: mode is missing: expected {modes}"),
-    (
-        "mode = \"gretap\"",
-        r#"6: mode = "gretap": gretap is not available in this version; accepted: {modes}"#,
-    ),
-    (
-        "mode = \"ip6gretap\"",
-        r#"6: mode = "ip6gretap": ip6gretap is not available in this version; accepted: {modes}"#,
-    ),
     ("mode = \"vxlan\"", r#"6: mode = "vxlan": expected {modes}"#),
     (
         "local",
@@ -529,19 +531,23 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
     ),
     (
         "hoplimit = 64",
-        "9: hoplimit = 64: not with mode gre; accepted with ip6gre, ip6ip6 and ipip6",
+        "9: hoplimit = 64: not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6",
     ),
     (
         "tclass = 0",
-        "9: tclass = 0: not with mode gre; accepted with ip6gre, ip6ip6 and ipip6",
+        "9: tclass = 0: not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6",
     ),
     (
         "flowlabel = \"hash\"",
-        r#"9: flowlabel = "hash": not with mode gre; accepted with ip6gre, ip6ip6 and ipip6"#,
+        r#"9: flowlabel = "hash": not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6"#,
+    ),
+    (
+        "dscp = \"inherit\"",
+        r#"9: dscp = "inherit": not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6"#,
     ),
     (
         "encaplimit = 4",
-        "9: encaplimit = 4: not with mode gre; accepted with ip6gre, ip6ip6 and ipip6",
+        "9: encaplimit = 4: not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6",
     ),
     (
         "clamp_mss = 1400",
@@ -565,7 +571,7 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
     ),
     (
         "encap_csum6 = true",
-        "9: encap_csum6 = true: not with mode gre; accepted with ip6gre",
+        "9: encap_csum6 = true: not with mode gre; accepted with ip6gre and ip6gretap",
     ),
     (
         "encap_sport = 0",
@@ -584,14 +590,6 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
         r#"9: unknown key "encap-dport" (did you mean encap_sport?); accepted: {tunnel}"#,
     ),
     (
-        "nvgre = true",
-        "9: nvgre is not available in this version; accepted: {tunnel}",
-    ),
-    (
-        "keepalive = { interval = 10, retries = 3 }",
-        "9: keepalive is not available in this version; accepted: {tunnel}",
-    ),
-    (
         "ignore-df = true",
         r#"9: unknown key "ignore-df" (did you mean ignore_df?); accepted: {tunnel}"#,
     ),
@@ -604,29 +602,34 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
 /// The same for other kinds (see [`kind`]).
 const BROKEN_KINDS: &[(&str, &[&str], &str)] = &[
     (
+        "ip6gre",
+        &["dscp = true"],
+        "9: dscp = true: expected \"inherit\" or \"none\"",
+    ),
+    (
         "ipip",
         &["key = 42"],
-        "9: key = 42: not with mode ipip; accepted with gre and ip6gre",
+        "9: key = 42: not with mode ipip; accepted with gre, gretap, ip6gre and ip6gretap",
     ),
     (
         "ipip",
         &["ocsum = true"],
-        "9: ocsum = true: not with mode ipip; accepted with gre and ip6gre",
+        "9: ocsum = true: not with mode ipip; accepted with gre, gretap, ip6gre and ip6gretap",
     ),
     (
         "ipip",
         &["encap = \"gre-in-udp\""],
-        "9: encap = \"gre-in-udp\": not with mode ipip; accepted with gre and ip6gre",
+        "9: encap = \"gre-in-udp\": not with mode ipip; accepted with gre, gretap, ip6gre and ip6gretap",
     ),
     (
         "ip6ip6",
         &["encap_sport = 4754"],
-        "9: encap_sport = 4754: not with mode ip6ip6; accepted with gre and ip6gre",
+        "9: encap_sport = 4754: not with mode ip6ip6; accepted with gre, gretap, ip6gre and ip6gretap",
     ),
     (
         "ip6ip6",
         &["encap_csum6 = false"],
-        "9: encap_csum6 = false: not with mode ip6ip6; accepted with ip6gre",
+        "9: encap_csum6 = false: not with mode ip6ip6; accepted with ip6gre and ip6gretap",
     ),
     (
         "ip6gre",
@@ -636,47 +639,47 @@ const BROKEN_KINDS: &[(&str, &[&str], &str)] = &[
     (
         "sit",
         &["csum = true"],
-        "9: csum = true: not with mode sit; accepted with gre and ip6gre",
+        "9: csum = true: not with mode sit; accepted with gre, gretap, ip6gre and ip6gretap",
     ),
     (
         "sit",
         &["iseq = true"],
-        "9: iseq = true: not with mode sit; accepted with gre and ip6gre",
+        "9: iseq = true: not with mode sit; accepted with gre, gretap, ip6gre and ip6gretap",
     ),
     (
         "ip6ip6",
         &["okey = 1"],
-        "9: okey = 1: not with mode ip6ip6; accepted with gre and ip6gre",
+        "9: okey = 1: not with mode ip6ip6; accepted with gre, gretap, ip6gre and ip6gretap",
     ),
     (
         "ipip6",
         &["seq = true"],
-        "9: seq = true: not with mode ipip6; accepted with gre and ip6gre",
+        "9: seq = true: not with mode ipip6; accepted with gre, gretap, ip6gre and ip6gretap",
     ),
     (
         "ip6gre",
         &["pmtudisc = true"],
-        "9: pmtudisc = true: not with mode ip6gre; accepted with gre, ipip and sit",
+        "9: pmtudisc = true: not with mode ip6gre; accepted with gre, gretap, ipip and sit",
     ),
     (
         "ipip6",
         &["pmtudisc = false"],
-        "9: pmtudisc = false: not with mode ipip6; accepted with gre, ipip and sit",
+        "9: pmtudisc = false: not with mode ipip6; accepted with gre, gretap, ipip and sit",
     ),
     (
         "ip6ip6",
         &["ignore_df = true"],
-        "9: ignore_df = true: not with mode ip6ip6; accepted with gre",
+        "9: ignore_df = true: not with mode ip6ip6; accepted with gre and gretap",
     ),
     (
         "ipip",
         &["pmtudisc = false", "ignore_df = true"],
-        "10: ignore_df = true: not with mode ipip; accepted with gre",
+        "10: ignore_df = true: not with mode ipip; accepted with gre and gretap",
     ),
     (
         "sit",
         &["hoplimit = 64"],
-        "9: hoplimit = 64: not with mode sit; accepted with ip6gre, ip6ip6 and ipip6",
+        "9: hoplimit = 64: not with mode sit; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6",
     ),
     (
         "ipip",
@@ -732,6 +735,16 @@ const BROKEN_KINDS: &[(&str, &[&str], &str)] = &[
         "ip6gre",
         &["mtu = 65484"],
         r#"9: mtu = 65484: expected 68..65483 or "auto""#,
+    ),
+    (
+        "ipip",
+        &["keepalive = true"],
+        "9: keepalive = true: not with mode ipip; accepted with gre and ip6gre",
+    ),
+    (
+        "gre",
+        &["encap = \"gre-in-udp\"", "keepalive = true"],
+        "10: keepalive = true: not with encap: what is to come back is plain GRE, which such a tunnel does not take",
     ),
     (
         "ip6ip6",
@@ -833,7 +846,10 @@ fn refusal(text: &str) -> String {
     let message = message
         .replace(TUNNEL_KEYS, "{tunnel}")
         .replace(ROUTER_KEYS, "{router}")
-        .replace("gre, ip6gre, ipip, sit, ip6ip6 or ipip6", "{modes}");
+        .replace(
+            "gre, gretap, ip6gre, ip6gretap, ipip, sit, ip6ip6 or ipip6",
+            "{modes}",
+        );
     message.strip_prefix("greyhound.toml:").unwrap().to_owned()
 }
 
@@ -1019,6 +1035,54 @@ fn a_group_is_joined_on_one_device() {
     );
     let config = parse(&two(&["remote = \"239.1.1.1\"", "dev = \"eth2\""])).unwrap();
     assert_eq!(config.tunnels[0].dev.as_deref(), Some("eth2"));
+}
+
+#[test]
+fn keepalives_are_ciscos() {
+    let asked = |value: &str| {
+        let config = parse(&with(&[], &[&format!("keepalive = {value}")])).unwrap();
+        let found = config.tunnels[0].keepalive;
+        found.map(|keepalive| (keepalive.interval, keepalive.retries))
+    };
+    assert_eq!(asked("false"), None);
+    assert_eq!(asked("true"), Some((10, 3)));
+    assert_eq!(asked("{}"), Some((10, 3)));
+    assert_eq!(asked("{interval = 32767}"), Some((32767, 3)));
+    assert_eq!(asked("{retries = 255, interval = 1}"), Some((1, 255)));
+    let broken = |value: &str| refusal(&with(&[], &[&format!("keepalive = {value}")]));
+    let table = "true, false or a table such as {interval = 10, retries = 3}";
+    for (value, complaint) in [
+        ("10", format!("keepalive = 10: expected {table}")),
+        ("\"on\"", format!("keepalive = \"on\": expected {table}")),
+        ("[10, 3]", format!("keepalive = [10, 3]: expected {table}")),
+    ] {
+        assert_eq!(broken(value), format!("9: tunnel \"gre1\": {complaint}"));
+    }
+    for (value, complaint) in [
+        ("{interval = 0}", "interval = 0: expected 1 to 32767"),
+        (
+            "{interval = 32768}",
+            "interval = 32768: expected 1 to 32767",
+        ),
+        ("{interval = 1.5}", "interval = 1.5: expected 1 to 32767"),
+        ("{retries = 0}", "retries = 0: expected 1 to 255"),
+        ("{retries = 256}", "retries = 256: expected 1 to 255"),
+        (
+            "{retry = 3}",
+            "unknown key \"retry\"; accepted: interval, retries",
+        ),
+    ] {
+        let complaint = format!("9: tunnel \"gre1\": keepalive: {complaint}");
+        assert_eq!(broken(value), complaint);
+    }
+    let many_ends = "keepalive = true: not without one far end that could answer: expected a unicast remote beside it";
+    for text in [
+        many("gre", &["keepalive = true"], &[]),
+        with(&[], &["remote = \"239.1.1.1\"", "keepalive = true"]),
+    ] {
+        let message = refusal(&text);
+        assert!(message.ends_with(many_ends), "{message}");
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@
 //! B answers every tunnel packet with an ICMP error, for its kernel knows no GRE: nothing here may mind that.
 //! Needs root, iproute2 and scapy; without them the tests fail.
 
+#[path = "slowpath/limit.rs"]
+mod limit;
 #[path = "slowpath/too_big.rs"]
 mod too_big;
 #[path = "slowpath/udp.rs"]
@@ -32,7 +34,7 @@ use std::{
 
 use crossbeam_channel::bounded;
 use greyhound::{
-    control::slowpath::{Owner, Path, ServiceTun, SlowPath, SlowSnapshot, Tun, TunError},
+    control::slowpath::{Owner, Path, ServiceTun, SlowPath, SlowSnapshot, Tun, TunError, TunKind},
     datapath::{
         DropCounts, DropReason, Handover, PuntQueue, PuntReason, PuntTo, TunnelRecord, Wake,
         punt_queue,
@@ -51,6 +53,8 @@ fn fib(tunnels: impl IntoIterator<Item = Tunnel>) -> Arc<Fib> {
     Arc::new(Fib::new(Vec::new(), tunnels, &RouteTable::default()))
 }
 
+#[path = "slowpath/keepalive.rs"]
+mod keepalive;
 #[path = "slowpath/peers.rs"]
 mod peers;
 
@@ -370,7 +374,7 @@ impl Router {
             record: Arc::new(TunnelRecord::new(0, 1, Arc::default())),
             paths: HashMap::new(),
         };
-        let tun = Tun::open("gre1", true).unwrap();
+        let tun = Tun::open("gre1", TunKind::Tun, true).unwrap();
         // Nothing of the kernel's own (MLD) into the tunnel, where a test counts.
         run("sysctl -qw net.ipv6.conf.gre1.disable_ipv6=1");
         run(&format!("ip link set gre1 mtu {} up", tunnel.mtu));
@@ -591,16 +595,19 @@ fn an_outer_packet_beyond_the_path_leaves_in_fragments_or_not_at_all() {
 #[test]
 fn a_persistent_device_is_adopted_with_its_addresses_and_routes() {
     Lab::run(|_| {
-        let tun = Tun::open("gre1", true).unwrap();
+        let tun = Tun::open("gre1", TunKind::Tun, true).unwrap();
         assert!(!tun.adopted());
         run("ip link set gre1 mtu 1400 up");
         run("ip addr add 172.16.0.1/30 dev gre1");
         run("ip route add 10.2.0.0/16 dev gre1");
         let index = tun.index().unwrap();
         drop(tun);
-        assert!(run("ip link show gre1").contains("NO-CARRIER"));
+        // The kernel says so up to a second later (net/core/link_watch.c).
+        eventually("the carrier is gone", || {
+            run("ip link show gre1").contains("NO-CARRIER")
+        });
 
-        let tun = Tun::open("gre1", true).unwrap();
+        let tun = Tun::open("gre1", TunKind::Tun, true).unwrap();
         assert!(tun.adopted());
         assert_eq!(tun.index().unwrap(), index);
         let link = run("ip link show gre1");
@@ -613,7 +620,7 @@ fn a_persistent_device_is_adopted_with_its_addresses_and_routes() {
         drop(tun);
 
         // Without persistence a new device goes with its descriptor, and comes neither up nor with an MTU of ours.
-        let tun = Tun::open("gre2", false).unwrap();
+        let tun = Tun::open("gre2", TunKind::Tun, false).unwrap();
         let link = run("ip link show gre2");
         assert!(link.contains("mtu 1500") && !link.contains("UP"), "{link}");
         drop(tun);
@@ -625,8 +632,8 @@ fn a_persistent_device_is_adopted_with_its_addresses_and_routes() {
 fn a_name_that_is_not_free_is_refused_in_one_clear_line() {
     Lab::run(|_| {
         let said = |e: TunError| e.to_string();
-        let held = Tun::open("gre1", true).unwrap();
-        let error = Tun::open("gre1", true).err().unwrap();
+        let held = Tun::open("gre1", TunKind::Tun, true).unwrap();
+        let error = Tun::open("gre1", TunKind::Tun, true).err().unwrap();
         assert!(matches!(error, TunError::Held(_)));
         let line = said(error);
         assert!(
@@ -641,7 +648,7 @@ fn a_name_that_is_not_free_is_refused_in_one_clear_line() {
         assert!(holders.contains(&us), "{holders}");
         drop(held);
 
-        let not_tun = said(Tun::open("ul", true).err().unwrap());
+        let not_tun = said(Tun::open("ul", TunKind::Tun, true).err().unwrap());
         assert!(
             not_tun.starts_with("ul: a device of this name exists and is not a TUN"),
             "{not_tun}"
@@ -651,7 +658,11 @@ fn a_name_that_is_not_free_is_refused_in_one_clear_line() {
             taken.starts_with("gre1: the service device's name is taken"),
             "{taken}"
         );
-        let long = said(Tun::open("a-name-beyond-the-limit", true).err().unwrap());
+        let long = said(
+            Tun::open("a-name-beyond-the-limit", TunKind::Tun, true)
+                .err()
+                .unwrap(),
+        );
         assert!(
             long.starts_with("a-name-beyond-the-limit: cannot create the TUN device"),
             "{long}"

@@ -37,6 +37,7 @@ fn keyed(tunnel: Tunnel) -> Tunnel {
     Tunnel {
         ikey: key,
         okey: key,
+        keepalive: true,
         ..tunnel
     }
 }
@@ -205,6 +206,7 @@ impl Bed {
             let egress = Egress {
                 adjacency: (tunnel.remote != end(Family::V4, UNRESOLVED)).then_some(adjacency),
                 forwards: Forwards { v4: true, v6: true },
+                wire: None,
             };
             // The configuration lets no such tunnel into a router yet.
             let up = tunnel.up && tunnel.mode.kind().payload != Payload::Ethernet;
@@ -294,6 +296,7 @@ fn ports() -> Vec<PortInfo> {
         overlay,
         forwards: Forwards { v4: true, v6: true },
         partial_checksums: false,
+        wire: None,
     };
     let odd = PortInfo {
         mtu: 600,

@@ -15,6 +15,7 @@ use super::{
     run::{KernelRequest, RunError, settle},
     slowpath::{SlowPathError, Tun},
     tunnels::{self, TunnelEntry, TunnelError},
+    wires,
 };
 use crate::tunnel::TunnelId;
 
@@ -47,10 +48,9 @@ impl Prepared {
         }
         for (entry, tun) in self.made {
             router.borrow_mut().give_slot_back(entry.id);
-            if !tun.adopted() {
-                tunnels::remove(&entry.device, handle).await;
-            }
+            tunnels::take_back(entry, &tun, handle).await;
         }
+        router.borrow_mut().mend_wires();
     }
 }
 
@@ -81,14 +81,15 @@ pub async fn apply(
         }
     }
     let state = monitor.state();
+    let cleared = wires::clear(&wanted.config, state);
     let left = router
         .borrow_mut()
         .commit(wanted, &change, prepared.made, state);
-    for request in left.requests {
+    for request in left.requests.into_iter().chain(cleared) {
         request.carry_out(handle).await;
     }
-    for device in &left.devices {
-        tunnels::remove(device, handle).await;
+    for entry in left.tunnels {
+        tunnels::end(entry, handle).await;
     }
     Ok(change.done)
 }
@@ -198,8 +199,8 @@ impl Moving {
 #[derive(Default)]
 pub(super) struct Left {
     pub requests: Vec<KernelRequest>,
-    /// Devices of tunnels that are no more.
-    pub devices: Vec<Device>,
+    /// Tunnels that are no more, with their devices.
+    pub tunnels: Vec<TunnelEntry>,
 }
 
 impl Router {
@@ -256,7 +257,7 @@ impl Router {
     ) -> Left {
         let mut left = Left::default();
         for id in &change.removed {
-            left.devices.extend(self.forget(*id));
+            left.tunnels.extend(self.forget(*id));
         }
         for (id, config) in &change.altered {
             if let Some(entry) = self.tunnels.iter_mut().find(|entry| entry.id == *id) {
@@ -280,8 +281,8 @@ impl Router {
         left
     }
 
-    /// A tunnel is no more: its device.
-    fn forget(&mut self, id: TunnelId) -> Option<Device> {
+    /// A tunnel is no more.
+    fn forget(&mut self, id: TunnelId) -> Option<TunnelEntry> {
         let at = self.tunnels.iter().position(|entry| entry.id == id)?;
         let entry = self.tunnels.remove(at);
         if at < self.statuses.len() {
@@ -290,7 +291,7 @@ impl Router {
         self.slow.remove_tun(id);
         self.give_slot_back(id);
         tracing::info!("tunnel {}: removed", entry.config.name);
-        Some(entry.device)
+        Some(entry)
     }
 }
 

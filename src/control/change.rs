@@ -33,6 +33,10 @@ pub enum ChangeError {
         from: &'static str,
         to: &'static str,
     },
+    #[error(
+        "tunnel {0:?}: its bridge cannot be changed while it runs: remove the tunnel first (greyhound tunnel del {0})"
+    )]
+    OtherBridge(String),
 }
 
 /// A configuration that is to be in force: the file's, and what was added by words since.
@@ -192,6 +196,9 @@ pub fn difference(
                 to: config.mode.as_str(),
             });
         }
+        if old.bridge != config.bridge {
+            return Err(ChangeError::OtherBridge(config.name.clone()));
+        }
         change.done.changed.push(Altered {
             name: config.name.clone(),
             keys: keys.into_iter().map(str::to_owned).collect(),
@@ -269,8 +276,10 @@ fn differing_keys(old: &TunnelConfig, new: &TunnelConfig) -> Vec<&'static str> {
         ocsum = "ocsum",
         iseq = "iseq",
         oseq = "oseq",
+        nvgre = "nvgre",
         ttl = "ttl",
         tos = "tos",
+        copy_dscp = "dscp",
         flow_label = "flowlabel",
         encaplimit = "encaplimit",
         udp = "encap",
@@ -278,9 +287,11 @@ fn differing_keys(old: &TunnelConfig, new: &TunnelConfig) -> Vec<&'static str> {
         ignore_df = "ignore_df",
         mtu = "mtu",
         clamp_mss = "clamp_mss",
+        keepalive = "keepalive",
         dev = "dev",
         address = "address",
         routes = "routes",
+        bridge = "bridge",
     );
     let differ = compared.into_iter().filter(|(_, same)| !same);
     differ.map(|(key, _)| key).collect()

@@ -9,14 +9,16 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use futures_util::TryStreamExt;
+use futures_util::{TryStreamExt, pin_mut};
 use ipnet::IpNet;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
+        link::LinkAttribute,
         neighbour::{NeighbourFlags, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
+        tc::{TcAttribute, TcHandle},
     },
 };
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
@@ -103,6 +105,16 @@ impl Handle {
             .await
     }
 
+    /// Gives the device its carrier, or takes it away (`ip link set DEVICE carrier on`); a TUN device has that
+    /// (drivers/net/tun.c, `tun_net_change_carrier`).
+    pub async fn set_carrier(&self, device: &Device, on: bool) -> Result<(), RequestError> {
+        let attribute = LinkAttribute::Carrier(on.into());
+        let link = LinkUnspec::new_with_index(device.index).append_extra_attribute(attribute);
+        let word = if on { "on" } else { "off" };
+        self.change(device, link, || format!("set the carrier {word}"))
+            .await
+    }
+
     async fn change(
         &self,
         device: &Device,
@@ -119,6 +131,30 @@ impl Handle {
         let result = check(outcome, device, || "delete the link".into());
         result.or_else(|error| match error.errno() {
             Some(libc::ENODEV) => Ok(()),
+            _ => Err(error),
+        })
+    }
+
+    /// Removes the device's clsact qdisc unless there are filters in it. One that is not there any more is success.
+    pub async fn remove_clsact(&self, device: &Device) -> Result<(), RequestError> {
+        let index = device.index as i32;
+        let get = || self.0.traffic_filter(index).get();
+        for filters in [get().ingress(), get().egress()] {
+            let filters = filters.execute();
+            pin_mut!(filters);
+            if let Ok(Some(_)) = filters.try_next().await {
+                return Ok(());
+            }
+        }
+        let mut request = self.0.qdisc().del(index);
+        let message = request.message_mut();
+        message.header.parent = TcHandle::CLSACT;
+        // So that a qdisc of another kind in its place is not meant.
+        message.attributes.push(TcAttribute::Kind("clsact".into()));
+        let outcome = request.execute().await;
+        let result = check(outcome, device, || "remove the qdisc clsact".into());
+        result.or_else(|error| match error.errno() {
+            Some(libc::ENODEV | libc::ENOENT | libc::EINVAL) => Ok(()),
             _ => Err(error),
         })
     }
@@ -183,7 +219,7 @@ impl Handle {
     }
 
     /// Whether table main has a route of exactly this prefix out of the device.
-    async fn has_route(&self, device: &Device, prefix: IpNet) -> bool {
+    pub async fn has_route(&self, device: &Device, prefix: IpNet) -> bool {
         let all = match prefix {
             IpNet::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
             IpNet::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
@@ -280,6 +316,12 @@ pub struct SettingError {
     verb: String,
     path: String,
     reason: io::Error,
+}
+
+impl SettingError {
+    pub fn kind(&self) -> ErrorKind {
+        self.reason.kind()
+    }
 }
 
 /// Where a setting of a device (or of "all") lies, for instance `forwarding` or `rp_filter`.

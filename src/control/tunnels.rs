@@ -1,18 +1,21 @@
 //! The tunnels' devices: made or adopted, set up as configured, removed in the end.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Instant};
 
 use super::{
     config::{Config, Mtu, RouterConfig, TunnelConfig},
+    keepalive::Watch,
     mirror::{Link, State},
-    netlink::{Device, Handle, RequestError},
+    netlink::{Device, Handle, RequestError, SettingError},
     path_mtu::{PathMtus, Unreachable},
     report::human::mtu_sum,
-    slowpath::{Tun, TunError},
+    slowpath::{Tun, TunError, TunKind},
+    wires,
 };
 use crate::{
     datapath::TunnelRecord,
     tunnel::{Payload, Sequences, TunnelId},
+    xdp::{Wire, WireError},
 };
 
 /// The smallest MTU that a link with IPv6 may have (RFC 8200 section 5).
@@ -33,6 +36,12 @@ pub enum TunnelError {
     Mtu { name: String, mtu: u16, sum: String },
     #[error("tunnel {0}: the device vanished while it was being set up")]
     Vanished(String),
+    #[error("bridge: there is no device {0:?}; see `ip link`")]
+    NoBridge(String),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Setting(#[from] SettingError),
 }
 
 /// A tunnel and what the router keeps about it.
@@ -40,9 +49,13 @@ pub struct TunnelEntry {
     pub id: TunnelId,
     pub config: TunnelConfig,
     pub device: Device,
-    sequences: Arc<Sequences>,
+    /// To the device that the tunnel is bridged with.
+    pub wire: Option<Wire>,
+    pub(super) sequences: Arc<Sequences>,
     /// By thread: the slow path first, then the workers.
     records: RefCell<Vec<Arc<TunnelRecord>>>,
+    /// What its keepalives say of the far end.
+    pub keepalive: Watch,
     /// The MTU that was last asked for.
     mtu: Option<u16>,
     /// What routers said of the ways to the other ends.
@@ -63,6 +76,7 @@ impl TunnelEntry {
 
     /// The tunnel goes on under other terms; its device, counters and numbers stay.
     pub fn alter(&mut self, config: TunnelConfig) {
+        self.keepalive.alter(config.keepalive, Instant::now());
         self.config = config;
     }
 
@@ -161,16 +175,23 @@ pub async fn create(
     config: &Config,
     state: &State,
     handle: &Handle,
+    mut handed: BTreeMap<String, OwnedFd>,
 ) -> Result<Vec<(TunnelEntry, Tun)>, TunnelError> {
     let mut made = Vec::new();
     for (slot, tunnel) in config.tunnels.iter().enumerate() {
-        match create_one(TunnelId(slot as u32), tunnel, &config.router, state, handle).await {
+        let id = TunnelId(slot as u32);
+        let created = match handed.remove(&tunnel.name) {
+            Some(device) => {
+                let tun = Tun::handed(&tunnel.name, device);
+                create_with(id, tun, tunnel, &config.router, (state, handle)).await
+            }
+            None => create_one(id, tunnel, &config.router, state, handle).await,
+        };
+        match created {
             Ok(entry) => made.push(entry),
             Err(why) => {
-                for (entry, tun) in &made {
-                    if !tun.adopted() {
-                        remove(&entry.device, handle).await;
-                    }
+                for (entry, tun) in made {
+                    take_back(entry, &tun, handle).await;
                 }
                 return Err(why);
             }
@@ -188,15 +209,31 @@ pub async fn create_one(
     handle: &Handle,
 ) -> Result<(TunnelEntry, Tun), TunnelError> {
     refuse_mtu(state, tunnel, &router.underlay)?;
-    let tun = Tun::open(&tunnel.name, router.persist)?;
+    let kind = match tunnel.mode.kind().payload {
+        Payload::Ethernet => TunKind::Tap,
+        _ => TunKind::Tun,
+    };
+    let tun = Tun::open(&tunnel.name, kind, router.persist)?;
+    create_with(id, tun, tunnel, router, (state, handle)).await
+}
+
+async fn create_with(
+    id: TunnelId,
+    tun: Tun,
+    tunnel: &TunnelConfig,
+    router: &RouterConfig,
+    (state, handle): (&State, &Handle),
+) -> Result<(TunnelEntry, Tun), TunnelError> {
     let device =
         (handle.device(&tunnel.name)?).ok_or_else(|| TunnelError::Vanished(tunnel.name.clone()))?;
     let mut entry = TunnelEntry {
         id,
         config: tunnel.clone(),
         device,
+        wire: None,
         sequences: Arc::default(),
         records: RefCell::default(),
+        keepalive: Watch::new(tunnel.keepalive, Instant::now()),
         mtu: None,
         paths: PathMtus::default(),
         unreachable: None,
@@ -208,10 +245,8 @@ pub async fn create_one(
             Ok((entry, tun))
         }
         Err(why) => {
-            if !tun.adopted() {
-                remove(&entry.device, handle).await;
-            }
-            Err(why.into())
+            take_back(entry, &tun, handle).await;
+            Err(why)
         }
     }
 }
@@ -221,7 +256,8 @@ async fn set_up(
     underlay: &[String],
     state: &State,
     handle: &Handle,
-) -> Result<(), RequestError> {
+) -> Result<(), TunnelError> {
+    entry.wire = wires::lay(&entry.config, &entry.device, handle)?;
     if let Some(mtu) = entry.new_mtu(state, underlay) {
         handle.set_mtu(&entry.device, mtu.into()).await?;
     }
@@ -233,6 +269,29 @@ async fn set_up(
         handle.add_route(&entry.device, *route).await?;
     }
     Ok(())
+}
+
+/// Undoes what was done for a tunnel that will not run. A device that was adopted stays.
+pub async fn take_back(entry: TunnelEntry, tun: &Tun, handle: &Handle) {
+    match tun.adopted() {
+        true => unwire(entry, handle).await,
+        false => end(entry, handle).await,
+    }
+}
+
+/// Removes everything that was made for a tunnel.
+pub async fn end(entry: TunnelEntry, handle: &Handle) {
+    let device = entry.device.clone();
+    unwire(entry, handle).await;
+    remove(&device, handle).await;
+}
+
+async fn unwire(entry: TunnelEntry, handle: &Handle) {
+    let qdisc = wires::qdisc(&entry);
+    drop(entry);
+    if let Some(device) = qdisc {
+        wires::remove_qdisc(&device, handle).await;
+    }
 }
 
 /// Removes a tunnel's device, and with it its addresses and routes.

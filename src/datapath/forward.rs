@@ -2,14 +2,14 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{DropReason, PuntReason, PuntTo, Verdict, WorkerStats, stats::TunnelRecord};
+use super::{DropReason, PuntReason, PuntTo, Verdict, WorkerStats, stats::TunnelRecord, wire};
 use crate::{
     fib::{Adjacency, Fib, IntoTunnel, PortId, PortInfo, Resolution, ResolutionCache},
     packet::{
         self, EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, flow, ipv4, ipv6,
         protocol, transport,
     },
-    tunnel::{self, GRE_IN_UDP_PORT, Outer, Refusal, Tunnel, TunnelId},
+    tunnel::{self, GRE_IN_UDP_PORT, Outer, Payload, Refusal, Tunnel, TunnelId, keepalive},
 };
 
 /// What changes with packets and belongs to one worker. It outlives every snapshot.
@@ -30,7 +30,7 @@ impl ForwardState {
     }
 
     #[inline]
-    fn drop_in(&self, id: TunnelId, reason: impl Into<DropReason>) -> Verdict {
+    pub(super) fn drop_in(&self, id: TunnelId, reason: impl Into<DropReason>) -> Verdict {
         let reason = reason.into();
         if let Some(record) = self.tunnel(id) {
             record.drops.count(reason);
@@ -57,6 +57,9 @@ pub fn forward<B: PacketBuf>(
     let Some(port) = fib.port(from) else {
         return Verdict::Drop(DropReason::NotIp);
     };
+    if let Some(id) = port.wire {
+        return wire::enter(packet, (port, id), fib, state);
+    }
     let Ok(frame) = Ethernet::parse(packet.data()) else {
         return Verdict::Drop(DropReason::NotIp);
     };
@@ -307,7 +310,7 @@ fn go_in<B: PacketBuf>(
 
 /// Encapsulates a packet that is known to fit, and addresses it to `remote` and the neighbour on the way there.
 #[inline]
-fn encapsulate<B: PacketBuf>(
+pub(super) fn encapsulate<B: PacketBuf>(
     packet: &mut B,
     tunnel: &Tunnel,
     (remote, adjacency): (IpAddr, &Adjacency),
@@ -343,7 +346,9 @@ fn into_tunnel<B: PacketBuf>(
     }
     let inner_len = packet.data().len();
     match fib.adjacency(tunnel, remote) {
-        Some(adjacency) if inner_len + tunnel.overhead() <= usize::from(adjacency.mtu) => {
+        Some(adjacency)
+            if inner_len + tunnel.overhead_of(packet.data()) <= usize::from(adjacency.mtu) =>
+        {
             encapsulate(packet, tunnel, (remote, &adjacency), inner_len, state)
         }
         // The number is taken here, in order; the kernel resolves the next hop or the slow path fragments.
@@ -385,6 +390,9 @@ fn from_underlay<B: PacketBuf>(
     let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), record(&state.tunnels, id)) else {
         return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
     };
+    if outer.payload() == keepalive::PROTOCOL && keepalive::is_answer(tunnel, packet.data()) {
+        return Verdict::Punt(PuntReason::Keepalive, PuntTo::Keepalive(id));
+    }
     // Where any sender will do, we are none: it is a packet that came back to us, or a forged one.
     if outer.remote != tunnel.remote && fib.is_own(outer.remote) {
         return state.drop_in(id, DropReason::OuterMartian);
@@ -399,6 +407,12 @@ fn from_underlay<B: PacketBuf>(
     }
     if let Err(refusal) = tunnel::decapsulate(tunnel, &outer, packet, &record.state) {
         return state.drop_in(id, refusal);
+    }
+    if tunnel.mode.kind().payload == Payload::Ethernet {
+        return wire::leave(packet, (tunnel, record), fib);
+    }
+    if keepalive::is_request(tunnel, packet.data()) {
+        return Verdict::Punt(PuntReason::Keepalive, PuntTo::Keepalive(id));
     }
     tunnel.clamp_mss(packet.data_mut(), &record.state.counters);
     // The slow path counts these for the tunnel when it delivers them.

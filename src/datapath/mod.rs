@@ -10,6 +10,7 @@ mod port;
 mod punt;
 mod stats;
 mod verdict;
+mod wire;
 mod worker;
 
 pub use forward::{ForwardState, HandoverKind, forward, forward_handover};

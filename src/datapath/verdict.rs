@@ -16,17 +16,22 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
-/// Where a punted packet goes. In every case the buffer then begins with the IP header.
+/// Where a punted packet goes. The buffer then begins with the IP header; in an Ethernet tunnel, an
+/// inner packet begins with its Ethernet header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PuntTo {
-    /// A decapsulated packet, into its own tunnel's TUN device.
+    /// A decapsulated packet, into its own tunnel's device.
     Tunnel(TunnelId),
+    /// A frame from a wire, as it was received: to be encapsulated.
+    Into(TunnelId),
     /// A packet as it was received (less its Ethernet header), into the service TUN device.
     Service,
     /// A finished outer packet, out of the raw socket.
     Underlay(TunnelId),
     /// A packet as it was received, for the thread that owns the tunnel's sequence numbers.
     Owner(TunnelId),
+    /// One of the tunnel's keepalives that has come back, as it was received; or one of the far end's, decapsulated.
+    Keepalive(TunnelId),
 }
 
 macro_rules! reasons {
@@ -78,6 +83,8 @@ reasons! {
         SequenceOwner = "sequence_owner",
         /// The outer next hop is not usable at this moment.
         TunnelNotReady = "tunnel_not_ready",
+        /// A keepalive: ours, come back, or the far end's, to be sent back.
+        Keepalive = "keepalive",
     }
 }
 
@@ -111,6 +118,10 @@ reasons! {
         InnerHeaderLength = "inner_header_length",
         InnerTotalLength = "inner_total_length",
         InnerChecksum = "inner_checksum",
+        /// A frame with a VLAN tag, which NVGRE does not carry.
+        InnerTagged = "inner_tagged",
+        /// A frame larger than the tunnel device's MTU allows, or the device's at the other end of its wire.
+        FrameTooBig = "frame_too_big",
         /// From a source that no packet may come from.
         InnerMartian = "inner_martian",
         UnknownTunnel = "unknown_tunnel",
@@ -119,6 +130,8 @@ reasons! {
         GreChecksumPresence = "gre_checksum_presence",
         SequenceMissing = "sequence_missing",
         SequenceOld = "sequence_old",
+        /// The inner packet says that it may not be encapsulated again.
+        EncapLimit = "encap_limit",
         EcnCongestion = "ecn_congestion",
         Recursion = "recursion",
         /// It came by a group, and is for another member of it.
@@ -135,6 +148,8 @@ reasons! {
         OuterTooBig = "outer_too_big",
         /// The tunnel device is down.
         TunnelDown = "tunnel_down",
+        /// The tunnel's far end does not answer its keepalives.
+        NoKeepalive = "no_keepalive",
         /// A handed-over packet found no free frame.
         NoFrame = "no_frame",
     }
@@ -168,11 +183,13 @@ impl From<Refusal> for DropReason {
             },
             Refusal::UnknownTunnel => DropReason::UnknownTunnel,
             Refusal::UnknownProtocol => DropReason::UnknownProtocol,
+            Refusal::InnerTagged => DropReason::InnerTagged,
             Refusal::InnerMartian => DropReason::InnerMartian,
             Refusal::Checksum => DropReason::GreChecksum,
             Refusal::ChecksumPresence => DropReason::GreChecksumPresence,
             Refusal::SequenceMissing => DropReason::SequenceMissing,
             Refusal::SequenceOld => DropReason::SequenceOld,
+            Refusal::EncapLimit => DropReason::EncapLimit,
             Refusal::EcnCongestion => DropReason::EcnCongestion,
             Refusal::Recursion => DropReason::Recursion,
             Refusal::NoRoom => DropReason::NoHeadroom,

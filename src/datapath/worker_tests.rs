@@ -45,6 +45,7 @@ fn fib() -> Fib {
         overlay: !underlay,
         forwards,
         partial_checksums: false,
+        wire: None,
     };
     let adjacency = Adjacency {
         port: PortId(0),
@@ -55,6 +56,7 @@ fn fib() -> Fib {
     let egress = Egress {
         adjacency: Some(adjacency),
         forwards,
+        wire: None,
     };
     let mut routes = RouteTable::default();
     let hop = NextHop::Tunnel {

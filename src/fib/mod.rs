@@ -59,6 +59,8 @@ pub struct PortInfo {
     pub forwards: Forwards,
     /// Packets from this device may carry unfinished transport checksums (a veth).
     pub partial_checksums: bool,
+    /// Every frame from here goes into this tunnel, and the tunnel's come out here.
+    pub wire: Option<TunnelId>,
 }
 
 /// Whether the kernel forwards packets that come in by a device (net.ipv4.conf.*.forwarding and its sibling).
@@ -145,6 +147,8 @@ pub struct Egress {
     pub adjacency: Option<Adjacency>,
     /// Whether decapsulated packets are forwarded: the tunnel device's setting.
     pub forwards: Forwards,
+    /// The port that decapsulated frames leave by; none where the tunnel has none, or it cannot send at the moment.
+    pub wire: Option<PortId>,
 }
 
 /// The tunnels, and how their packets leave.
@@ -399,6 +403,7 @@ pub(crate) mod tests {
             overlay: true,
             forwards: Forwards { v4: true, v6: true },
             partial_checksums: false,
+            wire: None,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Ethernet II headers (IEEE 802.3, untagged).
+//! Ethernet II headers (IEEE 802.3), and the VLAN tags behind them (IEEE 802.1Q).
 
 use std::net::IpAddr;
 
@@ -54,6 +54,38 @@ impl EtherType {
     pub const TRANSPARENT_ETHERNET: Self = Self(0x6558);
     /// Web Cache Communication Protocol: an IPv4 packet on its way to a cache.
     pub const WCCP: Self = Self(0x883e);
+
+    /// Whether a VLAN tag follows, of a customer or of a provider.
+    #[inline]
+    pub fn is_tag(self) -> bool {
+        matches!(self, EtherType::VLAN | EtherType::QINQ)
+    }
+}
+
+/// VLAN tags that a frame may have in front of what it carries: a provider's and a customer's.
+const TAGS: usize = 2;
+/// Bytes of a VLAN tag.
+const TAG_LEN: usize = 4;
+
+/// What a frame carries behind its VLAN tags, and where that begins, in bytes from the start of the frame.
+#[inline]
+pub fn behind_tags(frame: &[u8]) -> Option<(EtherType, usize)> {
+    let mut at = HEADER_LEN;
+    for _ in 0..TAGS {
+        match type_before(frame, at)? {
+            tag if tag.is_tag() => at += TAG_LEN,
+            _ => break,
+        }
+    }
+    Some((type_before(frame, at)?, at))
+}
+
+#[inline]
+fn type_before(frame: &[u8], at: usize) -> Option<EtherType> {
+    match frame.get(at - 2..at)? {
+        &[high, low] => Some(EtherType(u16::from_be_bytes([high, low]))),
+        _ => None,
+    }
 }
 
 /// A frame whose header is complete.
@@ -126,6 +158,30 @@ mod tests {
         assert_eq!((ethernet.destination(), ethernet.source()), (d, s));
         assert_eq!(ethernet.ether_type(), EtherType::IPV6);
         assert_eq!(ethernet.payload(), [0, 0]);
+    }
+
+    #[test]
+    fn two_tags_are_gone_past_and_no_more() {
+        let frame = |types: &[u16]| {
+            let mut frame = vec![0; 12];
+            for (n, kind) in types.iter().enumerate() {
+                frame.extend(kind.to_be_bytes());
+                frame.extend(vec![0; if n + 1 < types.len() { 2 } else { 0 }]);
+            }
+            frame
+        };
+        for (types, kind, at) in [
+            (&[0x0806][..], 0x0806, 14),
+            (&[0x8100, 0x0800], 0x0800, 18),
+            (&[0x88a8, 0x8100, 0x86dd], 0x86dd, 22),
+            (&[0x8100, 0x8100, 0x8100, 0x0800], 0x8100, 22),
+        ] {
+            let found = behind_tags(&frame(types));
+            assert_eq!(found, Some((EtherType(kind), at)), "{types:x?}");
+        }
+        // The frame ends within its tags.
+        assert_eq!(behind_tags(&frame(&[0x88a8, 0x8100, 0x0800])[..19]), None);
+        assert_eq!(behind_tags(&[]), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! It makes entropy where an outer header has room for it: the IPv6 flow label (RFC 6438), the UDP source port of
 //! GRE-in-UDP (RFC 8086 section 3.2.1), the choice of one of several ways.
 
-use super::{EtherType, Ethernet, Ipv4, Ipv6, ethernet, protocol};
+use super::{EtherType, Ipv4, Ipv6, ethernet, protocol};
 
 /// An odd number whose multiples spread well: 2^64 divided by the golden ratio.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -73,30 +73,16 @@ fn fold(state: u64) -> u32 {
 /// addresses and the type.
 #[inline]
 pub fn hash_frame(frame: &[u8]) -> u32 {
-    const TAG_LEN: usize = 4;
-    /// More tags than these are payload.
-    const TAGS: usize = 2;
-    let Ok(ethernet) = Ethernet::parse(frame) else {
+    let (Some((kind, at)), Some(addresses)) = (ethernet::behind_tags(frame), frame.get(..12))
+    else {
         return 0;
     };
-    let (mut kind, mut at) = (ethernet.ether_type(), ethernet::HEADER_LEN);
-    for _ in 0..TAGS {
-        let tagged = kind == EtherType::VLAN || kind == EtherType::QINQ;
-        let Some([_, _, high, low]) = frame.get(at..at + TAG_LEN).filter(|_| tagged) else {
-            break;
-        };
-        kind = EtherType(u16::from_be_bytes([*high, *low]));
-        at += TAG_LEN;
-    }
     let packet = frame.get(at..).unwrap_or_default();
     match (kind, packet.first().map(|byte| byte >> 4)) {
         (EtherType::IPV4, Some(4)) | (EtherType::IPV6, Some(6)) => hash(packet),
         _ => {
-            let (addresses, state) = (&frame[..12], mix(0, u64::from(kind.0)));
-            fold(mix(
-                mix(state, word(&addresses[..6])),
-                word(&addresses[6..]),
-            ))
+            let state = mix(mix(0, u64::from(kind.0)), word(&addresses[..6]));
+            fold(mix(state, word(&addresses[6..])))
         }
     }
 }

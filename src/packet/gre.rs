@@ -27,6 +27,20 @@ pub const MAX_HEADER_LEN: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GreKey(pub u32);
 
+impl GreKey {
+    /// A virtual subnet identifier of 24 bits, and the flow within it (RFC 7637 section 3.2).
+    #[inline]
+    pub fn nvgre(vsid: GreKey, flow: u8) -> GreKey {
+        GreKey(vsid.0 << 8 | u32::from(flow))
+    }
+
+    /// The virtual subnet, whatever the flow.
+    #[inline]
+    pub fn vsid(self) -> GreKey {
+        GreKey(self.0 >> 8)
+    }
+}
+
 /// Header length in bytes with these options.
 #[inline]
 pub const fn header_len(key: bool, checksum: bool, sequence: bool) -> usize {

@@ -5,7 +5,7 @@
 //! tunnel the whole checksum has to be computed. A field that happens to equal the pseudo-header's sum although it
 //! was finished is computed to the same value again, so the test for it can do no harm.
 
-use super::{Checksum, Ipv4, Ipv6, ipv6, protocol, udp};
+use super::{Checksum, EtherType, Ipv4, Ipv6, ethernet, ipv6, protocol, udp};
 
 const UDP_FIELD: usize = 6;
 
@@ -44,6 +44,17 @@ pub fn complete_checksum(packet: &mut [u8]) -> bool {
     };
     segment[offset..offset + 2].copy_from_slice(&sum.to_be_bytes());
     true
+}
+
+/// As [`complete_checksum`], for the IP packet in an Ethernet frame, also behind VLAN tags.
+#[inline]
+pub fn complete_in_frame(frame: &mut [u8]) -> bool {
+    match ethernet::behind_tags(frame) {
+        Some((EtherType::IPV4 | EtherType::IPV6, at)) => {
+            frame.get_mut(at..).is_some_and(complete_checksum)
+        }
+        _ => false,
+    }
 }
 
 /// The segment's range, its checksum field, and the pseudo-header's sum.
@@ -129,7 +140,25 @@ mod tests {
 
         #[test]
         fn any_bytes_are_survived(mut bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            complete_in_frame(&mut bytes);
             complete_checksum(&mut bytes);
+        }
+
+        #[test]
+        fn frames_with_and_without_tags_are_finished(v6: bool, tcp: bool, tags in 0usize..4, payload in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let packet = build(v6, tcp, &payload);
+            let mut open = packet.clone();
+            unfinish(&mut open);
+            let mut header = vec![2; 12];
+            for _ in 0..tags {
+                header.extend([0x81, 0, 0, 7]);
+            }
+            header.extend(if v6 { [0x86, 0xdd] } else { [8, 0] });
+            let mut frame = [&header[..], &open[..]].concat();
+            // A third tag hides what is behind it.
+            prop_assert_eq!(complete_in_frame(&mut frame), tags < 3);
+            let inside = if tags < 3 { packet } else { open };
+            prop_assert_eq!(&frame[header.len()..], &inside[..]);
         }
     }
 

@@ -8,7 +8,7 @@ use super::{
     table::Class,
 };
 use crate::packet::{
-    EtherType, Gre, GreKey, Ipv4, Ipv6, PacketBuf, ParseError, Udp, ethernet, ipv4, ipv6, protocol,
+    EtherType, Ethernet, Gre, GreKey, Ipv4, Ipv6, PacketBuf, ParseError, Udp, ipv4, ipv6, protocol,
     transport, udp,
 };
 
@@ -80,16 +80,25 @@ impl Outer {
             }
             _ => return Err(Refusal::UnknownTunnel),
         };
-        let find = |class| tunnels.lookup(class, shell.local, shell.remote, key, device);
+        let find = |class, key| tunnels.lookup(class, shell.local, shell.remote, key, device);
         // A frame that no Ethernet tunnel takes is an unknown payload to the IP tunnel of the same name.
-        let tunnel = match (find(class), class) {
-            (None, Class::Tap) => find(Class::Gre),
-            (None, Class::TapInUdp) => find(Class::GreInUdp),
+        let tunnel = match (find(class, key), class) {
+            (None, Class::Tap) => {
+                let vsid = key.map(GreKey::vsid);
+                find(Class::Nvgre, vsid).or_else(|| find(Class::Gre, key))
+            }
+            (None, Class::TapInUdp) => find(Class::GreInUdp, key),
             (found, _) => found,
         };
         let tunnel = tunnel.ok_or(Refusal::UnknownTunnel)?;
         outer.tunnel = tunnel.id;
         Ok(outer)
+    }
+
+    /// What GRE says that is inside; without GRE, what the outer header says.
+    #[inline]
+    pub fn payload(&self) -> EtherType {
+        self.payload
     }
 
     /// GRE in UDP; any other datagram is nobody's tunnel. What follows the datagram is cut off, as the kernel does.
@@ -128,12 +137,11 @@ impl Outer {
     /// so the inner one comes first. True when there was something to do.
     #[inline]
     pub fn complete_checksums(&self, packet: &mut [u8]) -> bool {
-        let at = match self.payload {
-            EtherType::TRANSPARENT_ETHERNET => self.inner_at + ethernet::HEADER_LEN,
-            _ => self.inner_at,
+        let inner = packet.get_mut(self.inner_at..self.end).unwrap_or_default();
+        let inside = match self.payload {
+            EtherType::TRANSPARENT_ETHERNET => transport::complete_in_frame(inner),
+            _ => transport::complete_checksum(inner),
         };
-        let inner = packet.get_mut(at..self.end).unwrap_or_default();
-        let inside = transport::complete_checksum(inner);
         let around = self.udp_at.is_some() && transport::complete_checksum(packet);
         inside || around
     }
@@ -166,7 +174,13 @@ pub fn decapsulate<B: PacketBuf>(
     let new_tos = match outer.payload {
         // The kernel does not look into frames either (`ip_tunnel_rcv`).
         EtherType::TRANSPARENT_ETHERNET => tos,
-        _ => ecn::decapsulate(outer.tos, tos).ok_or(Refusal::EcnCongestion)?,
+        _ => {
+            let merged = ecn::decapsulate(outer.tos, tos).ok_or(Refusal::EcnCongestion)?;
+            match tunnel.copy_dscp {
+                true => outer.tos & !ecn::MASK | merged & ecn::MASK,
+                false => merged,
+            }
+        }
     };
 
     if packet.trim_front(outer.inner_at).is_err() || packet.truncate(len).is_err() {
@@ -237,10 +251,11 @@ fn check_inner(tunnel: &Tunnel, payload: EtherType, inner: &[u8]) -> Result<(usi
             Ok((ip.total_len(), ip.traffic_class()))
         }
         (EtherType::TRANSPARENT_ETHERNET, Payload::Ethernet) => {
-            if inner.len() < ethernet::HEADER_LEN {
-                return Err(Refusal::Inner(ParseError::Truncated));
+            let frame = Ethernet::parse(inner).map_err(Refusal::Inner)?;
+            match tunnel.nvgre && frame.ether_type().is_tag() {
+                true => Err(Refusal::InnerTagged),
+                false => Ok((inner.len(), 0)),
             }
-            Ok((inner.len(), 0))
         }
         _ => Err(Refusal::UnknownProtocol),
     }

@@ -8,6 +8,7 @@ mod decapsulate;
 mod ecn;
 mod encapsulate;
 mod inner;
+pub mod keepalive;
 mod kind;
 mod outer;
 mod peers;
@@ -28,7 +29,7 @@ pub use table::{Class, TunnelTable};
 
 use std::{net::IpAddr, sync::Arc};
 
-use crate::packet::{GreKey, ParseError, gre, mss};
+use crate::packet::{GreKey, ParseError, ethernet, gre, mss, protocol};
 
 /// A tunnel's slot: an index that stays the same as long as the tunnel lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,12 +94,16 @@ pub struct Tunnel {
     pub ikey: Option<GreKey>,
     /// Key sent.
     pub okey: Option<GreKey>,
+    /// The keys are virtual subnet identifiers of 24 bits (RFC 7637), and packets carry a hash of their flow beside them.
+    pub nvgre: bool,
     pub icsum: bool,
     pub ocsum: bool,
     pub iseq: bool,
     pub oseq: bool,
     pub ttl: Ttl,
     pub tos: Tos,
+    /// On receipt the inner DSCP becomes the outer one's; otherwise it stays.
+    pub copy_dscp: bool,
     /// Outer DF always set; otherwise copied from an inner IPv4 packet, unless `ignore_df`.
     pub pmtudisc: bool,
     pub ignore_df: bool,
@@ -114,8 +119,14 @@ pub struct Tunnel {
     /// Bytes of inner packets that passing TCP connections are held to (RFC 9293 section 3.7.1): what the tunnel carries at the
     /// moment, where that was asked for.
     pub clamp_mss: Option<u16>,
+    /// The MTU of the device that the tunnel's frames come from and go to, as over a wire; none where there is no such device.
+    pub wire: Option<u16>,
     /// The tunnel device is administratively up. A tunnel that is down takes no packets (gre-11).
     pub up: bool,
+    /// It sends keepalives, and knows them when they come back.
+    pub keepalive: bool,
+    /// Its far end answers keepalives, or is not asked. Without answers nothing but keepalives is sent.
+    pub alive: bool,
 }
 
 impl Tunnel {
@@ -125,7 +136,8 @@ impl Tunnel {
         let v6 = mode.kind().underlay == Family::V6;
         let encaplimit = v6.then_some(4);
         let gre = gre::header_len(false, false, false);
-        let mtu = 1500 - overhead(mode, encaplimit, false, gre).total();
+        let headers = overhead(mode, encaplimit, false, gre);
+        let mtu = 1500 - headers.total() - headers.ethernet;
         Tunnel {
             id: TunnelId(0),
             name: mode.as_str().into(),
@@ -135,12 +147,14 @@ impl Tunnel {
             peers: Arc::default(),
             ikey: None,
             okey: None,
+            nvgre: false,
             icsum: false,
             ocsum: false,
             iseq: false,
             oseq: false,
             ttl: if v6 { Ttl::Fixed(64) } else { Ttl::Inherit },
             tos: Tos::Fixed(0),
+            copy_dscp: false,
             pmtudisc: true,
             ignore_df: false,
             flow_label: FlowLabel::Hash,
@@ -149,7 +163,10 @@ impl Tunnel {
             dev: None,
             mtu: mtu as u16,
             clamp_mss: None,
+            wire: None,
             up: true,
+            keepalive: false,
+            alive: true,
         }
     }
 
@@ -171,8 +188,14 @@ impl Tunnel {
     /// What encapsulation adds in front of the inner packet, header by header.
     #[inline]
     pub fn headers(&self) -> Overhead {
+        self.headers_with(self.encaplimit)
+    }
+
+    /// The same with this encapsulation limit.
+    #[inline]
+    fn headers_with(&self, limit: Option<u8>) -> Overhead {
         let gre = gre::header_len(self.okey.is_some(), self.ocsum, self.oseq);
-        overhead(self.mode, self.encaplimit, self.udp.is_some(), gre)
+        overhead(self.mode, limit, self.udp.is_some(), gre)
     }
 
     /// The bytes of those.
@@ -181,10 +204,57 @@ impl Tunnel {
         self.headers().total()
     }
 
+    /// The same in front of this very packet: one that carries an encapsulation limit gets one, also where none is configured
+    /// (RFC 2473 section 4.1.1).
+    #[inline]
+    pub fn overhead_of(&self, inner: &[u8]) -> usize {
+        match inner::own_limit(inner, self) {
+            Some(_) => self.headers_with(Some(0)).total(),
+            None => self.overhead(),
+        }
+    }
+
+    /// Where an inner packet says that it may not be encapsulated again, in bytes from its start: what the pointer of the ICMPv6
+    /// Parameter Problem is to show (RFC 2473 section 4.1.1 a). Frames are refused without a word.
+    pub fn may_not_enter(&self, inner: &[u8]) -> Option<u32> {
+        let limit = inner::own_limit(inner, self)?;
+        let is_frame = self.mode.kind().payload == Payload::Ethernet;
+        (limit.value == 0 && !is_frame).then_some(limit.at as u32)
+    }
+
+    /// Where the inner packet begins in an outer one that this tunnel has made.
+    #[inline]
+    pub fn inner_at(&self, outer: &[u8]) -> usize {
+        let limited = outer.get(6) == Some(&protocol::DESTINATION_OPTIONS);
+        self.headers_with(limited.then_some(0)).total()
+    }
+
     /// The outer headers have a place that tells flows apart.
     #[inline]
     fn shows_flow(&self) -> bool {
-        self.local.is_ipv6() || self.udp.is_some_and(|udp| udp.source_port.is_none())
+        let port = self.udp.is_some_and(|udp| udp.source_port.is_none());
+        self.local.is_ipv6() || port || self.nvgre
+    }
+
+    /// The key of a packet whose flow has this hash.
+    #[inline]
+    fn key_of(&self, hash: u32) -> Option<GreKey> {
+        match self.okey {
+            Some(vsid) if self.nvgre => Some(GreKey::nvgre(vsid, hash as u8)),
+            key => key,
+        }
+    }
+
+    /// Whether a frame is no larger than the tunnel device's MTU allows, not counting its Ethernet header and VLAN tags.
+    #[inline]
+    pub fn fits(&self, frame: &[u8]) -> bool {
+        frame_fits(frame, self.mtu)
+    }
+
+    /// The same of the device at the other end of the tunnel's wire.
+    #[inline]
+    pub fn fits_wire(&self, frame: &[u8]) -> bool {
+        self.wire.is_none_or(|mtu| frame_fits(frame, mtu))
     }
 
     /// Holds the TCP connection that an inner packet opens to what the tunnel carries, where that was asked for. The packet's
@@ -195,6 +265,12 @@ impl Tunnel {
             counters.mss_clamped.add(1);
         }
     }
+}
+
+#[inline]
+fn frame_fits(frame: &[u8], mtu: u16) -> bool {
+    let header = ethernet::behind_tags(frame).map_or(ethernet::HEADER_LEN, |(_, at)| at);
+    frame.len() <= header + usize::from(mtu)
 }
 
 /// Why a packet did not get into, or out of, a tunnel. The packet is unchanged. The names are the counters'.
@@ -216,6 +292,8 @@ pub enum Refusal {
     UnknownTunnel,
     /// The tunnel does not carry such a payload (gre-6).
     UnknownProtocol,
+    /// A frame with a VLAN tag, which NVGRE does not carry (RFC 7637 section 3.3).
+    InnerTagged,
     /// The inner source address is one that no packet may come from (v6-4).
     InnerMartian,
     /// The GRE checksum is wrong.
@@ -226,6 +304,8 @@ pub enum Refusal {
     SequenceMissing,
     /// The sequence number is older than the last one accepted (RFC 2890 section 2.2).
     SequenceOld,
+    /// The inner packet says that it may not be encapsulated again (RFC 2473 section 4.1.1).
+    EncapLimit,
     /// Outer CE over an inner packet that is not ECN-capable (RFC 6040 section 4.2).
     EcnCongestion,
     /// The inner packet is this tunnel's own outer packet: it would go round for ever (gre-8).
@@ -236,6 +316,8 @@ pub enum Refusal {
     NoRemote,
 }
 
+#[cfg(test)]
+mod header_tests;
 #[cfg(test)]
 mod udp_tests;
 

@@ -2,9 +2,12 @@
 
 use std::net::IpAddr;
 
-use super::{Family, FlowLabel, Mode, Refusal, Shim, Tunnel, TunnelState, UdpEncap, inner::Inner};
+use super::{
+    Family, FlowLabel, Mode, Payload, Refusal, Shim, Tunnel, TunnelState, UdpEncap, inner::Inner,
+};
 use crate::packet::{
-    EtherType, Ipv4, Ipv4Header, Ipv6, Ipv6Header, ParseError, UdpHeader, ipv4, ipv6, protocol, udp,
+    EtherType, Ipv4, Ipv4Header, Ipv6, Ipv6Header, ParseError, UdpHeader, ethernet, ipv4, ipv6,
+    protocol, udp,
 };
 
 /// The destination port of GRE in UDP (RFC 8086 section 3.2.2).
@@ -79,6 +82,8 @@ pub struct Overhead {
     pub limit: usize,
     pub udp: usize,
     pub gre: usize,
+    /// The inner frame's own header. It is there before encapsulation, but the tunnel device's MTU does not count it.
+    pub ethernet: usize,
 }
 
 impl Overhead {
@@ -94,18 +99,20 @@ impl Overhead {
         self.udp_at() + self.udp
     }
 
+    /// Bytes that are put in front of the inner packet.
     #[inline]
     pub fn total(self) -> usize {
         self.ip + self.limit + self.udp + self.gre
     }
 
-    /// The headers that are there, outermost first: what they are called, and their bytes.
+    /// What the underlay carries beyond the tunnel device's MTU, outermost header first: what they are called, and their bytes.
     pub fn parts(self) -> impl Iterator<Item = (&'static str, usize)> {
         let parts = [
             (self.family.as_str(), self.ip),
             ("limit", self.limit),
             ("UDP", self.udp),
             ("GRE", self.gre),
+            ("Ethernet", self.ethernet),
         ];
         parts.into_iter().filter(|(_, bytes)| *bytes > 0)
     }
@@ -128,6 +135,10 @@ pub fn overhead(mode: Mode, limit: Option<u8>, in_udp: bool, gre: usize) -> Over
         gre: match kind.shim {
             Shim::Gre => gre,
             Shim::None => 0,
+        },
+        ethernet: match kind.payload {
+            Payload::Ethernet => ethernet::HEADER_LEN,
+            _ => 0,
         },
     }
 }
@@ -172,10 +183,10 @@ pub(super) fn emit(
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             let (out, rest) = packet.split_first_chunk_mut().ok_or(Refusal::NoRoom)?;
             let mut next_header = protocol_of(tunnel, inner);
-            if let Some(limit) = tunnel.encaplimit {
+            if let Some(limit) = inner.limit {
                 let option = rest.first_chunk_mut().ok_or(Refusal::NoRoom)?;
                 // Type 4, length 1, the limit; PadN of one byte fills the eight (RFC 2473 section 4.1.1).
-                *option = [next_header, 0, 4, 1, limit, 1, 1, 0];
+                *option = [next_header, 0, ipv6::LIMIT_OPTION, 1, limit, 1, 1, 0];
                 next_header = protocol::DESTINATION_OPTIONS;
             }
             Ipv6Header {
@@ -192,7 +203,10 @@ pub(super) fn emit(
         _ => return Err(Refusal::NoRemote),
     }
     match &tunnel.udp {
-        Some(encap) => emit_udp(encap, packet, tunnel.headers().udp_at(), inner.hash),
+        Some(encap) => {
+            let at = tunnel.headers_with(inner.limit).udp_at();
+            emit_udp(encap, packet, at, inner.hash)
+        }
         None => Ok(()),
     }
 }

@@ -145,12 +145,14 @@ fn header_is_of(tunnel: &Tunnel, body: &[u8]) -> bool {
     let header = GreHeader {
         protocol: ether_type,
         checksum: tunnel.ocsum,
-        key: tunnel.okey,
+        key: tunnel.key_of(0),
         sequence: tunnel.oseq.then_some(0),
     };
     header.emit(&mut ours[..len]);
     let key_at = gre::header_len(false, tunnel.ocsum, false);
     let key = match tunnel.okey {
+        // The last byte is the flow's.
+        Some(_) if tunnel.nvgre => key_at..key_at + 3,
         Some(_) => key_at..key_at + 4,
         None => 0..0,
     };
@@ -340,6 +342,24 @@ mod tests {
             fragment[40] = 44;
             let quoted = Quoted::parse(&fragment);
             assert_eq!(quoted.is_some_and(|q| q.is_of(&tunnel)), first);
+        }
+    }
+
+    #[test]
+    fn nvgre_1_of_a_virtual_subnet_the_flow_does_not_matter() {
+        let tunnel = |vsid| Tunnel {
+            nvgre: true,
+            ..made(Mode::Gretap, Some(vsid), false, false)
+        };
+        let mut buf = VecBuf::new(80, &[&[2; 12][..], &[8, 0], &inner(false)].concat());
+        let state = TunnelState::new(0, 1, Arc::default());
+        let sender = tunnel(5000);
+        encapsulate(&sender, sender.remote, &mut buf, &state).unwrap();
+        let mut packet = buf.data().to_vec();
+        for flow in [packet[27], 0, 0xff] {
+            packet[27] = flow;
+            let quoted = Quoted::parse(&packet).unwrap();
+            assert!(quoted.is_of(&sender) && !quoted.is_of(&tunnel(5001)));
         }
     }
 

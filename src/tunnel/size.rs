@@ -1,7 +1,7 @@
 //! Whether an inner packet fits, and what becomes of it otherwise.
 
-use super::{Family, Tunnel};
-use crate::packet::{Ipv4, Ipv6};
+use super::{Family, Payload, Tunnel};
+use crate::packet::{EtherType, Ethernet, Ipv4, Ipv6, ethernet};
 
 /// Every path carries IPv6 packets of this many bytes (RFC 8200 section 5): so does every tunnel, in outer fragments where
 /// it must be (v6-2; RFC 2473 section 7.1, RFC 4213 section 3.2).
@@ -14,7 +14,7 @@ pub enum Size {
     Fits,
     /// It does not, and is cut itself.
     CutOuter,
-    /// The inner packet is cut into pieces of at most so many bytes, and each of them encapsulated.
+    /// The inner IP packet is cut into pieces of at most so many bytes, and each of them encapsulated.
     CutInner(usize),
     /// The inner packet is refused, and its sender told to send no more than so many bytes at a time.
     Refused(u16),
@@ -29,9 +29,12 @@ impl Size {
     /// may not be cut the kernel drops IPv4 packets without DF unheard (over IPv6 it answers them), and IPv6 packets of up to
     /// 1280 bytes.
     pub fn of(tunnel: &Tunnel, inner: &[u8], path: usize) -> Size {
-        let room = path.saturating_sub(tunnel.overhead());
+        let room = path.saturating_sub(tunnel.overhead_of(inner));
         if inner.len() <= room {
             return Size::Fits;
+        }
+        if tunnel.mode.kind().payload == Payload::Ethernet {
+            return Size::of_frame(tunnel, inner, room);
         }
         if let Ok(ip) = Ipv4::parse(inner) {
             let (whole, room_told) = (ip.dont_fragment(), told(room));
@@ -47,6 +50,29 @@ impl Size {
         match tunnel.sends_whole(false) && !Size::must_pass(inner) {
             true => Size::Refused(told(room.max(IPV6_MIN_MTU))),
             false => Size::CutOuter,
+        }
+    }
+
+    /// The same for a frame that does not fit into `room` bytes: what is said of its size is said of the IP packet in it. Over a
+    /// wire nobody is told, and nothing is cut: there is no router on it.
+    fn of_frame(tunnel: &Tunnel, frame: &[u8], room: usize) -> Size {
+        let room = room.saturating_sub(ethernet::HEADER_LEN);
+        let (kind, packet) = match Ethernet::parse(frame) {
+            Ok(frame) => (frame.ether_type(), frame.payload()),
+            Err(_) => return Size::Lost,
+        };
+        let ip = Ipv4::parse(packet).ok().filter(|_| kind == EtherType::IPV4);
+        let whole = ip.is_some_and(|ip| ip.dont_fragment());
+        if !tunnel.sends_whole(whole) {
+            return Size::CutOuter;
+        }
+        match (tunnel.wire, ip) {
+            (None, Some(_)) if whole => Size::Refused(told(room)),
+            (None, Some(_)) => Size::CutInner(room),
+            (None, None) if kind == EtherType::IPV6 && Ipv6::parse(packet).is_ok() => {
+                Size::Refused(told(room.max(IPV6_MIN_MTU)))
+            }
+            _ => Size::Lost,
         }
     }
 
@@ -156,6 +182,43 @@ mod tests {
                 Size::Refused(path as u16)
             );
         }
+    }
+
+    #[test]
+    fn of_a_frame_the_packet_in_it_counts_and_over_a_wire_nothing_is_said() {
+        let frame = |kind: [u8; 2], packet: Vec<u8>| [&[2; 12][..], &kind, &packet].concat();
+        let tunnel = Tunnel::new(Mode::Gretap, [192, 0, 2, 1], [192, 0, 2, 2]);
+        let wire = Tunnel {
+            wire: Some(1500),
+            ..tunnel.clone()
+        };
+        let cuts = |t: &Tunnel| Tunnel {
+            pmtudisc: false,
+            ..t.clone()
+        };
+        // 1400 less 20, 4 and 14.
+        let room = 1362;
+        let of = |t: &Tunnel, kind, packet| Size::of(t, &frame(kind, packet), 1400);
+        let (ip4, ip6, other) = ([8, 0], [0x86, 0xdd], [0x81, 0]);
+        for tunnel in [&tunnel, &wire, &cuts(&tunnel), &cuts(&wire)] {
+            assert_eq!(of(tunnel, ip4, v4(room, true)), Size::Fits);
+            assert_eq!(of(tunnel, ip6, v6(room)), Size::Fits);
+        }
+        let over = |t: &Tunnel| {
+            let [df, cut] = [true, false].map(|df| of(t, ip4, v4(room + 1, df)));
+            let tagged = of(t, other, v4(room + 1, true));
+            [df, cut, of(t, ip6, v6(room + 1)), tagged]
+        };
+        let (told, cut) = (Size::Refused(room as u16), Size::CutInner(room));
+        assert_eq!(over(&tunnel), [told, cut, told, Size::Lost]);
+        assert_eq!(over(&wire), [Size::Lost; 4]);
+        let outer = Size::CutOuter;
+        assert_eq!(over(&cuts(&tunnel)), [told, outer, outer, outer]);
+        assert_eq!(over(&cuts(&wire)), [Size::Lost, outer, outer, outer]);
+        assert_eq!(
+            Size::of(&tunnel, &frame(ip6, v6(1300)), 1290),
+            Size::Refused(1280)
+        );
     }
 
     #[test]

@@ -18,7 +18,9 @@ pub enum Class {
     Gre,
     /// GRE with an Ethernet frame inside.
     Tap,
-    /// The same two in UDP.
+    /// The same where the key is a virtual subnet and a flow: the lookup is by the subnet alone.
+    Nvgre,
+    /// The first two in UDP.
     GreInUdp,
     TapInUdp,
     /// IPv4 directly behind the outer header.
@@ -34,6 +36,7 @@ impl Class {
         match (kind.shim, kind.payload) {
             (Shim::Gre, Payload::Ethernet) if tunnel.udp.is_some() => &[Class::TapInUdp],
             (Shim::Gre, _) if tunnel.udp.is_some() => &[Class::GreInUdp],
+            (Shim::Gre, Payload::Ethernet) if tunnel.nvgre => &[Class::Nvgre],
             (Shim::Gre, Payload::Ethernet) => &[Class::Tap],
             (Shim::Gre, _) => &[Class::Gre],
             (Shim::None, Payload::Ipv4) => &[Class::Ipv4],

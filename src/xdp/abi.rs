@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 /// The counters' names, in the order of `enum steer_reason`.
-pub const REASONS: [&str; 23] = [
+pub const REASONS: [&str; 24] = [
     "redirected_underlay",
     "redirected_overlay",
     "port_off",
@@ -22,6 +22,7 @@ pub const REASONS: [&str; 23] = [
     "gre_version",
     "gre_flags",
     "unknown_tunnel",
+    "kernel_tunnel",
     "forwarding_off",
     "multicast",
     "martian",
@@ -40,11 +41,14 @@ pub const PORT_FORWARD6: u16 = 1 << 3;
 pub const PORT_PARTIAL_CHECKSUMS: u16 = 1 << 4;
 pub const PORT_ANY_REMOTE: u16 = 1 << 5;
 pub const PORT_ANY_REMOTE6: u16 = 1 << 6;
+pub const PORT_WIRE: u16 = 1 << 7;
+pub const PORT_NVGRE: u16 = 1 << 8;
 pub const PORT_GROUPS: u16 = 1 << 9;
 
 /// `enum steer_tunnel_flags`.
 pub const TUNNEL_KNOWN: u32 = 1 << 0;
 pub const TUNNEL_ZERO_CHECKSUM: u32 = 1 << 1;
+pub const TUNNEL_FAST: u32 = 1 << 2;
 
 /// `struct steer_port`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,24 +57,40 @@ pub struct PortEntry {
     pub flags: u16,
     pub first_slot: u32,
     pub queues: u32,
+    pub largest: u32,
 }
 
 impl PortEntry {
-    pub fn bytes(&self) -> [u8; 16] {
-        let mut bytes = [0; 16];
+    pub fn bytes(&self) -> [u8; 20] {
+        let mut bytes = [0; 20];
         bytes[..6].copy_from_slice(&self.mac);
         bytes[6..8].copy_from_slice(&self.flags.to_ne_bytes());
         bytes[8..12].copy_from_slice(&self.first_slot.to_ne_bytes());
-        bytes[12..].copy_from_slice(&self.queues.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&self.queues.to_ne_bytes());
+        bytes[16..].copy_from_slice(&self.largest.to_ne_bytes());
         bytes
     }
 }
 
+/// `enum steer_key`, and the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    None,
+    Whole(u32),
+    /// The virtual subnet, in the lower 24 bits.
+    Subnet(u32),
+}
+
 /// `struct steer_tunnel4` or `steer_tunnel6`; both addresses are of one family.
-pub fn tunnel(local: IpAddr, remote: IpAddr, protocol: u8, key: Option<u32>) -> Vec<u8> {
+pub fn tunnel(local: IpAddr, remote: IpAddr, protocol: u8, key: Key) -> Vec<u8> {
+    let (kind, key) = match key {
+        Key::None => (0, 0),
+        Key::Whole(key) => (1, key),
+        Key::Subnet(subnet) => (2, subnet << 8),
+    };
     let mut bytes = ends(local, remote);
-    bytes.extend(key.unwrap_or(0).to_be_bytes());
-    bytes.extend([protocol, key.is_some().into(), 0, 0]);
+    bytes.extend(key.to_be_bytes());
+    bytes.extend([protocol, kind, 0, 0]);
     bytes
 }
 
@@ -137,11 +157,14 @@ mod tests {
             ("PARTIAL_CHECKSUMS", PORT_PARTIAL_CHECKSUMS),
             ("ANY_REMOTE", PORT_ANY_REMOTE),
             ("ANY_REMOTE6", PORT_ANY_REMOTE6),
+            ("WIRE", PORT_WIRE),
+            ("NVGRE", PORT_NVGRE),
             ("GROUPS", PORT_GROUPS),
         ];
         let flags = flags.map(|(name, value)| (format!("PORT_{name}"), u32::from(value)));
         let tunnel = [
             ("TUNNEL_KNOWN".to_owned(), TUNNEL_KNOWN),
+            ("TUNNEL_FAST".to_owned(), TUNNEL_FAST),
             ("TUNNEL_ZERO_CHECKSUM".to_owned(), TUNNEL_ZERO_CHECKSUM),
         ];
         for (name, value) in flags.into_iter().chain(tunnel) {

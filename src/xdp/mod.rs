@@ -19,9 +19,11 @@ mod offload;
 mod open;
 mod plan;
 mod port;
+mod promiscuous;
 mod statistics;
 mod steer;
 mod umem;
+mod wire;
 
 pub use error::SteerError;
 pub use frame::Frame;
@@ -33,3 +35,4 @@ pub use plan::{Changes, Plan, PortPlan, PrefixAction, PrefixPlan, TunnelClass, T
 pub use port::{XskPort, XskStatistics};
 pub use steer::{Attached, Steer};
 pub use umem::{Ledger, Memory};
+pub use wire::{Wire, WireEnd, WireError};

@@ -57,6 +57,8 @@ pub struct PortPlan {
     pub forward6: bool,
     /// A veth, whose senders may leave transport checksums unfinished.
     pub partial_checksums: bool,
+    /// All frames of up to so many bytes go into one tunnel; 0 while that is not ready. There is no other role beside this.
+    pub wire: Option<u32>,
 }
 
 /// What the outer header says is behind it, over either family's underlay.
@@ -64,6 +66,8 @@ pub struct PortPlan {
 pub enum TunnelClass {
     /// Protocol 47.
     Gre,
+    /// The same with frames inside and a virtual subnet as the key (RFC 7637).
+    Nvgre,
     /// GRE in UDP, to port 4754. Over IPv6 the kernel's socket asks for a UDP checksum, but not for this one.
     GreInUdp { zero_checksum: bool },
     /// An IPv4 packet: protocol 4.
@@ -75,24 +79,10 @@ pub enum TunnelClass {
 impl TunnelClass {
     fn protocol(self) -> u8 {
         match self {
-            TunnelClass::Gre => 47,
+            TunnelClass::Gre | TunnelClass::Nvgre => 47,
             TunnelClass::GreInUdp { .. } => 17,
             TunnelClass::Ipv4 => 4,
             TunnelClass::Ipv6 => 41,
-        }
-    }
-
-    fn has_key(self) -> bool {
-        matches!(self, TunnelClass::Gre | TunnelClass::GreInUdp { .. })
-    }
-
-    /// What the map says of a tunnel of this class.
-    fn flags(self) -> u32 {
-        match self {
-            TunnelClass::GreInUdp {
-                zero_checksum: true,
-            } => abi::TUNNEL_KNOWN | abi::TUNNEL_ZERO_CHECKSUM,
-            _ => abi::TUNNEL_KNOWN,
         }
     }
 }
@@ -108,12 +98,40 @@ pub struct TunnelMatch {
     pub remote: IpAddr,
     /// No key is not key 0.
     pub key: Option<u32>,
+    /// Whether its packets are steered, and not only let through to the raw socket. Frames and packets are not told apart
+    /// here: where one of two tunnels with the same addresses and key is steered, both are.
+    pub fast: bool,
 }
 
 impl TunnelMatch {
     fn is_possible(&self) -> bool {
         self.local.is_ipv4() == self.remote.is_ipv4()
-            && (self.class.has_key() || self.key.is_none())
+            && match self.class {
+                TunnelClass::Gre | TunnelClass::GreInUdp { .. } => true,
+                TunnelClass::Nvgre => self.key.is_some(),
+                TunnelClass::Ipv4 | TunnelClass::Ipv6 => self.key.is_none(),
+            }
+    }
+
+    fn key(&self) -> abi::Key {
+        match (self.class, self.key) {
+            (_, None) => abi::Key::None,
+            (TunnelClass::Nvgre, Some(subnet)) => abi::Key::Subnet(subnet),
+            (_, Some(key)) => abi::Key::Whole(key),
+        }
+    }
+
+    /// What the map says of it.
+    fn flags(&self) -> u32 {
+        let zero_checksum = TunnelClass::GreInUdp {
+            zero_checksum: true,
+        };
+        let flags = [
+            (true, abi::TUNNEL_KNOWN),
+            (self.class == zero_checksum, abi::TUNNEL_ZERO_CHECKSUM),
+            (self.fast, abi::TUNNEL_FAST),
+        ];
+        flags.iter().filter(|f| f.0).map(|f| f.1).sum()
     }
 }
 
@@ -235,6 +253,10 @@ impl Plan {
             .any(|t| t.remote.is_unspecified() && t.remote.is_ipv4() == ipv4)
     }
 
+    fn has_subnets(&self) -> bool {
+        self.possible().any(|t| t.class == TunnelClass::Nvgre)
+    }
+
     /// Whether some tunnel receives what is sent to a group.
     fn groups(&self) -> bool {
         self.possible().any(|t| t.local.is_multicast())
@@ -250,8 +272,8 @@ impl Plan {
             };
             let protocol = tunnel.class.protocol();
             for local in self.locals(tunnel) {
-                let key = abi::tunnel(local, tunnel.remote, protocol, tunnel.key);
-                tables.get_mut(tunnels).insert(key, tunnel.class.flags());
+                let key = abi::tunnel(local, tunnel.remote, protocol, tunnel.key());
+                *tables.get_mut(tunnels).entry(key).or_default() |= tunnel.flags();
                 let key = abi::peer(local, tunnel.remote, protocol);
                 tables.get_mut(peers).insert(key, PRESENT);
             }
@@ -280,10 +302,13 @@ impl Plan {
             (port.partial_checksums, abi::PORT_PARTIAL_CHECKSUMS),
             (self.any_remote(true), abi::PORT_ANY_REMOTE),
             (self.any_remote(false), abi::PORT_ANY_REMOTE6),
+            (port.wire.is_some(), abi::PORT_WIRE),
+            (self.has_subnets(), abi::PORT_NVGRE),
             (self.groups(), abi::PORT_GROUPS),
         ];
         abi::PortEntry {
             mac: port.mac,
+            largest: port.wire.unwrap_or(0),
             flags: flags.iter().filter(|f| f.0).map(|f| f.1).sum(),
             ..Default::default()
         }
@@ -464,6 +489,7 @@ mod tests {
             local: local.parse().unwrap(),
             remote: remote.parse().unwrap(),
             key,
+            fast: true,
         }
     }
 

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import GRE, Dot1Q, Ether
+from scapy.layers.inet6 import IPv6, _ICMPv6Error
+from scapy.layers.l2 import ARP, GRE, Dot1Q, Ether
 from scapy.packet import NoPayload, Packet, Raw
 from scapy.utils import checksum
 
 from topology import DEADLINE, Namespace
 
-__all__ = ["GRE", "ICMP", "IP", "TCP", "UDP", "Dot1Q", "Ether", "IPv6", "Packet", "Raw"]
+__all__ = ["ARP", "GRE", "ICMP", "IP", "TCP", "UDP", "Dot1Q", "Ether", "IPv6", "Packet", "Raw"]
 
 SEQUENCE = "sequence_number" if any(f.name == "sequence_number" for f in GRE.fields_desc) else "seqence_number"
 """scapy's name of the GRE sequence number, once misspelt."""
@@ -153,7 +153,7 @@ def checksums_ok(packet: IP | IPv6) -> bool:
             if name in layer.fields:
                 layer.delfieldval(name)
         # What an ICMP message quotes is not the whole packet, and its checksums cannot be told.
-        layer = NoPayload() if isinstance(layer, ICMP) else layer.payload
+        layer = NoPayload() if isinstance(layer, (ICMP, _ICMPv6Error)) else layer.payload
     return bytes(again) == packet.original
 
 

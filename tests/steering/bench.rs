@@ -42,6 +42,7 @@ pub fn bare(
         local: local.into(),
         remote: remote.into(),
         key: None,
+        fast: true,
     }
 }
 
@@ -96,6 +97,7 @@ pub const UNDERLAY: PortPlan = PortPlan {
     forward4: true,
     forward6: true,
     partial_checksums: false,
+    wire: None,
 };
 pub const OVERLAY: PortPlan = PortPlan {
     underlay: false,

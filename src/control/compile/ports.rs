@@ -1,6 +1,6 @@
 //! The devices that workers have sockets on: what the workers and the steering program have to know of them.
 
-use super::{Device, Scene, clamp};
+use super::{Device, Scene, TunnelDevice, TunnelStatus, clamp};
 use crate::{
     control::mirror::Link,
     fib::{Forwards, PortId, PortInfo},
@@ -32,6 +32,7 @@ impl Scene<'_> {
                 overlay: device.overlay,
                 forwards: self.forwards(device.ifindex),
                 partial_checksums: self.is_veth(device.ifindex),
+                wire: self.wired(device).map(|(_, t)| t.id),
             }
         };
         self.devices.iter().map(info).collect()
@@ -43,6 +44,39 @@ impl Scene<'_> {
             .link(ifindex)
             .and_then(|link| link.kind.as_deref());
         kind == Some("veth")
+    }
+
+    /// The tunnel at the other end of a device's wire.
+    fn wired(&self, device: &Device) -> Option<(usize, &TunnelDevice<'_>)> {
+        let mut tunnels = self.tunnels.iter().enumerate();
+        tunnels.find(|(_, t)| t.config.bridge.as_deref() == Some(&device.name))
+    }
+
+    /// The largest frame that each wire takes at the moment, by its device.
+    pub(super) fn wires(&self, statuses: &[TunnelStatus]) -> Vec<(u32, u32)> {
+        let takes = |device: &Device| {
+            let (n, tunnel) = self.wired(device)?;
+            let link = self.state.link(device.ifindex)?;
+            // A tag that cannot be seen would be lost.
+            let fit = link.up && link.master.is_none() && device.sees_tags;
+            let largest = match fit {
+                true => self.largest_frame(tunnel, &statuses[n]),
+                false => 0,
+            };
+            Some((device.ifindex, largest))
+        };
+        self.devices.iter().filter_map(takes).collect()
+    }
+
+    /// The largest frame that a tunnel takes and sends on without another, in bytes; 0 while it is not ready. Two VLAN tags
+    /// may be in it beyond the MTU; what has none and is too large all the same is dropped behind.
+    fn largest_frame(&self, tunnel: &TunnelDevice<'_>, status: &TunnelStatus) -> u32 {
+        const HEADER_AND_TAGS: u32 = 14 + 2 * 4;
+        let Some(outer) = self.adjacency(status.outer).filter(|_| status.up) else {
+            return 0;
+        };
+        let room = usize::from(outer.mtu).saturating_sub(tunnel.config.headers().total());
+        (u32::from(status.mtu) + HEADER_AND_TAGS).min(room as u32)
     }
 
     /// A device whose frames the kernel would not simply route gets no role: it is down, enslaved to a bridge or bond, or
@@ -60,10 +94,13 @@ impl Scene<'_> {
             && (device.sees_tags || !vlans())
             && !self.state.foreign_rules();
         let forwards = self.forwards(device.ifindex);
+        let wired = self.wired(device).is_some();
         PortPlan {
             mac: link.mac.unwrap_or_default().0,
             underlay: device.underlay && fit && link.mac.is_some(),
-            overlay: device.overlay && fit && link.mac.is_some(),
+            overlay: device.overlay && fit && link.mac.is_some() && !wired,
+            // What it takes follows from the tunnel.
+            wire: wired.then_some(0),
             forward4: forwards.v4,
             forward6: forwards.v6,
             partial_checksums: self.is_veth(device.ifindex),

@@ -11,6 +11,7 @@ use super::{Scene, ends::Gateways, ports::can_send, prefixes::PrefixChanges};
 use crate::{
     control::mirror::{self, Best, Hop, RouteKind, State, Touched},
     fib::{HopId, Multipath, Net, NextHop, Prefixes, RouteTable},
+    tunnel::Payload,
 };
 
 /// Where routes lead, in the kernel's words: the same for all that differ in nothing that concerns a worker.
@@ -123,15 +124,19 @@ fn way(best: &Best<'_>) -> Option<Way> {
     })
 }
 
+/// The hops that the kernel uses.
+pub(super) fn alive(hops: &[Hop]) -> Vec<Hop> {
+    hops.iter().filter(|hop| !hop.dead).copied().collect()
+}
+
 /// The hops that the kernel uses, less what does not matter for that.
 fn usable(hops: &[Hop]) -> Box<[Hop]> {
-    let alive = hops.iter().filter(|hop| !hop.dead);
     let plain = |hop: &Hop| Hop {
         linkdown: false,
         onlink: false,
         ..*hop
     };
-    alive.map(plain).collect()
+    alive(hops).iter().map(plain).collect()
 }
 
 impl RouteCompiler {
@@ -263,8 +268,9 @@ impl RouteCompiler {
         gateways
     }
 
-    /// The neighbours that next hops need, as (device, address).
-    pub(super) fn neighbours<'a>(
+    /// The gateways of routes with several hops, as (device, address). The kernel chooses by a hash of its own, so it may never
+    /// resolve the one that a worker needs.
+    pub(super) fn gateways_of_several<'a>(
         &'a self,
         state: &'a State,
     ) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
@@ -273,8 +279,15 @@ impl RouteCompiler {
             Way::Hops { hops, .. } => hops,
             Way::Object { id, .. } => state.nexthop_hops(*id),
         };
-        let all = self.ways.known.keys().flat_map(hops);
-        all.filter_map(|hop| Some((hop.oif, hop.gateway?)))
+        let several = self
+            .ways
+            .known
+            .keys()
+            .map(hops)
+            .filter(|hops| hops.len() > 1);
+        several
+            .flatten()
+            .filter_map(|hop| Some((hop.oif, hop.gateway?)))
     }
 }
 
@@ -331,12 +344,16 @@ impl Scene<'_> {
         }
     }
 
-    fn single(&self, hop: &Hop, mtu: Option<u32>) -> NextHop {
+    pub(super) fn single(&self, hop: &Hop, mtu: Option<u32>) -> NextHop {
         if hop.encap {
             return NextHop::Kernel;
         }
         let mtu = self.mtu(mtu, hop.oif);
         if let Some(tunnel) = self.by_ifindex.get(&hop.oif) {
+            // What is behind a device for frames has link addresses, which the kernel resolves.
+            if tunnel.config.mode.kind().payload == Payload::Ethernet {
+                return NextHop::Kernel;
+            }
             return NextHop::Tunnel {
                 id: tunnel.id,
                 gateway: hop.gateway,

@@ -6,6 +6,8 @@
 
 mod encap;
 mod ends;
+mod frames;
+mod keepalive;
 mod reader;
 mod router;
 mod rules;
@@ -88,6 +90,15 @@ pub enum Mtu {
     Fixed(u16),
 }
 
+/// How a tunnel's far end is asked whether it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Seconds from one keepalive to the next, 1..=32767.
+    pub interval: u16,
+    /// How many in a row remain unanswered before the tunnel is down, 1..=255.
+    pub retries: u8,
+}
+
 /// One `[[tunnel]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelConfig {
@@ -107,10 +118,14 @@ pub struct TunnelConfig {
     pub ocsum: bool,
     pub iseq: bool,
     pub oseq: bool,
+    /// Over Ethernet kinds: the keys, which are the same, are a virtual subnet identifier.
+    pub nvgre: bool,
     /// The hop limit over IPv6.
     pub ttl: Ttl,
     /// The traffic class over IPv6.
     pub tos: Tos,
+    /// Over IPv6 alone, as iproute2 has it: received packets get the outer DSCP.
+    pub copy_dscp: bool,
     /// Over IPv4 without meaning.
     pub flow_label: FlowLabel,
     /// None over IPv4.
@@ -123,12 +138,16 @@ pub struct TunnelConfig {
     pub mtu: Mtu,
     /// Passing TCP connections are held to what the tunnel carries.
     pub clamp_mss: bool,
+    /// None but with `gre` and `ip6gre`.
+    pub keepalive: Option<Keepalive>,
     /// The underlay device that the tunnel is bound to. A tunnel to a group has one.
     pub dev: Option<String>,
     /// Put on the device: interface address and prefix length.
     pub address: Vec<IpNet>,
     /// Installed through the device; no host bits set.
     pub routes: Vec<IpNet>,
+    /// Of Ethernet kinds: the overlay device whose frames go into the tunnel, and nowhere else.
+    pub bridge: Option<String>,
 }
 
 /// Why a configuration was refused; one line.
@@ -214,6 +233,13 @@ fn one_tunnel(
     Ok(tunnel)
 }
 
+impl Config {
+    /// Whether it takes BPF programs, and the right to load them.
+    pub fn needs_bpf(&self) -> bool {
+        self.router.xdp != XdpMode::Off || self.tunnels.iter().any(|t| t.bridge.is_some())
+    }
+}
+
 impl RouterConfig {
     /// Every device that the router takes packets from, once, underlay first.
     pub fn devices(&self) -> Vec<&str> {
@@ -250,10 +276,12 @@ impl TunnelConfig {
         }
     }
 
-    /// Bytes that encapsulation adds.
+    /// Bytes by which the tunnel device's MTU is smaller than the underlay's: what encapsulation adds, and the header of an
+    /// inner frame.
     pub fn overhead(&self) -> u16 {
-        // At most 40 + 8 + 8 + 16.
-        self.headers().total() as u16
+        let headers = self.headers();
+        // At most 40 + 8 + 8 + 16 + 14.
+        (headers.total() + headers.ethernet) as u16
     }
 
     /// The same header by header.
@@ -279,12 +307,14 @@ impl TunnelConfig {
             peers: self.peers.clone(),
             ikey: self.ikey.map(GreKey),
             okey: self.okey.map(GreKey),
+            nvgre: self.nvgre,
             icsum: self.icsum,
             ocsum: self.ocsum,
             iseq: self.iseq,
             oseq: self.oseq,
             ttl: self.ttl,
             tos: self.tos,
+            copy_dscp: self.copy_dscp,
             pmtudisc: self.pmtudisc,
             ignore_df: self.ignore_df,
             flow_label: self.flow_label,
@@ -293,7 +323,10 @@ impl TunnelConfig {
             dev,
             mtu,
             clamp_mss: self.clamp_mss.then_some(mtu),
+            wire: None,
             up,
+            keepalive: self.keepalive.is_some(),
+            alive: true,
         }
     }
 }
@@ -322,6 +355,11 @@ mod tests {
             ("ipip6", "", 1452),
             ("ip6ip6", "encaplimit = \"none\"", 1460),
             ("ipip6", "encaplimit = \"none\"", 1460),
+            ("gretap", "", 1462),
+            ("gretap", "key = 1\ncsum = true\nseq = true", 1450),
+            ("gretap", "key = 4096\nnvgre = true", 1458),
+            ("ip6gretap", "", 1434),
+            ("ip6gretap", "encaplimit = \"none\"", 1442),
             // A UDP header takes eight bytes (RFC 8086).
             ("gre", "encap = \"gre-in-udp\"", 1468),
             (
@@ -337,7 +375,7 @@ mod tests {
             ),
         ] {
             let (local, remote) = match mode {
-                "gre" | "ipip" | "sit" => ("192.0.2.1", "192.0.2.2"),
+                "gre" | "gretap" | "ipip" | "sit" => ("192.0.2.1", "192.0.2.2"),
                 _ => ("2001:db8::1", "2001:db8::2"),
             };
             let text = format!(

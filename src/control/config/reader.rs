@@ -199,13 +199,6 @@ impl<'t> Value<'t> {
         self.complain(&format!("expected {expected}"))
     }
 
-    /// A value that a later version will take.
-    pub fn later(&self, what: &str, accepted: &str) -> ConfigError {
-        self.complain(&format!(
-            "{what} not available in this version; accepted: {accepted}"
-        ))
-    }
-
     /// Any other complaint about the value.
     pub fn complain(&self, message: &str) -> ConfigError {
         let found = self.source.quote(self.value);
@@ -219,6 +212,17 @@ impl<'t> Value<'t> {
             .get_ref()
             .as_bool()
             .ok_or_else(|| self.refuse("true or false"))
+    }
+
+    /// A table of its own; none for anything else.
+    pub fn table(&self) -> Option<Section<'t>> {
+        let table = self.value.get_ref().as_table()?;
+        Some(Section {
+            source: self.source,
+            title: titled(self.title, self.key),
+            table,
+            at: self.value.span().start,
+        })
     }
 
     pub fn text(&self) -> Option<&'t str> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{ConfigError, RouterConfig, TunnelConfig, reader::Section};
+use super::{ConfigError, RouterConfig, TunnelConfig, frames, reader::Section};
 use crate::tunnel::{Mode, Shim, Ttl};
 
 /// The kernel's rules for one tunnel by itself.
@@ -41,11 +41,22 @@ pub(super) fn tunnel_alone(
         );
         return Err(complain(section, "ttl", &expected));
     }
+    let many = tunnel.remote.is_unspecified() || tunnel.remote.is_multicast();
+    if many && tunnel.keepalive.is_some() {
+        let expected =
+            "not without one far end that could answer: expected a unicast remote beside it";
+        return Err(complain(section, "keepalive", expected));
+    }
+    if tunnel.udp.is_some() && tunnel.keepalive.is_some() {
+        let expected =
+            "not with encap: what is to come back is plain GRE, which such a tunnel does not take";
+        return Err(complain(section, "keepalive", expected));
+    }
     if tunnel.ignore_df && tunnel.pmtudisc {
         let expected = "not with pmtudisc = true: expected pmtudisc = false beside it";
         return Err(complain(section, "ignore_df", expected));
     }
-    Ok(())
+    frames::alone(section, tunnel)
 }
 
 /// The device by which a group is joined: the only underlay device, where `dev` does not say.
@@ -81,7 +92,7 @@ pub(super) fn tunnel_on_router(
         let expected = "the tunnel itself: expected an underlay device";
         return Err(complain(section, "dev", expected));
     }
-    Ok(())
+    frames::on_router(section, tunnel, router)
 }
 
 /// A tunnel beside one that stands before it in the file.
@@ -98,10 +109,10 @@ pub(super) fn tunnel_beside(
         ));
     }
     // As ip_tunnel_find(), in a table per kind: the device that a tunnel is bound to tells it from another as well.
-    // Packets in UDP and packets by themselves are different ones.
+    // Packets in UDP and packets by themselves are different ones, and so are keys and virtual subnets.
     let identity = |t: &TunnelConfig| {
         let ends = (t.local, t.remote, t.dev.clone());
-        (t.mode, t.udp.is_some(), t.ikey, ends)
+        (t.mode, t.udp.is_some(), t.nvgre, t.ikey, ends)
     };
     if identity(tunnel) == identity(other) {
         let (key, expected) = match (tunnel.mode.kind().shim, tunnel.ikey) {
@@ -119,6 +130,7 @@ pub(super) fn tunnel_beside(
             other.name
         )));
     }
+    frames::beside(section, tunnel, other)?;
     let address = tunnel.address.iter().find(|address| {
         !may_be_shared(address) && other.address.iter().any(|a| a.addr() == address.addr())
     });
@@ -148,7 +160,7 @@ fn is_link_local_v6(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-fn complain(section: &Section<'_>, key: &str, message: &str) -> ConfigError {
+pub(super) fn complain(section: &Section<'_>, key: &str, message: &str) -> ConfigError {
     match section.get(key) {
         Some(value) => value.complain(message),
         None => section.error(message),

@@ -9,11 +9,11 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    ConfigError, Mtu, TunnelConfig, encap, ends,
+    ConfigError, Mtu, TunnelConfig, encap, ends, keepalive,
     reader::{Section, Value},
     router::{DEVICE_NAME, is_device_name},
 };
-use crate::tunnel::{Family, FlowLabel, Mode, Shim, Tos, Ttl};
+use crate::tunnel::{Family, FlowLabel, Mode, Payload, Shim, Tos, Ttl};
 
 const ACCEPTED: &[&str] = &[
     "name",
@@ -33,6 +33,7 @@ const ACCEPTED: &[&str] = &[
     "hoplimit",
     "tos",
     "tclass",
+    "dscp",
     "flowlabel",
     "encaplimit",
     "encap",
@@ -43,20 +44,13 @@ const ACCEPTED: &[&str] = &[
     "ignore_df",
     "mtu",
     "clamp_mss",
+    "keepalive",
     "dev",
     "address",
     "routes",
     "peer",
-];
-const LATER: &[&str] = &["bridge", "keepalive", "nvgre"];
-/// The kinds of this version.
-const MODES: [Mode; 6] = [
-    Mode::Gre,
-    Mode::Ip6gre,
-    Mode::Ipip,
-    Mode::Sit,
-    Mode::Ip6ip6,
-    Mode::Ipip6,
+    "bridge",
+    "nvgre",
 ];
 
 /// Whether a kind has something.
@@ -81,12 +75,21 @@ const PARTICULAR: &[(&[&str], Has)] = &[
         ],
         |mode| mode.kind().shim == Shim::Gre,
     ),
-    (&["hoplimit", "tclass", "flowlabel", "encaplimit"], is_v6),
+    (
+        &["hoplimit", "tclass", "dscp", "flowlabel", "encaplimit"],
+        is_v6,
+    ),
     (&["encap_csum6"], |mode| {
         is_v6(mode) && mode.kind().shim == Shim::Gre
     }),
     (&["pmtudisc"], |mode| !is_v6(mode)),
-    (&["ignore_df"], |mode| mode == Mode::Gre),
+    (&["ignore_df"], |mode| {
+        matches!(mode, Mode::Gre | Mode::Gretap)
+    }),
+    (&["bridge", "nvgre"], is_frames),
+    // Frames go through as they are.
+    (&["clamp_mss"], |mode| !is_frames(mode)),
+    (&["keepalive"], |mode| mode.kind().has_keepalives()),
 ];
 
 /// The encapsulation limit where none is configured (IPV6_DEFAULT_TNL_ENCAP_LIMIT).
@@ -103,9 +106,9 @@ const MTU_MIN: u16 = 68;
 const MTU_MIN_V6: u16 = 1280;
 
 pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> {
-    section.only(ACCEPTED, LATER)?;
+    section.only(ACCEPTED, &[])?;
     let name = device(&section.need("name", DEVICE_NAME)?)?;
-    let mode = mode(&section.need("mode", &words(&MODES, "or"))?)?;
+    let mode = mode(&section.need("mode", &words(&Mode::ALL, "or"))?)?;
     particular(section, mode)?;
     let local = ends::local(section, mode)?;
     let remote = ends::remote(section, mode)?;
@@ -130,8 +133,10 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         ocsum,
         iseq,
         oseq,
+        nvgre: section.optional("nvgre", false, |v| v.boolean())?,
         ttl: section.optional(either(section, "ttl", "hoplimit")?, default_ttl, ttl)?,
         tos: section.optional(either(section, "tos", "tclass")?, Tos::Fixed(0), tos)?,
+        copy_dscp: section.optional("dscp", false, dscp)?,
         flow_label: section.optional("flowlabel", FlowLabel::Hash, flow_label)?,
         encaplimit: section.optional("encaplimit", default_limit, encaplimit)?,
         udp: encap::parse(section, is_v6(mode))?,
@@ -139,13 +144,19 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         ignore_df: section.optional("ignore_df", false, |v| v.boolean())?,
         mtu: Mtu::Auto,
         clamp_mss: section.optional("clamp_mss", false, |v| v.boolean())?,
+        keepalive: section.optional("keepalive", None, keepalive::parse)?,
         dev: section.optional("dev", None, |v| device(v).map(Some))?,
         address: section.optional("address", Vec::new(), addresses)?,
         routes: section.optional("routes", Vec::new(), routes)?,
+        bridge: section.optional("bridge", None, |v| device(v).map(Some))?,
     };
     let bounds = mtu_min(mode)..=u16::MAX - tunnel.overhead();
     tunnel.mtu = section.optional("mtu", Mtu::Auto, |v| mtu(v, bounds))?;
     Ok(tunnel)
+}
+
+fn is_frames(mode: Mode) -> bool {
+    mode.kind().payload == Payload::Ethernet
 }
 
 pub(super) fn is_v6(mode: Mode) -> bool {
@@ -166,7 +177,7 @@ fn words(modes: &[Mode], conjunction: &str) -> String {
 fn particular(section: &Section<'_>, mode: Mode) -> Result<(), ConfigError> {
     for (keys, has) in PARTICULAR.iter().filter(|(_, has)| !has(mode)) {
         if let Some(value) = keys.iter().find_map(|key| section.get(key)) {
-            let others: Vec<Mode> = MODES.into_iter().filter(|mode| has(*mode)).collect();
+            let others: Vec<Mode> = Mode::ALL.into_iter().filter(|mode| has(*mode)).collect();
             let (mode, others) = (mode.as_str(), words(&others, "and"));
             let message = format!("not with mode {mode}; accepted with {others}");
             return Err(value.complain(&message));
@@ -219,12 +230,9 @@ fn device(value: &Value<'_>) -> Result<String, ConfigError> {
 }
 
 fn mode(value: &Value<'_>) -> Result<Mode, ConfigError> {
-    let accepted = words(&MODES, "or");
-    match value.text().and_then(Mode::from_word) {
-        Some(mode) if MODES.contains(&mode) => Ok(mode),
-        Some(later) => Err(value.later(&format!("{} is", later.as_str()), &accepted)),
-        None => Err(value.refuse(&accepted)),
-    }
+    let accepted = words(&Mode::ALL, "or");
+    let mode = value.text().and_then(Mode::from_word);
+    mode.ok_or_else(|| value.refuse(&accepted))
 }
 
 /// A tunnel to an IPv4 group has the group as its key where none is given: iproute2 says so to the kernel (link_gre.c).
@@ -260,6 +268,15 @@ fn tos(value: &Value<'_>) -> Result<Tos, ConfigError> {
     }
     let tos = value.integer(0..=255).map(|n| Tos::Fixed(n as u8));
     tos.ok_or_else(|| value.refuse(r#"0..255 or "inherit""#))
+}
+
+/// iproute2's `dscp inherit`.
+fn dscp(value: &Value<'_>) -> Result<bool, ConfigError> {
+    match value.text() {
+        Some("inherit") => Ok(true),
+        Some("none") => Ok(false),
+        _ => Err(value.refuse(r#""inherit" or "none""#)),
+    }
 }
 
 /// A number, also as text, which is how iproute2 prints it.

@@ -8,11 +8,11 @@ use std::{io, net::IpAddr};
 use super::{
     OuterError, fragment,
     icmp::ErrorSocket,
-    thread::{Engine, again, copy_into, find},
+    thread::{Engine, again, copy_into, find, is_frame},
 };
 use crate::{
     datapath::DropReason,
-    packet::{Ipv4, PacketBuf, VecBuf, icmp},
+    packet::{Ipv4, PacketBuf, VecBuf, ethernet, icmp},
     tunnel::{Family, Quoted, Size, Tunnel, TunnelId},
 };
 
@@ -28,6 +28,14 @@ pub struct Path {
     pub route_mtu: u16,
 }
 
+/// The IP packet that an inner packet is, or has in it as a frame.
+fn packet_in<'p>(tunnel: &Tunnel, inner: &'p [u8]) -> &'p [u8] {
+    match is_frame(tunnel) {
+        true => inner.get(ethernet::HEADER_LEN..).unwrap_or_default(),
+        false => inner,
+    }
+}
+
 impl Engine {
     /// Bytes of the largest outer packet to `remote`, where that is known.
     fn path(&self, tunnel: &Tunnel, remote: IpAddr) -> Option<usize> {
@@ -39,9 +47,16 @@ impl Engine {
 
     /// An inner packet for the tunnel's other end at `remote`, whatever its size.
     pub(super) fn fit_in(&mut self, id: TunnelId, remote: IpAddr, buf: &mut VecBuf) {
-        let Some((tunnel, _)) = find(&self.snapshot, id) else {
+        let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        if let Some(pointer) = tunnel.may_not_enter(buf.data()) {
+            self.drop_in(record, DropReason::EncapLimit);
+            let device = self.device(id);
+            return self
+                .answers
+                .parameter_problem(buf.data(), pointer, device, &self.stats.icmp);
+        }
         let size = match self.path(tunnel, remote) {
             Some(path) => Size::of(tunnel, buf.data(), path),
             None => Size::Fits,
@@ -59,7 +74,7 @@ impl Engine {
         };
         let inner: Box<[u8]> = buf
             .data()
-            .get(tunnel.overhead()..)
+            .get(tunnel.inner_at(buf.data())..)
             .unwrap_or_default()
             .into();
         let size = Size::of(tunnel, &inner, path);
@@ -71,17 +86,16 @@ impl Engine {
     }
 
     fn too_big(&mut self, id: TunnelId, remote: IpAddr, size: Size, buf: &mut VecBuf) {
-        let Some((_, record)) = find(&self.snapshot, id) else {
+        let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
         match size {
             Size::CutInner(room) => self.cut(id, remote, room, buf),
             Size::Refused(mtu) => {
                 self.drop_in(record, DropReason::OuterTooBig);
-                let device = self.tuns.get(&id).and_then(|tun| tun.index().ok());
-                let device = device.unwrap_or_default();
-                self.answers
-                    .too_big(buf.data(), mtu, device, &self.stats.icmp);
+                let device = self.device(id);
+                let packet = packet_in(tunnel, buf.data());
+                self.answers.too_big(packet, mtu, device, &self.stats.icmp);
             }
             Size::Fits | Size::CutOuter | Size::Lost => {
                 self.drop_in(record, DropReason::OuterTooBig);
@@ -89,18 +103,26 @@ impl Engine {
         }
     }
 
-    /// Cuts an inner packet into pieces of at most `room` bytes, each of which is encapsulated.
+    /// The index of a tunnel's device; 0 where it is gone.
+    fn device(&self, id: TunnelId) -> u32 {
+        let index = self.tuns.get(&id).and_then(|tun| tun.index().ok());
+        index.unwrap_or_default()
+    }
+
+    /// Cuts an inner packet, or the one in a frame, into pieces of at most `room` bytes, each of which is encapsulated.
     fn cut(&mut self, id: TunnelId, remote: IpAddr, room: usize, buf: &mut VecBuf) {
+        let Some((tunnel, record)) = find(&self.snapshot, id) else {
+            return self.stats.drops.count(DropReason::UnknownTunnel);
+        };
         let inner: Box<[u8]> = buf.data().into();
-        let Ok(pieces) = fragment::fragments(&inner, room) else {
-            if let Some((_, record)) = find(&self.snapshot, id) {
-                self.drop_in(record, DropReason::OuterTooBig);
-            }
-            return;
+        let packet = packet_in(tunnel, &inner);
+        let link_header = &inner[..inner.len() - packet.len()];
+        let Ok(pieces) = fragment::fragments(packet, room) else {
+            return self.drop_in(record, DropReason::OuterTooBig);
         };
         self.stats.inner_fragmented.add(1);
         for (header, payload) in pieces {
-            if copy_into(buf, &[&header, payload].concat()) {
+            if copy_into(buf, &[link_header, &header, payload].concat()) {
                 self.carry(id, remote, buf);
             }
         }
