@@ -57,10 +57,8 @@ def traffic_class_differences(ecn, ours, kernels):
 
 
 def check_ecn(bed, tunnel, _):
-    """RFC 6040 on decapsulation: (outer, inner) to what the inner host sees, or None for a drop. Nobody looks into frames."""
+    """RFC 6040 on decapsulation: (outer, inner) to what the inner host sees, or None for a drop."""
     rows = [((3, 2), 3), ((3, 1), 3), ((3, 3), 3), ((3, 0), None), ((1, 2), 1), ((0, 2), 2), ((2, 0), 0), ((1, 0), 0)]
-    if tunnel.kind.layer2:
-        rows = [((outer, inner), inner) for (outer, inner), _ in rows]
     complaints = []
     answers = ask_both(bed, tunnel, lambda _: [{"outer_tos": outer, "inner_tos": inner} for (outer, inner), _ in rows])
     for end, replies in zip((bed.a, bed.b), answers):
