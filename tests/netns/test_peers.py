@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from echo import echoes
 from greyhound import Greyhound
 from hello import HELLOS
 from topology import Segment, wait_until
@@ -41,8 +42,7 @@ class Routers:
         """Every echo between the hosts behind routers a and b comes back, once."""
         for family in families:
             to = {"4": f"10.{b}.0.2", "6": f"fd0{b}::2"}[family]
-            done = self.hosts[a - 1].run("ping", "-n", "-c", "5", "-i", "0.05", "-W", "5", to)
-            assert "5 received, 0% packet loss" in done.stdout and "DUP" not in done.stdout, done.stdout
+            echoes(self.hosts[a - 1], to)
 
 
 def underlay(mode: str, n: int) -> str:

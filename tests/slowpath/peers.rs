@@ -82,6 +82,37 @@ fn the_peer_table_and_the_next_hop_say_where_a_packet_goes() {
 }
 
 #[test]
+fn the_kernel_is_asked_for_a_next_hop_that_the_mirror_does_not_know() {
+    Lab::run(|lab| {
+        stand_ins(lab, &["192.0.2.3", "192.0.2.4"]);
+        let router = start(Mode::Gre, PEERS4, "192.0.2.4");
+        router.enable_ipv6();
+        let mut judge = lab.judge();
+        // Newer than the mirror; in another table; a peer of the tunnel; and of the other family.
+        run("ip route add 10.4.0.0/16 via 192.0.2.4 dev gre1 onlink");
+        run("ip route add 10.5.0.0/16 via 192.0.2.3 dev gre1 onlink table 100");
+        run("ip rule add to 10.5.0.0/16 lookup 100");
+        run("ip route add 10.6.0.0/16 via 172.16.0.9 dev gre1 onlink");
+        run("ip -6 route add fd03::/64 via ::192.0.2.4 dev gre1 onlink");
+        for (inside, outside) in [
+            ("10.4.0.9", "192.0.2.4"),
+            ("10.5.0.9", "192.0.2.3"),
+            ("10.6.0.9", "192.0.2.3"),
+        ] {
+            judge.send(&format!("IP(src='10.1.0.9',dst='{inside}',ttl=64)/ICMP()"));
+            judge.want(&format!(
+                "IP(src='192.0.2.1',dst='{outside}',id=id,flags='DF',ttl=40)/GRE()/IP(src='10.1.0.9',dst='{inside}',ttl=63)/ICMP()"
+            ));
+        }
+        judge.send("IPv6(src='fd01::9',dst='fd03::9',hlim=64)/UDP()");
+        judge.want("IP(src='192.0.2.1',dst='192.0.2.4',id=id,flags='DF',ttl=40)/GRE(proto=0x86dd)/IPv6(src='fd01::9',dst='fd03::9',hlim=63)/UDP()");
+        // It does not know of one either.
+        judge.send("IP(src='10.1.0.9',dst='10.2.200.9',ttl=64)/ICMP()");
+        router.dropped(DropReason::NoRemote, 1);
+    });
+}
+
+#[test]
 fn a_packet_to_ourselves_is_not_sent() {
     Lab::run(|lab| {
         let mut router = start(Mode::Gre, PEERS4, "192.0.2.4");

@@ -15,6 +15,7 @@ mod fragment6;
 mod groups;
 mod icmp;
 mod keepalive;
+mod next_hop;
 mod raw;
 mod send;
 mod stats;

@@ -15,6 +15,7 @@ use super::{
     Command, OuterError, ServiceTun, Shown, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
     answers::Answers,
     icmp::ErrorSocket,
+    next_hop::NextHops,
     raw::{Hears, Receiver},
     send::{RawSender, SendError, Sent, Way},
 };
@@ -53,6 +54,7 @@ pub(super) struct Engine {
     pub(super) reports: mpsc::Sender<OuterError>,
     pub(super) sender: RawSender,
     pub(super) answers: Answers,
+    next_hops: NextHops,
     service: Option<ServiceTun>,
     pub(super) tuns: HashMap<TunnelId, Tun>,
     punts: Vec<(u32, PuntSource)>,
@@ -85,6 +87,7 @@ impl Engine {
             reports,
             sender: RawSender::open()?,
             answers: Answers::new(),
+            next_hops: NextHops::open().map_err(SlowPathError::start("netlink"))?,
             service,
             tuns: HashMap::new(),
             punts: Vec::new(),
@@ -269,7 +272,13 @@ impl Engine {
             let peers = tunnel.peers.clone();
             return self.enter_for_all(id, &peers, buf);
         }
-        match self.snapshot.fib.remote_of(tunnel, destination) {
+        let known = self.snapshot.fib.remote_of(tunnel, destination);
+        let remote = known.or_else(|| {
+            let tun = self.tuns.get(&id)?;
+            let gateway = self.next_hops.gateway(id, tun, destination)?;
+            tunnel.remote_of(Some(gateway), destination)
+        });
+        match remote {
             Some(remote) => self.fit_in(id, remote, buf),
             None => self.drop_in(record, DropReason::NoRemote),
         }
