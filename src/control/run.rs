@@ -70,7 +70,7 @@ impl RunError {
 
 /// Runs the router in the foreground until SIGTERM or SIGINT; `path` is where the configuration came from.
 pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
-    privileges::reduce(config.router.xdp)?;
+    privileges::reduce(config.needs_bpf())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -3,6 +3,7 @@
 mod ends;
 mod incremental;
 mod multipath;
+mod wire;
 
 use proptest::prelude::*;
 
