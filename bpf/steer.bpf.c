@@ -516,7 +516,6 @@ static __always_inline enum steer_reason judge(struct xdp_md *ctx, const struct 
 		.end = (const void *)(long)ctx->data_end,
 	};
 	const struct ethhdr *ethernet = take(&cursor, struct ethhdr);
-	__u32 flags = port->flags;
 	bool to_group = false;
 	enum steer_reason reason;
 
@@ -531,16 +530,15 @@ static __always_inline enum steer_reason judge(struct xdp_md *ctx, const struct 
 	if (ethernet->h_proto != bpf_htons(ETH_P_IP) && ethernet->h_proto != bpf_htons(ETH_P_IPV6))
 		return STEER_not_ip;
 	if (!own_mac(ethernet, port)) {
-		/* The overlay's multicast is the kernel's. */
-		flags &= ~STEER_PORT_OVERLAY;
-		to_group = flags & STEER_PORT_GROUPS && ethernet->h_dest[0] & 1;
+		to_group = port->flags & STEER_PORT_GROUPS && ethernet->h_dest[0] & 1;
 		if (!to_group)
 			return STEER_other_mac;
 	}
 	if (ethernet->h_proto == bpf_htons(ETH_P_IP))
-		reason = judge4(cursor, flags, to_group);
+		reason = judge4(cursor, port->flags, to_group);
 	else
-		reason = judge6(cursor, flags, to_group);
+		reason = judge6(cursor, port->flags, to_group);
+	/* The overlay's multicast is the kernel's. */
 	return to_group && reason != STEER_redirected_underlay ? STEER_other_mac : reason;
 }
 

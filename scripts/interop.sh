@@ -21,7 +21,7 @@ usage: sudo scripts/interop.sh [--peer auto|host|guest] [--xdp auto|off|both] [-
 
 GREYHOUND names another binary than target/release/greyhound, INTEROP_CACHE another place for what is fetched,
 INTEROP_KERNEL another kernel package than linux-image-cloud-amd64.
-Ends with "N passed, N failed, N skipped"; the exit status is 0 when nothing failed.
+Ends with "N passed, N failed, N skipped". Exit status: 0 nothing failed, 1 something did, 77 nothing could be tried here.
 END_OF_USAGE
 }
 
@@ -41,6 +41,8 @@ done
 
 GREYHOUND=${GREYHOUND:-$ROOT/target/release/greyhound}
 INTEROP_CACHE=${INTEROP_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/greyhound-interop}
+# Seconds for all of it, what has to be fetched included: what is not done by then is skipped.
+LIMIT=${INTEROP_LIMIT:-560}
 NAME=greyhound-interop-$$
 DIR=''
 
@@ -67,6 +69,17 @@ finish() {
     done
     [[ -z $DIR ]] || rm -rf "$DIR"
     exit "$status"
+}
+
+# Ends it: each tunnel is skipped, by name.
+cannot() {
+    local row count=0
+    while IFS= read -r row; do
+        note "skipped: $row: $1"
+        count=$((count + 1))
+    done < <(/usr/bin/python3 "$ROOT/scripts/interop/table.py" "$XDP" "$ONLY")
+    printf '0 passed, 0 failed, %d skipped\n' "$count"
+    exit 77
 }
 
 # Whether this host's kernel has tunnels of its own: tried in a namespace that goes with the command.
@@ -107,7 +120,7 @@ build_network() {
     fi
 }
 
-is_root || die "network namespaces need root: sudo scripts/interop.sh"
+is_root || cannot "network namespaces need root"
 if [[ $PEER == auto ]]; then
     PEER=guest
     ! host_has_tunnels || PEER=host
@@ -117,7 +130,7 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 DIR=$(mktemp -d)
-install_packages iproute2 iputils-ping ethtool python3-scapy
+(install_packages iproute2 iputils-ping ethtool python3-scapy) || cannot "packages that are missing cannot be installed"
 mkdir -p "$INTEROP_CACHE"
 # Two at once would unpack over each other.
 exec 9>"$INTEROP_CACHE/lock"
@@ -133,6 +146,7 @@ build_network
 # From within the underlay: probes are sent and seen there, and the virtual machine's card is there.
 PYTHONDONTWRITEBYTECODE=1 PATH=$DIR:$PATH NO_COLOR=${NO_COLOR:-} ip netns exec "$NAME-underlay" \
     /usr/bin/python3 "$ROOT/scripts/interop/run.py" --name "$NAME" --dir "$DIR" --greyhound "$GREYHOUND" \
-    --cache "$INTEROP_CACHE" --peer "$PEER" --xdp "$XDP" --only "$ONLY" &
+    --cache "$INTEROP_CACHE" --peer "$PEER" --xdp "$XDP" --only "$ONLY" \
+    --limit $((LIMIT - SECONDS)) &
 # In the background, so that a signal is heard at once.
 wait "$!"

@@ -150,8 +150,7 @@ test_namespaces() {
         skip "tests/netns: no pytest or no scapy"
         return
     fi
-    check "release build" as_builder cargo build --release --locked --target-dir target
-    GREYHOUND=$ROOT/target/release/greyhound PYTHONDONTWRITEBYTECODE=1 timeout 1800 /usr/bin/python3 -m pytest \
+    GREYHOUND=$ROOT/target/release/greyhound PYTHONDONTWRITEBYTECODE=1 timeout 3000 /usr/bin/python3 -m pytest \
         -p no:cacheprovider -q --tb=short --color=no --junit-xml="$WORK/junit.xml" tests/netns </dev/null || status=$?
     count_pytest "$status"
 }
@@ -179,6 +178,27 @@ END
     count "$passed" "$failed" "$skipped"
 }
 
+# Against a real kernel's tunnels, in a virtual machine where this one has none. Each cell of the table is a test.
+test_interop() {
+    local status passed failed skipped
+    timeout -k 30 640 scripts/interop.sh </dev/null 2>&1 | tee "$WORK/out" && status=0 || status=$?
+    read -r passed failed skipped < <(
+        sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' "$WORK/out" | tail -n 1) || true
+    if [[ -z $passed || ($status -ne 0 && $status -ne 77 && $failed -eq 0) ]]; then
+        bad "interop: ended with $status before its sum"
+        count "${passed:-0}" 1 "${skipped:-0}"
+        return
+    fi
+    if [[ $failed -ne 0 ]]; then
+        bad "interop: $failed failed"
+    elif [[ $passed -eq 0 ]]; then
+        note "interop: skipped, nothing of it could be tried here"
+    else
+        ok "interop: $passed passed"
+    fi
+    count "$passed" "$failed" "$skipped"
+}
+
 step "What it takes"
 install_tools
 step "Format and lints"
@@ -188,7 +208,10 @@ step "Unit, property and integration tests"
 note "building them"
 test_rust
 step "Namespace tests"
+check "release build" as_builder cargo build --release --locked --target-dir target
 test_namespaces
+step "Against the Linux kernel"
+test_interop
 
 printf '\n%d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPPED"
 [[ $FAILED -eq 0 ]]

@@ -2,9 +2,10 @@
 
 pub mod act;
 
-use std::{collections::HashSet, ffi::OsString, path::PathBuf};
+use std::{collections::HashSet, ffi::OsString, net::IpAddr, path::PathBuf};
 
 use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 use crate::control::config::{DEFAULT_CONFIG, DEFAULT_CONTROL};
 
@@ -27,6 +28,9 @@ pub enum Verb {
     Run {
         #[command(flatten)]
         config: ConfigFile,
+        /// Go on where the running router is, and end it: no packet is lost that its slow path can carry
+        #[arg(long)]
+        takeover: bool,
         /// How log lines are written to stderr
         #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
         log_format: LogFormat,
@@ -56,6 +60,9 @@ pub enum Verb {
         #[command(flatten)]
         ask: Ask,
     },
+    /// The forwarding table of the running router
+    #[command(subcommand, infer_subcommands = true, arg_required_else_help = true)]
+    Route(RouteVerb),
     /// Counters per tunnel, worker and drop reason
     Stats {
         /// One tunnel only
@@ -63,6 +70,18 @@ pub enum Verb {
         /// Print again every second, until interrupted
         #[arg(long)]
         watch: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RouteVerb {
+    /// Show routes like `ip route show`: where they lead, and whether on the fast path or why not
+    Show {
+        /// Those within this prefix or for this address, and the one that contains it
+        #[arg(value_parser = prefix)]
+        prefix: Option<IpNet>,
         #[command(flatten)]
         ask: Ask,
     },
@@ -124,6 +143,14 @@ impl Cli {
     pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(options_last(args))
     }
+}
+
+/// A prefix, or an address, which is the prefix of its full length.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    let net = address.or_else(|_| text.parse::<IpNet>());
+    net.map(|net| net.trunc())
+        .map_err(|_| "expected a prefix like 10.0.0.0/8, or an address".to_owned())
 }
 
 fn log_level(text: &str) -> Result<String, String> {

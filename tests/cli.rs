@@ -13,7 +13,7 @@ use std::{
 use greyhound::control::{
     report::{
         ByteOrInherit, ErrorsReport, HeaderReport, NextHopReport, NumberOrWord, PathMtuReport,
-        PathShare, PortReport, Reasons, Statistics, Status, Traffic, TunnelReport,
+        PathShare, PeerReport, PortReport, Reasons, Statistics, Status, Traffic, TunnelReport,
         UnreachableReport, WorkerReport,
     },
     socket::{ControlSocket, SocketError, serve},
@@ -58,7 +58,7 @@ impl FakeRouter {
                 let socket = ControlSocket::bind(&path).unwrap();
                 ready.send(()).unwrap();
                 tokio::select! {
-                    () = serve(&socket, async |request| statistics.clone().answer(&request)) => {}
+                    _ = serve(&socket, async |request| statistics.clone().answer(&request)) => {}
                     _ = stopped => {}
                 }
             });
@@ -317,6 +317,65 @@ six: gre/ipv6  remote 2001:db8::2  local 2001:db8::1  encaplimit 4  hoplimit 64 
         text(&output.stderr),
         "greyhound: no tunnel \"gre9\": there are gre1, gre2, six\n"
     );
+}
+
+#[test]
+fn tunnel_show_has_a_line_for_each_peer() {
+    let hop = |lladdr: Option<&str>| {
+        Some(NextHopReport {
+            device: "eth0".into(),
+            via: "192.0.2.254".into(),
+            lladdr: lladdr.map(str::to_owned),
+        })
+    };
+    let peer = |address: Option<&str>, remote: &str, state: &str, next_hop| PeerReport {
+        address: address.map(str::to_owned),
+        remote: remote.to_owned(),
+        state: state.to_owned(),
+        next_hop,
+    };
+    let mac = "02:00:00:00:00:fe";
+    let tunnel = TunnelReport {
+        name: "gre1".into(),
+        mode: "gre".into(),
+        local: "192.0.2.1".into(),
+        remote: "any".into(),
+        state: "up".into(),
+        pmtudisc: true,
+        peers: vec![
+            peer(Some("10.0.3.0/24"), "198.51.100.3", "up", hop(Some(mac))),
+            peer(Some("172.16.0.4"), "198.51.100.4", "no-route", None),
+            peer(None, "198.51.100.5", "unresolved", hop(None)),
+        ],
+        ..TunnelReport::default()
+    };
+    let scratch = Scratch::new("peers");
+    let path = scratch.path("control.sock");
+    let statistics = Statistics {
+        tunnels: vec![tunnel, TunnelReport::default()],
+        ..Statistics::default()
+    };
+    let _router = FakeRouter::start(&path, statistics);
+    let path = path.to_str().unwrap();
+    let output = greyhound(&["tunnel", "show", "gre1", "--socket", path]);
+    let shown = text(&output.stdout);
+    let lines: Vec<&str> = shown.lines().take(5).collect();
+    assert_eq!(
+        lines,
+        [
+            "gre1: gre/ip  remote any  local 192.0.2.1  ttl inherit  tos inherit",
+            "    state up",
+            "    peer 10.0.3.0/24  remote 198.51.100.3  up  via 192.0.2.254 dev eth0 lladdr 02:00:00:00:00:fe",
+            "    peer 172.16.0.4  remote 198.51.100.4  no-route",
+            "    peer by route  remote 198.51.100.5  unresolved  via 192.0.2.254 dev eth0",
+        ]
+    );
+    let output = greyhound(&["tunnel", "show", "--json", "--socket", path]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json[0]["peers"][1]["state"], "no-route");
+    assert_eq!(json[0]["peers"][2]["address"], serde_json::Value::Null);
+    // Who has none says nothing of it.
+    assert!(json[1].get("peers").is_none());
 }
 
 #[test]

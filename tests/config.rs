@@ -161,6 +161,9 @@ fn over_ipv6_the_header_has_other_names() {
     ] {
         assert_eq!(tunnel(&[edit]).tos, tos);
     }
+    for (edit, copied) in [("dscp = \"inherit\"", true), ("dscp = \"none\"", false)] {
+        assert_eq!(tunnel(&[edit]).copy_dscp, copied);
+    }
     for (edit, label) in [
         ("flowlabel = \"hash\"", FlowLabel::Hash),
         ("flowlabel = \"inherit\"", FlowLabel::Inherit),
@@ -332,8 +335,8 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
 }
 
 const TUNNEL_KEYS: &str = "name, mode, local, remote, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, tos, \
-     tclass, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, clamp_mss, dev, \
-     address, routes, peer, bridge, nvgre";
+     tclass, dscp, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, clamp_mss, \
+     keepalive, dev, address, routes, peer, bridge, nvgre";
 const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
@@ -539,6 +542,10 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
         r#"9: flowlabel = "hash": not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6"#,
     ),
     (
+        "dscp = \"inherit\"",
+        r#"9: dscp = "inherit": not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6"#,
+    ),
+    (
         "encaplimit = 4",
         "9: encaplimit = 4: not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6",
     ),
@@ -583,10 +590,6 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
         r#"9: unknown key "encap-dport" (did you mean encap_sport?); accepted: {tunnel}"#,
     ),
     (
-        "keepalive = { interval = 10, retries = 3 }",
-        "9: keepalive is not available in this version; accepted: {tunnel}",
-    ),
-    (
         "ignore-df = true",
         r#"9: unknown key "ignore-df" (did you mean ignore_df?); accepted: {tunnel}"#,
     ),
@@ -598,6 +601,11 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
 
 /// The same for other kinds (see [`kind`]).
 const BROKEN_KINDS: &[(&str, &[&str], &str)] = &[
+    (
+        "ip6gre",
+        &["dscp = true"],
+        "9: dscp = true: expected \"inherit\" or \"none\"",
+    ),
     (
         "ipip",
         &["key = 42"],
@@ -727,6 +735,16 @@ const BROKEN_KINDS: &[(&str, &[&str], &str)] = &[
         "ip6gre",
         &["mtu = 65484"],
         r#"9: mtu = 65484: expected 68..65483 or "auto""#,
+    ),
+    (
+        "ipip",
+        &["keepalive = true"],
+        "9: keepalive = true: not with mode ipip; accepted with gre and ip6gre",
+    ),
+    (
+        "gre",
+        &["encap = \"gre-in-udp\"", "keepalive = true"],
+        "10: keepalive = true: not with encap: what is to come back is plain GRE, which such a tunnel does not take",
     ),
     (
         "ip6ip6",
@@ -1003,7 +1021,13 @@ fn a_group_is_joined_on_one_device() {
         let tunnel = &config.tunnels[0];
         assert_eq!(tunnel.remote.to_string(), group);
         assert_eq!(tunnel.dev.as_deref(), Some("eth0"));
+        // As iproute2 makes them: 239.1.1.1 is also the key.
+        let key = (mode == "gre").then_some(0xef01_0101);
+        assert_eq!((tunnel.ikey, tunnel.okey), (key, key));
     }
+    let keyed = kind("gre", &["remote = \"239.1.1.1\"", "ikey = 5"]);
+    let tunnel = &parse(&keyed).unwrap().tunnels[0];
+    assert_eq!((tunnel.ikey, tunnel.okey), (Some(5), Some(0xef01_0101)));
     let two = |edits: &[&str]| with(&["underlay = [\"eth0\", \"eth2\"]"], edits);
     assert_eq!(
         refusal(&two(&["remote = \"239.1.1.1\""])),
@@ -1011,6 +1035,54 @@ fn a_group_is_joined_on_one_device() {
     );
     let config = parse(&two(&["remote = \"239.1.1.1\"", "dev = \"eth2\""])).unwrap();
     assert_eq!(config.tunnels[0].dev.as_deref(), Some("eth2"));
+}
+
+#[test]
+fn keepalives_are_ciscos() {
+    let asked = |value: &str| {
+        let config = parse(&with(&[], &[&format!("keepalive = {value}")])).unwrap();
+        let found = config.tunnels[0].keepalive;
+        found.map(|keepalive| (keepalive.interval, keepalive.retries))
+    };
+    assert_eq!(asked("false"), None);
+    assert_eq!(asked("true"), Some((10, 3)));
+    assert_eq!(asked("{}"), Some((10, 3)));
+    assert_eq!(asked("{interval = 32767}"), Some((32767, 3)));
+    assert_eq!(asked("{retries = 255, interval = 1}"), Some((1, 255)));
+    let broken = |value: &str| refusal(&with(&[], &[&format!("keepalive = {value}")]));
+    let table = "true, false or a table such as {interval = 10, retries = 3}";
+    for (value, complaint) in [
+        ("10", format!("keepalive = 10: expected {table}")),
+        ("\"on\"", format!("keepalive = \"on\": expected {table}")),
+        ("[10, 3]", format!("keepalive = [10, 3]: expected {table}")),
+    ] {
+        assert_eq!(broken(value), format!("9: tunnel \"gre1\": {complaint}"));
+    }
+    for (value, complaint) in [
+        ("{interval = 0}", "interval = 0: expected 1 to 32767"),
+        (
+            "{interval = 32768}",
+            "interval = 32768: expected 1 to 32767",
+        ),
+        ("{interval = 1.5}", "interval = 1.5: expected 1 to 32767"),
+        ("{retries = 0}", "retries = 0: expected 1 to 255"),
+        ("{retries = 256}", "retries = 256: expected 1 to 255"),
+        (
+            "{retry = 3}",
+            "unknown key \"retry\"; accepted: interval, retries",
+        ),
+    ] {
+        let complaint = format!("9: tunnel \"gre1\": keepalive: {complaint}");
+        assert_eq!(broken(value), complaint);
+    }
+    let many_ends = "keepalive = true: not without one far end that could answer: expected a unicast remote beside it";
+    for text in [
+        many("gre", &["keepalive = true"], &[]),
+        with(&[], &["remote = \"239.1.1.1\"", "keepalive = true"]),
+    ] {
+        let message = refusal(&text);
+        assert!(message.ends_with(many_ends), "{message}");
+    }
 }
 
 #[test]

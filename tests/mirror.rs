@@ -135,21 +135,25 @@ fn picture(state: &State) -> BTreeSet<String> {
         picture.insert(format!("neighbour {device} {ip} {:?} {fixed}", entry.mac));
     }
     picture.insert(format!("foreign rules: {}", state.foreign_rules()));
-    routes("main", state.main_v4(), &mut picture);
-    routes("main", state.main_v6(), &mut picture);
-    routes("local", state.local_v4(), &mut picture);
-    routes("local", state.local_v6(), &mut picture);
+    picture.insert(format!("nexthop objects: {}", state.nexthops()));
+    routes("main", state, state.main_v4(), &mut picture);
+    routes("main", state, state.main_v6(), &mut picture);
+    routes("local", state, state.local_v4(), &mut picture);
+    routes("local", state, state.local_v6(), &mut picture);
     picture
 }
 
 fn routes<P: Prefix + std::fmt::Debug>(
     name: &str,
+    state: &State,
     table: &RouteTable<P>,
     picture: &mut BTreeSet<String>,
 ) {
     for (prefix, routes) in table.all() {
         for (place, route) in routes.iter().enumerate() {
-            picture.insert(format!("{name} {prefix:?} #{place} {route:?}"));
+            // The hops are the route's own, or its nexthop object's.
+            let hops = state.hops(route);
+            picture.insert(format!("{name} {prefix:?} #{place} {route:?} {hops:?}"));
         }
     }
 }
@@ -220,7 +224,14 @@ const SCRIPT: &[&str] = &[
     "tuntap add t0 mode tun\nlink set t0 up\naddr add 172.16.0.1/30 dev t0\nroute add 10.20.0.0/16 dev t0",
     "nexthop add id 7 dev renamed\nroute add 10.21.0.0/16 nhid 7\nnexthop add id 8 via fe80::1 dev renamed\nroute add 2001:db8:21::/48 nhid 8",
     "nexthop replace id 7 blackhole\nnexthop replace id 8 via fe80::2 dev renamed",
-    "nexthop del id 7\nnexthop del id 8",
+    "nexthop replace id 7 dev v1\nnexthop add id 9 via 10.0.1.1 dev renamed\nnexthop add id 10 group 7,3/9,1\nroute add 10.22.0.0/16 nhid 10",
+    "nexthop replace id 10 group 9\nnexthop replace id 9 via 10.0.1.1 dev renamed onlink",
+    "nexthop del id 9",
+    "route add 10.23.0.0/16 nhid 7",
+    // The objects of a device that goes down go silently, and their routes with them.
+    "link set v1 down",
+    "link set v1 up",
+    "nexthop flush",
     "link add link renamed name m0 type veth peer name m1\nlink set m0 up\nlink set m1 up",
     "route del blackhole 10.3.0.0/16\nroute del unreachable 10.4.0.0/16\nroute del prohibit 10.5.0.0/16",
     "route del throw 10.6.0.0/16\nroute del unreachable 2001:db8:3::/48",
@@ -273,7 +284,14 @@ fn random_line(random: &mut Random) -> String {
     let (n, m) = (random.below(4), random.below(4));
     let verb = ["add", "append", "replace", "del", "prepend", "change"][random.below(6) as usize];
     let metric = ["", " metric 5", " metric 9"][random.below(3) as usize];
-    match random.below(16) {
+    match random.below(20) {
+        16 => format!("nexthop replace id {} via 10.{m}.0.77 dev {device}", n + 1),
+        17 => format!("nexthop del id {}", n + 1),
+        18 => format!("nexthop replace id 9 group {}/{},{}", n + 1, m + 1, m + 2),
+        19 => format!(
+            "route {verb} 10.22{n}.0.0/16 nhid {}",
+            [1, 2, 9, 9][m as usize]
+        ),
         0 => format!("link set {device} up"),
         1 => format!("link set {device} down"),
         2 => format!("addr add 10.{n}.0.{m}/24 dev {device}"),

@@ -9,6 +9,8 @@
 //! B answers every tunnel packet with an ICMP error, for its kernel knows no GRE: nothing here may mind that.
 //! Needs root, iproute2 and scapy; without them the tests fail.
 
+#[path = "slowpath/limit.rs"]
+mod limit;
 #[path = "slowpath/too_big.rs"]
 mod too_big;
 #[path = "slowpath/udp.rs"]
@@ -51,6 +53,8 @@ fn fib(tunnels: impl IntoIterator<Item = Tunnel>) -> Arc<Fib> {
     Arc::new(Fib::new(Vec::new(), tunnels, &RouteTable::default()))
 }
 
+#[path = "slowpath/keepalive.rs"]
+mod keepalive;
 #[path = "slowpath/peers.rs"]
 mod peers;
 
@@ -598,7 +602,10 @@ fn a_persistent_device_is_adopted_with_its_addresses_and_routes() {
         run("ip route add 10.2.0.0/16 dev gre1");
         let index = tun.index().unwrap();
         drop(tun);
-        assert!(run("ip link show gre1").contains("NO-CARRIER"));
+        // The kernel says so up to a second later (net/core/link_watch.c).
+        eventually("the carrier is gone", || {
+            run("ip link show gre1").contains("NO-CARRIER")
+        });
 
         let tun = Tun::open("gre1", TunKind::Tun, true).unwrap();
         assert!(tun.adopted());

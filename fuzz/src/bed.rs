@@ -37,6 +37,7 @@ fn keyed(tunnel: Tunnel) -> Tunnel {
     Tunnel {
         ikey: key,
         okey: key,
+        keepalive: true,
         ..tunnel
     }
 }

@@ -9,7 +9,7 @@ use greyhound::{
     },
     fib::PortId,
     packet::{PacketBuf, VecBuf},
-    tunnel::{self, Outer, Sequences, Tunnel, TunnelState},
+    tunnel::{self, Outer, Sequences, Tunnel, TunnelState, keepalive},
 };
 
 use super::{
@@ -53,6 +53,17 @@ pub fn forward(bytes: &[u8]) {
         Verdict::Punt(_, PuntTo::Underlay(id)) => {
             let inner = sent(bed.tunnel(id.0 as u8), buf.data());
             assert_eq!(inner, &event.packet()[..inner.len()]);
+        }
+        Verdict::Punt(_, PuntTo::Keepalive(id)) => {
+            let tunnel = bed.tunnel(id.0 as u8);
+            match keepalive::is_answer(tunnel, event.packet()) {
+                true => assert_eq!(buf.data(), event.packet(), "an answer, and changed"),
+                false => {
+                    let inner = taken_out(tunnel, event.packet());
+                    assert!(keepalive::is_request(tunnel, &inner));
+                    assert_eq!(buf.data(), inner);
+                }
+            }
         }
         Verdict::Drop(_) => {}
     }

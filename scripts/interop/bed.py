@@ -1,6 +1,8 @@
 """The two ends, what is between them, and Greyhound running at one of them.
 
     A host 10.1.0.2 ─ lan A router wan 192.0.2.1 ─ toA underlay toB ─ 198.51.100.1 eth0 B router lan ─ B host 10.2.0.2
+
+The underlay is one link with a router on it, so that multicast passes and unicast is routed.
 """
 
 import json
@@ -8,11 +10,14 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from places import Failed, Namespace, Place, boot
+from tunnels import DEVICE, WAN
 
-DEVICE = "t0"
+# Of a TCP connection each way: enough to tell the paths apart. A virtual machine without KVM takes some time for it.
+BYTES = 3_000_000
+UNDERLAY = "br0"
 MAC_B = "02:00:00:00:b0:01"
 
 
@@ -31,7 +36,12 @@ class End:
     wan: str
     files: str
     mac: str = ""
+    digest: str = ""
+    mtu: int = 0
+    sequence: int = 0
     other: "End" = field(default=None, repr=False)
+    # The same router once more, as if it were another: for tunnels to several.
+    second: "End" = field(default=None, repr=False)
 
     def gateway(self, family):
         return self.inner[family][:-1] + "1"
@@ -41,7 +51,7 @@ class Bed:
     def __init__(self, options):
         self.name, self.dir, self.greyhound = options.name, options.dir, options.greyhound
         self.machine = self.process = None
-        self.sequence, self.port = 0, 5000
+        self.port, self.mtu = 5000, WAN
         os.symlink(f"{options.cache}/busybox/bin/busybox", f"{self.dir}/busybox")
         if options.peer == "guest":
             self.machine, peer = boot(self.dir, options.cache, "toB", MAC_B)
@@ -57,6 +67,7 @@ class Bed:
                      {4: "198.51.100.1", 6: "2001:db8:b::1"}, {4: "10.2.0.2", 6: "fd00:2::2"},
                      {4: "172.16.0.2", 6: "fd00:172::2"}, {4: "10.2.0.0/24", 6: "fd00:2::/64"}, "toB", "eth0", files)
         self.a.other, self.b.other = self.b, self.a
+        self.b.second = replace(self.b, outer={4: "198.51.100.3", 6: "2001:db8:b::3"}, tunnel={4: "172.16.0.3", 6: "fd00:172::3"})
         self.underlay = Place()
         self.underlay.call = Namespace(f"{self.name}-underlay").call
         peer.must(f"ip link add lan type veth peer name eth0 netns {far_name}")
@@ -66,33 +77,34 @@ class Bed:
         """Addresses and routes. No rate limit on ICMP errors: each of them is waited for."""
         for router in (self.a.router, self.b.router, self.underlay):
             router.must("for f in ipv4/ip_forward ipv6/conf/all/forwarding; do echo 1 >/proc/sys/net/$f; done;"
-                        "for f in ipv4/icmp_ratelimit ipv6/icmp/ratelimit ipv4/icmp_echo_ignore_broadcasts"
-                        " ipv4/conf/all/rp_filter ipv4/conf/default/rp_filter; do echo 0 >/proc/sys/net/$f; done")
+                        "for f in ipv4/icmp_ratelimit ipv6/icmp/ratelimit ipv4/icmp_echo_ignore_broadcasts ipv4/conf/all/send_redirects"
+                        " ipv4/conf/default/send_redirects ipv4/conf/all/rp_filter ipv4/conf/default/rp_filter;"
+                        " do echo 0 >/proc/sys/net/$f; done")
+        self.underlay.must(f"ip link add {UNDERLAY} type bridge mcast_snooping 0; ip link set {UNDERLAY} up;"
+                           f"for p in toA toB; do ip link set $p master {UNDERLAY}; done")
         for end in (self.a, self.b):
             end.host.must(f"mkdir -p {end.files}; ip link set lo up; ip link set eth0 up; ip addr add {end.inner[4]}/24 dev eth0;"
                           f"ip addr add {end.inner[6]}/64 dev eth0 nodad; ip route add default via {end.gateway(4)};"
                           f"ip -6 route add default via {end.gateway(6)}")
+            self.underlay.must(f"ip addr add {end.outer[4][:-1]}2/29 dev {UNDERLAY};"
+                               f"ip addr add {end.outer[6][:-1]}2/64 dev {UNDERLAY} nodad")
+            outer = [each.outer for each in (end, end.second) if each]
             end.router.must(f"ip link set lan up; ip link set {end.wan} up; ip addr add {end.gateway(4)}/24 dev lan;"
-                            f"ip addr add {end.gateway(6)}/64 dev lan nodad; ip addr add {end.outer[4]}/30 dev {end.wan};"
-                            f"ip addr add {end.outer[6]}/64 dev {end.wan} nodad;"
-                            f"ip route add default via {end.outer[4][:-1]}2;"
-                            f"ip -6 route add default via {end.outer[6][:-1]}2")
-            self.underlay.must(f"ip addr add {end.outer[4][:-1]}2/30 dev {end.port};"
-                               f"ip addr add {end.outer[6][:-1]}2/64 dev {end.port} nodad")
+                            f"ip addr add {end.gateway(6)}/64 dev lan nodad;"
+                            + "".join(f"ip addr add {each[4]}/29 dev {end.wan}; ip addr add {each[6]}/64 dev {end.wan} nodad;"
+                                      for each in outer)
+                            + f"ip route add default via {end.outer[4][:-1]}2; ip -6 route add default via {end.outer[6][:-1]}2;"
+                            f"ping -c 1 -W 5 {end.outer[4][:-1]}2")
             end.mac = end.router.must(f"cat /sys/class/net/{end.wan}/address")
-            end.router.must(f"ping -c 1 -W 5 {end.outer[4][:-1]}2")
+            end.digest = end.host.must(f"head -c {BYTES} /dev/urandom >{end.files}/sent; md5sum <{end.files}/sent", 60)
 
     # --- The tunnel
 
     def configuration(self, tunnel, xdp):
-        family = tunnel.kind.delivery
-        lines = ["[router]", 'underlay = ["wan"]', 'overlay = ["lan"]', f'xdp = "{xdp}"',
-                 f'control = "{self.dir}/control.sock"', "[[tunnel]]", f'name = "{DEVICE}"', f'mode = "{tunnel.mode}"',
-                 f'local = "{self.a.outer[family]}"', f'remote = "{self.b.outer[family]}"',
-                 f'address = ["{self.a.tunnel[4]}/30", "{self.a.tunnel[6]}/64"]', *tunnel.config()]
         path = f"{self.dir}/greyhound.toml"
+        router = ['underlay = ["wan"]', 'overlay = ["lan"]', f'xdp = "{xdp}"', f'control = "{self.dir}/control.sock"']
         with open(path, "w") as file:
-            file.write("\n".join(lines) + "\n")
+            file.write(tunnel.configuration(self.a, router))
         return path
 
     def refusal(self, tunnel, xdp):
@@ -108,18 +120,26 @@ class Bed:
 
     def up(self, tunnel, xdp):
         """Makes the tunnel at both ends, and waits until a packet has passed."""
-        self.sequence = 0x4000_0000
+        self.set_mtu(tunnel.wan)
         self.start(self.configuration(tunnel, xdp))
-        family = tunnel.kind.delivery
-        self.b.router.must(f"ip link add {DEVICE} {tunnel.link(self.b.outer[family], self.a.outer[family])};"
-                           f"ip addr add {self.b.tunnel[4]}/30 dev {DEVICE};"
-                           f"ip addr add {self.b.tunnel[6]}/64 dev {DEVICE} nodad; ip link set {DEVICE} up")
+        self.b.router.must("; ".join(tunnel.commands(self.b)))
         for end in (self.a, self.b):
-            for version in tunnel.kind.payloads:
-                via = f"via {end.other.tunnel[version]} " if tunnel.kind.layer2 else ""
-                end.router.must(f"ip -{version} route replace {end.other.net[version]} {via}dev {DEVICE}")
-        for version in tunnel.kind.payloads:
+            end.sequence = 0x4000_0000
+            routes = tunnel.routes(end, end is self.b)
+            end.mtu = int(end.router.must("; ".join([*routes, f"cat /sys/class/net/{DEVICE}/mtu"])))
+        for version in tunnel.payloads:
             self.a.host.until(f"ping -n -c 1 -W 1 {self.b.inner[version]}")
+
+    def set_mtu(self, mtu):
+        """Of every device but the tunnel's."""
+        if mtu == self.mtu:
+            return
+        self.mtu = mtu
+        for end in (self.a, self.b):
+            end.host.must(f"ip link set eth0 mtu {mtu}")
+            end.router.must(f"ip link set lan mtu {mtu}; ip link set {end.wan} mtu {mtu}")
+            self.underlay.must(f"ip link set {end.port} mtu {mtu}")
+        self.underlay.must(f"ip link set {UNDERLAY} mtu {mtu}")
 
     def start(self, config):
         with open(f"{self.dir}/greyhound.log", "wb") as log:
@@ -146,7 +166,8 @@ class Bed:
 
     def down(self):
         """Takes the tunnel away at both ends; what they have learned about the path goes too."""
-        self.b.router.run(f"ip link del {DEVICE}")
+        forget = "ip route flush cache; ip -6 route flush cache"
+        self.b.router.run(f"ip link del {DEVICE}; ip link del {DEVICE}b; ethtool -K {self.b.wan} gro on; {forget}")
         if self.process:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -155,8 +176,8 @@ class Bed:
                 self.process.kill()
                 self.process.wait()
             self.process = None
-        for place in (self.a.router, self.b.router, self.a.host, self.b.host):
-            place.run("ip route flush cache; ip -6 route flush cache")
+        for place in (self.a.router, self.a.host, self.b.host):
+            place.run(forget)
 
     def close(self):
         if self.process:

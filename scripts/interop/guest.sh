@@ -3,9 +3,9 @@
 # Sourced, never run.
 
 # All that a tunnel endpoint with a network behind it needs; what these depend on comes along.
-GUEST_MODULES=(virtio_pci virtio_net virtio_console veth ip_gre ip6_gre ipip sit ip6_tunnel)
+GUEST_MODULES=(virtio_pci virtio_net virtio_console veth ip_gre ip6_gre ipip sit ip6_tunnel fou fou6)
 # Not busybox's: its ip knows no tunnel types, its ping no DF, and its sh would prefer both to these.
-GUEST_PROGRAMS=(dash ip ping)
+GUEST_PROGRAMS=(dash ip ping ethtool)
 
 # Unpacks packages "${@:2}" into directory $1 of the cache, once.
 unpack_packages() {
@@ -16,20 +16,32 @@ unpack_packages() {
     mkdir -p "$into"
     work=$(mktemp -d "$DIR/fetch.XXXXXX")
     note "fetching $*"
-    # A warning that root needed no sandbox user goes to stderr also when all is well.
-    if ! (cd "$work" && timeout 300 apt-get download -qq "$@" 2>"$work/errors"); then
-        quote <"$work/errors"
-        rm -rf "$work"
-        die "cannot fetch $*: apt-get update may help"
+    # Package lists may be older than what they speak of.
+    if ! download "$work" "$@"; then
+        apt_update || true
+        download "$work" "$@" || cannot "apt-get cannot download $*"
     fi
     for deb in "$work"/*.deb; do nice dpkg-deb -x "$deb" "$into"; done
     rm -rf "$work"
     touch "$into/.complete"
 }
 
+# Into directory $1. What apt says is shown when it fails: a warning that root needed no sandbox comes also when all is well.
+download() {
+    (cd "$1" && timeout 200 apt-get download -qq "${@:2}") >"$DIR/apt" 2>&1 || {
+        quote <"$DIR/apt"
+        return 1
+    }
+}
+
+# The package with the image and the modules that meta package $1 stands for.
+kernel_image() {
+    apt-cache depends "$1" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1
+}
+
 # nc, and the guest's user space. A host that is its own peer uses it too, so that both speak the same nc.
 fetch_busybox() {
-    command -v apt-get >/dev/null || die "no apt-get here: what it takes is fetched as Debian packages"
+    command -v apt-get >/dev/null || cannot "no apt-get here: what it takes is fetched as Debian packages"
     unpack_packages busybox busybox-static
     BUSYBOX=$INTEROP_CACHE/busybox/bin/busybox
     [[ -x $BUSYBOX ]] || BUSYBOX=$INTEROP_CACHE/busybox/usr/bin/busybox
@@ -37,8 +49,10 @@ fetch_busybox() {
 
 fetch_guest() {
     local meta=${INTEROP_KERNEL:-linux-image-cloud-amd64} image packages
-    image=$(apt-cache depends "$meta" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1)
-    [[ -n $image ]] || die "no package $meta here: INTEROP_KERNEL may name another, or apt-get update help"
+    [[ $(uname -m) == x86_64 ]] || cannot "the virtual machine is one for x86_64"
+    image=$(kernel_image "$meta")
+    [[ -n $image ]] || { apt_update || true && image=$(kernel_image "$meta"); }
+    [[ -n $image ]] || cannot "no package $meta here (INTEROP_KERNEL may name another)"
     unpack_packages "$image" "$image"
     KERNEL=${image#linux-image-}
     KERNEL_TREE=$INTEROP_CACHE/$image
@@ -52,7 +66,7 @@ fetch_guest() {
     # Installed, it could remove a newer QEMU's tools; unpacked, it disturbs nothing.
     if [[ ! -e $INTEROP_CACHE/qemu/.complete ]]; then
         mapfile -t packages < <(apt-get install -s --no-install-recommends qemu-system-x86 | awk '/^Inst/ {print $2}')
-        [[ ${#packages[@]} -gt 0 ]] || die "no package qemu-system-x86 here: apt-get update may help"
+        [[ ${#packages[@]} -gt 0 ]] || cannot "no package qemu-system-x86 here"
         unpack_packages qemu "${packages[@]}"
     fi
 }

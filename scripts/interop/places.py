@@ -12,12 +12,16 @@ class Failed(Exception):
     """A command that had to succeed did not."""
 
 
+class NoMachine(Exception):
+    """The virtual machine does not come up: nothing can be tried here."""
+
+
 class Gone(Exception):
     """The virtual machine answers no more: nothing can be judged from here on."""
 
 
 class Place:
-    """Something with a shell. `prefix` takes a command into the network namespace that is meant."""
+    """Something with a shell. `prefix` is a shell in the network namespace that is meant."""
 
     def __init__(self, prefix=""):
         self.prefix = prefix
@@ -27,7 +31,7 @@ class Place:
 
     def run(self, command, seconds=20):
         """Exit status and output (both streams) of a shell command; 124 or 137 when it took too long."""
-        return self.call(f"{self.prefix} sh -c {shlex.quote(command)}" if self.prefix else command, seconds)
+        return self.call(f"{self.prefix} -c {shlex.quote(command)}" if self.prefix else command, seconds)
 
     def must(self, command, seconds=20):
         status, output = self.run(f"set -e; {command}", seconds)
@@ -49,7 +53,7 @@ class Place:
 
 class Namespace(Place):
     def __init__(self, name):
-        super().__init__(f"ip netns exec {name}")
+        super().__init__(f"ip netns exec {name} sh")
 
     def call(self, command, seconds):
         done = subprocess.run(["timeout", "-s", "KILL", str(seconds), "sh", "-c", command], stdin=subprocess.DEVNULL,
@@ -65,14 +69,17 @@ class Guest(Place):
         self.line = line
 
     def inside(self, namespace):
-        return Guest(self.line, f"ip netns exec {namespace}")
+        # Cheaper than ip; by path, because busybox would start its own shell.
+        return Guest(self.line, f"busybox nsenter --net=/run/netns/{namespace} /sbin/dash")
 
     def call(self, command, seconds):
-        self.line.settimeout(seconds + 30)
-        self.line.sendall(b"%d %s\n" % (seconds, base64.b64encode(command.encode())))
         try:
+            self.line.settimeout(seconds + 30)
+            self.line.sendall(b"%d %s\n" % (seconds, base64.b64encode(command.encode())))
             status, _, output = read_line(self.line).partition(b" ")
-        except OSError as why:
+        except (OSError, Gone) as why:
+            # An answer that comes yet would be taken for the next command's.
+            self.line.close()
             raise Gone(f"no answer from the virtual machine to: {command}") from why
         return int(status), base64.b64decode(output).decode(errors="replace")
 
@@ -102,7 +109,7 @@ def boot(directory, cache, tap, mac):
     accelerator = "kvm:tcg" if {"vmx", "svm"} & set(flags) else "tcg"
     with open(f"{directory}/qemu.log", "wb") as log:
         machine = subprocess.Popen(
-            ["nice", "-n", "19", program, *where, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+            [program, *where, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
              "-machine", f"accel={accelerator}", "-m", "512", "-smp", "1",
              "-kernel", f"{cache}/vmlinuz", "-initrd", f"{directory}/initramfs",
              "-append", "console=ttyS0 quiet panic=-1", "-serial", f"file:{directory}/console.log",
@@ -118,11 +125,13 @@ def boot(directory, cache, tap, mac):
     try:
         while line.connect_ex(path):
             if machine.poll() is not None or time.monotonic() > deadline:
-                raise Failed("QEMU does not start")
+                raise NoMachine("QEMU does not start")
             time.sleep(0.05)
         if read_line(line) != b"ready":
-            raise Failed("the virtual machine does not come up")
-    except (Failed, Gone, OSError) as why:
+            raise NoMachine("the virtual machine does not come up")
+    except (NoMachine, Gone, OSError) as why:
+        machine.kill()
+        machine.wait()
         with open(f"{directory}/qemu.log", errors="replace") as log:
-            raise Failed(f"{why}: {log.read()[-500:].strip()}") from why
+            raise NoMachine(f"{why}: {log.read()[-500:].strip()}") from why
     return machine, Guest(line)

@@ -3,17 +3,19 @@
 The far host echoes TTL and DSCP anew but the request's TOS as it was: one vantage point shows both directions of an end.
 """
 
+import ipaddress
 import logging
 import os
 import time
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 
-from scapy.all import (GRE, ICMP, IP, ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, Ether, Raw, conf)  # noqa: E402
+from scapy.all import (GRE, ICMP, IP, ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, Ether, Raw, UDP, bind_layers, conf)  # noqa: E402
 
-from bed import DEVICE  # noqa: E402
+from tunnels import DEVICE, UDP_PORT  # noqa: E402
 
 conf.ipv6_enabled = True
+bind_layers(UDP, GRE, dport=UDP_PORT)
 GRE_VERSIONS = {4: 0x0800, 6: 0x86DD}
 
 
@@ -26,19 +28,29 @@ class Reply:
         self.gre = frame.getlayer(GRE)
         self.options = frame.getlayer(IPv6ExtHdrDestOpt)
 
-    def header(self):
+    def gre_is(self, key, csum, seq):
+        """Whether the GRE header carries these, and nothing else."""
+        gre, key = self.gre, None if key is None else int(key)
+        present = (gre.key if gre.key_present else None, bool(gre.chksum_present), bool(gre.seqnum_present))
+        rest = (gre.routing_present, gre.strict_route_source, gre.recursion_control, gre.flags, gre.version)
+        return present == (key, bool(csum), bool(seq)) and not any(rest)
+
+    def header(self, tunnel):
         """What of the delivery header both ends have to agree about."""
-        outer = self.outer
-        seen = {"ttl": hops(outer), "tos": hex(traffic_class(outer))}
+        outer, label = self.outer, tunnel.options.get("flowlabel")
+        seen = {"ttl": hops(outer), "tos": traffic_class(outer)}
         if isinstance(outer, IP):
             seen["df"], seen["options"] = bool(outer.flags & 2), outer.ihl > 5
         else:
-            seen["encaplimit"] = self.options is not None
-        if self.gre:
-            gre = bytes(self.gre)
-            seen["gre"] = gre[:4].hex()
-            if self.gre.key_present:
-                seen["key"] = self.gre.key
+            seen["encaplimit"] = bytes(self.options)[:8].hex() if self.options else None
+            if label == "inherit" and isinstance(self.inner, IPv6) and self.inner.fl:
+                seen["flow label"] = "copied" if outer.fl == self.inner.fl else "another"
+            elif label and label != "inherit":
+                seen["flow label"] = outer.fl
+        if "encap" in tunnel.options:
+            udp, port = outer[UDP], tunnel.options.get("encap-sport")
+            seen["source port"] = udp.sport if port else "high" if udp.sport >= 32768 else "low"
+            seen["UDP checksum"] = bool(udp.chksum)
         return seen
 
 
@@ -56,6 +68,13 @@ def hops(header):
     return header.ttl if isinstance(header, IP) else header.hlim
 
 
+def group_mac(group):
+    """RFC 1112 section 6.4, RFC 2464 section 7."""
+    packed = ipaddress.ip_address(group).packed
+    mac = b"\x33\x33" + packed[12:] if len(packed) == 16 else bytes([1, 0, 0x5E, packed[1] & 0x7F]) + packed[2:]
+    return mac.hex(":")
+
+
 class Prober:
     """Sends probes to one end of a bed's tunnel and hears its answers."""
 
@@ -70,8 +89,8 @@ class Prober:
         self.socket.close()
 
     def sequence(self):
-        self.bed.sequence += 1
-        return self.bed.sequence
+        self.end.sequence += 1
+        return self.end.sequence
 
     def request(self, token, inner_tos):
         """An echo request from the other end's host to this end's host, as the other end's router forwards it."""
@@ -85,30 +104,35 @@ class Prober:
             packet = Ether(src="02:00:00:00:00:0f", dst=address) / packet
         return packet
 
+    def expects(self, name):
+        """What this end wants of `key`, `csum` or `seq`."""
+        return self.tunnel.expects(name, self.end is self.bed.b)
+
     def frame(self, token, inner_tos=0, outer_tos=0, sequence=None, **twist):
-        """`twist` replaces fields of the GRE header: key (None: absent), chksum, chksum_present, seqnum_present."""
-        options, kind, version = self.tunnel.options, self.tunnel.kind, self.tunnel.payload
+        """`twist` replaces fields of the GRE header."""
+        kind, version = self.tunnel.kind, self.tunnel.payload
         inner = self.request(token, inner_tos)
         protocol = {4: 4, 6: 41}[version]
         if kind.gre:
             protocol = 47
             fields = {"proto": 0x6558 if kind.layer2 else GRE_VERSIONS[version]}
-            if "key" in options:
-                fields |= {"key_present": 1, "key": int(options["key"])}
-            if "csum" in options:
+            if self.expects("key"):
+                fields |= {"key_present": 1, "key": int(self.expects("key"))}
+            if self.expects("csum"):
                 fields["chksum_present"] = 1
-            if "seq" in options:
+            if self.expects("seq"):
                 fields |= {"seqnum_present": 1, "seqence_number": self.sequence() if sequence is None else sequence}
-            fields |= twist
-            if fields.get("key", 0) is None:
-                fields |= {"key_present": 0}
-            inner = GRE(**fields) / inner
-        source, target = self.end.other.outer, self.end.outer
+            inner = GRE(**fields | twist) / inner
+        if "encap" in self.tunnel.options:
+            protocol = 17
+            inner = UDP(sport=50001, dport=UDP_PORT) / inner
+        source, target = self.end.other.outer[kind.delivery], self.tunnel.group or self.end.outer[kind.delivery]
         if kind.delivery == 4:
-            outer = IP(src=source[4], dst=target[4], proto=protocol, tos=outer_tos, ttl=60, flags="DF")
+            outer = IP(src=source, dst=target, proto=protocol, tos=outer_tos, ttl=60, flags="DF")
         else:
-            outer = IPv6(src=source[6], dst=target[6], nh=protocol, tc=outer_tos, hlim=60)
-        return Ether(src="02:00:00:00:00:0e", dst=self.end.mac) / outer / inner
+            outer = IPv6(src=source, dst=target, nh=protocol, tc=outer_tos, hlim=60)
+        mac = group_mac(target) if self.tunnel.group else self.end.mac
+        return Ether(src="02:00:00:00:00:0e", dst=mac) / outer / inner
 
     def ask(self, *probes):
         """Sends probes, each a dictionary of `frame`'s arguments, and one more that must be answered. Returns the answers."""
@@ -128,9 +152,11 @@ class Prober:
             for number, token in enumerate(tokens):
                 if token in data and replies[number] is None:
                     replies[number] = Reply(frame)
-                    if number == len(probes):
-                        # The last was answered. What has come another way than it gets a moment more.
-                        deadline = min(deadline, time.monotonic() + 0.15)
+            if all(replies):
+                break
+            if replies[-1]:
+                # What has come another way than the last one gets a moment more.
+                deadline = min(deadline, time.monotonic() + 0.15)
         if replies[-1] is None:
             raise AssertionError(f"{self.end.name} answers no probe at all")
         return replies[:-1]

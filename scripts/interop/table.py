@@ -1,6 +1,15 @@
-"""What is tried. A tunnel is a line, in the words of `ip link add … type`; a kind that Greyhound does not have yet is skipped."""
+"""What is tried. A tunnel is a line, in the words of `ip link add … type`; a kind that Greyhound does not have yet is skipped.
 
-from dataclasses import dataclass
+Words that have a direction are Greyhound's: its `ikey` is the kernel's `okey`. Words that no `type` has:
+
+    mtu N    the tunnel devices' own MTU
+    wan N    the MTU of all other devices
+    peers    Greyhound without a remote and with a table of peers, the kernel being two of them
+    via      Greyhound without a remote, which is the route's next hop; so the kernel, where it can
+    neigh    the kernel without a remote, which is a neighbour's link address
+"""
+
+import sys
 
 TUNNELS = [
     "gre",
@@ -8,69 +17,78 @@ TUNNELS = [
     "gre csum",
     "gre seq",
     "gre key 42 csum seq",
+    "gre ikey 7 okey 4294967295 ocsum iseq",
     "gre ttl 64",
-    "gre tos inherit",
+    "gre ttl 64 tos inherit",
+    "gre ttl 255 tos 0xb8",
     "gre nopmtudisc",
-    "ipip",
-    "ipip ttl 64 tos inherit",
-    "sit",
+    "gre nopmtudisc ignore-df",
+    "gre encap fou",
+    "gre encap fou encap-sport 50000 encap-csum key 42 csum seq",
+    "gre remote 239.1.1.1 ttl 64",
+    "gre peers",
+    "gre via",
+    "gre key 42 neigh",
+    "gre mtu 576",
+    "gre wan 1280",
+    "gre wan 3500",
     "gretap",
     "gretap key 42 csum seq",
+    "gretap ttl 64 tos inherit",
     "ip6gre",
-    "ip6gre encaplimit none key 42 csum seq",
-    "ip6gretap encaplimit none",
+    "ip6gre encaplimit none",
+    "ip6gre key 42 csum seq",
+    "ip6gre hoplimit 7 tclass inherit flowlabel inherit",
+    "ip6gre tclass 0xb8 flowlabel 0x12345",
+    "ip6gre encap fou encap-udp6-csum",
+    "ip6gre encap fou noencap-udp6-csum key 42 csum seq",
+    "ip6gre remote ff05::4242",
+    "ip6gre peers",
+    "ip6gretap",
+    "ip6gretap encaplimit none key 42 csum seq",
+    "ipip",
+    "ipip ttl 64 tos inherit",
+    "ipip nopmtudisc",
+    "ipip via",
+    "sit",
+    "sit ttl 64 tos inherit",
+    "sit nopmtudisc",
+    "sit via",
+    "ip6ip6",
+    "ip6ip6 encaplimit none tclass inherit flowlabel inherit",
+    "ipip6",
+    "ipip6 encaplimit none hoplimit 7 tclass inherit",
+]
+
+# With the fast path off, for all that is left to the slow path: these unless asked for more.
+SLOW = [
+    "gre",
+    "gre key 42 csum seq",
+    "gre ttl 64 tos inherit",
+    "gre nopmtudisc",
+    "gre encap fou",
+    "gre remote 239.1.1.1 ttl 64",
+    "gre peers",
+    "gretap",
+    "ip6gre",
+    "ip6gre key 42 csum seq",
+    "ip6gre encap fou encap-udp6-csum",
+    "ip6gre remote ff05::4242",
+    "ip6gre peers",
+    "ip6gretap",
+    "ipip",
+    "sit",
     "ip6ip6",
     "ipip6",
 ]
 
-# With the fast path off, for all that is left to the slow path: these unless asked for more.
-SLOW = ["gre", "gre key 42 csum seq", "gre tos inherit", "ipip", "sit", "gretap", "ip6gre", "ip6gretap encaplimit none", "ip6ip6", "ipip6"]
+
+def rows(xdp, only):
+    """What is to be run, in order: (xdp, its lines that contain `only`)."""
+    for each in ("auto", "off") if xdp == "both" else (xdp,):
+        yield each, [line for line in (SLOW if each == "off" and xdp == "both" else TUNNELS) if only in line]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What a kind looks like from outside: the kernel's type, its delivery and the payloads that it carries."""
-
-    link: str
-    delivery: int
-    payloads: tuple
-    gre: bool = False
-    layer2: bool = False
-
-
-KINDS = {
-    "gre": Kind("gre", 4, (4, 6), gre=True),
-    "gretap": Kind("gretap", 4, (4, 6), gre=True, layer2=True),
-    "ip6gre": Kind("ip6gre", 6, (4, 6), gre=True),
-    "ip6gretap": Kind("ip6gretap", 6, (4, 6), gre=True, layer2=True),
-    "ipip": Kind("ipip", 4, (4,)),
-    "sit": Kind("sit", 4, (6,)),
-    "ip6ip6": Kind("ip6tnl mode ip6ip6", 6, (6,)),
-    "ipip6": Kind("ip6tnl mode ipip6", 6, (4,)),
-}
-
-FLAGS = {"csum": "csum = true", "seq": "seq = true", "nopmtudisc": "pmtudisc = false"}
-
-
-class Tunnel:
-    """A line of the table, in the kernel's words and in Greyhound's."""
-
-    def __init__(self, line):
-        self.line = line
-        mode, *self.words = line.split()
-        self.mode, self.kind = mode, KINDS[mode]
-        self.payload = self.kind.payloads[0]
-        self.options, rest = {}, list(self.words)
-        while rest:
-            word = rest.pop(0)
-            self.options[word] = True if word in FLAGS else rest.pop(0)
-
-    def link(self, local, remote):
-        return f"type {self.kind.link} local {local} remote {remote} {' '.join(self.words)}"
-
-    def config(self):
-        for word, value in self.options.items():
-            if word in FLAGS:
-                yield FLAGS[word]
-            else:
-                yield f"{word} = {value}" if value.isdigit() else f'{word} = "{value}"'
+if __name__ == "__main__":
+    for _xdp, _lines in rows(*sys.argv[1:]):
+        print("\n".join(f"{line}, xdp {_xdp}" for line in _lines))

@@ -9,16 +9,20 @@ use std::{
 };
 
 use anyhow::anyhow;
+use ipnet::IpNet;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-use super::{Ask, Cli, LogFormat, TunnelVerb, Verb};
+use super::{Ask, Cli, LogFormat, RouteVerb, TunnelVerb, Verb};
 use crate::control::{
     self,
     change::Done,
     check,
     config::Config,
-    report::{Statistics, TunnelReport, human},
+    report::{
+        Statistics, TunnelReport, human,
+        routes::{self, RoutePage},
+    },
     socket::{Client, Request},
 };
 
@@ -31,11 +35,12 @@ pub fn act(cli: Cli) -> anyhow::Result<ExitCode> {
     let done = match cli.verb {
         Verb::Run {
             config,
+            takeover,
             log_format,
             log_level,
         } => {
             start_logging(log_format, &log_level)?;
-            control::run(Config::load(&config.path)?, &config.path).map_err(Into::into)
+            control::run(Config::load(&config.path)?, &config.path, takeover).map_err(Into::into)
         }
         Verb::Check { config, json } => return closed_pipe_is_fine(check(&config.path, json)),
         Verb::Tunnel(TunnelVerb::Show { name, ask }) => tunnel_show(name, &ask),
@@ -44,6 +49,7 @@ pub fn act(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Verb::Tunnel(TunnelVerb::Del { name, ask }) => change(&Request::TunnelDel { name }, &ask),
         Verb::Reload { ask } => change(&Request::Reload {}, &ask),
+        Verb::Route(RouteVerb::Show { prefix, ask }) => route_show(prefix, &ask),
         Verb::Stats { name, watch, ask } => stats(name, watch, &ask),
     };
     closed_pipe_is_fine(done.map(|()| ExitCode::SUCCESS))
@@ -107,6 +113,33 @@ fn change(request: &Request, ask: &Ask) -> anyhow::Result<()> {
     match ask.json {
         true => print_json(&done),
         false => print(&format!("{done}\n")),
+    }
+}
+
+/// Page by page: a table can be larger than an answer.
+fn route_show(within: Option<IpNet>, ask: &Ask) -> anyhow::Result<()> {
+    let mut client = Client::connect(&ask.socket)?;
+    let mut after = None;
+    let mut gap = "[\n";
+    loop {
+        let page: RoutePage = client.ask(&Request::RouteShow { within, after })?;
+        for route in &page.routes {
+            match ask.json {
+                true => print(&format!("{gap}{}", serde_json::to_string(route)?))?,
+                false => print(&routes::line(route))?,
+            }
+            gap = ",\n";
+        }
+        let last = page.routes.last().filter(|_| page.more);
+        after = last.map(|route| route.prefix.parse()).transpose()?;
+        if after.is_none() {
+            break;
+        }
+    }
+    match ask.json {
+        true if gap == "[\n" => print("[]\n"),
+        true => print("\n]\n"),
+        false => Ok(()),
     }
 }
 

@@ -3,7 +3,14 @@
 //! A claim is a listening socket in the abstract namespace of unix(7), which is the network namespace's own: it goes with
 //! its process however that ends, needs no file, and its owner can be asked for by whoever finds it taken.
 
-use std::{io, os::linux::net::SocketAddrExt, os::unix::net};
+use std::{
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        linux::net::SocketAddrExt,
+        unix::net,
+    },
+};
 
 use rustix::net::sockopt::socket_peercred;
 
@@ -34,6 +41,18 @@ impl Claims {
         self.0.retain(|(held, _)| devices.contains(&held.as_str()));
         self.0.extend(new);
         Ok(())
+    }
+}
+
+/// Devices with their claims: for another process to go on with, or from one.
+impl Claims {
+    pub fn held(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        (self.0.iter()).map(|(device, claim)| (device.as_str(), claim.as_fd()))
+    }
+
+    pub fn handed(devices: Vec<String>, claims: Vec<OwnedFd>) -> Self {
+        let claims = claims.into_iter().map(net::UnixListener::from);
+        Self(devices.into_iter().zip(claims).collect())
     }
 }
 

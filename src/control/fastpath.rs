@@ -1,6 +1,12 @@
 //! The fast path as one thing that is there or not: the steering program on the devices, and a worker per receive queue.
 
-use std::{collections::BTreeMap, fs, io, os::fd::AsFd, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::AsFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     compile::Device,
@@ -66,6 +72,16 @@ pub struct FastPath {
     )]
     tags: Vec<TagsInFrame>,
 }
+
+/// What is left of a fast path whose devices another process is to take over.
+pub struct Released {
+    /// By device: attached generically.
+    pub generic: BTreeMap<u32, bool>,
+    pub tags: Vec<TagsInFrame>,
+}
+
+/// How long workers may take to carry what they had.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Receive queues in use, as sysfs shows them; at least 1.
 pub fn queues(device: &str) -> u32 {
@@ -329,10 +345,43 @@ impl FastPath {
     }
 
     /// Leaves all packets to the kernel, lets the workers finish what they have, and ends them.
-    pub fn stop(mut self, slow: &SlowPath, steer: &mut Steer) {
+    pub fn stop(self, slow: &SlowPath, steer: &mut Steer) {
         for device in &self.devices {
             steer.detach(device.ifindex);
         }
+        self.end_workers(slow);
+    }
+
+    /// Leaves all packets to the kernel; the program stays attached, and passes everything.
+    pub fn let_go(&self, steer: &mut Steer) {
+        for device in &self.devices {
+            for worker in &self.workers {
+                if let Err(why) = steer.clear_socket(device.ifindex, worker.id) {
+                    tracing::error!("{}: {why}", device.name);
+                }
+            }
+        }
+    }
+
+    /// Waits until the workers have carried what they had, if nobody gives them more. Bounded.
+    pub fn become_quiet(&self) {
+        let deadline = Instant::now() + QUIET;
+        for worker in &self.workers {
+            while !worker.is_idle() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+    }
+
+    /// Ends the workers. The program stays attached: for another process that takes the devices over.
+    pub fn release(mut self, slow: &SlowPath) -> Released {
+        let tags = std::mem::take(&mut self.tags);
+        let generic = std::mem::take(&mut self.generic);
+        self.end_workers(slow);
+        Released { generic, tags }
+    }
+
+    fn end_workers(mut self, slow: &SlowPath) {
         for worker in std::mem::take(&mut self.workers) {
             let id = worker.id;
             drop(worker);

@@ -15,6 +15,7 @@ use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
+        link::LinkAttribute,
         neighbour::{NeighbourFlags, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
         tc::{TcAttribute, TcHandle},
@@ -101,6 +102,16 @@ impl Handle {
     pub async fn set_mtu(&self, device: &Device, mtu: u32) -> Result<(), RequestError> {
         let link = LinkUnspec::new_with_index(device.index).mtu(mtu);
         self.change(device, link, || format!("set the MTU {mtu}"))
+            .await
+    }
+
+    /// Gives the device its carrier, or takes it away (`ip link set DEVICE carrier on`); a TUN device has that
+    /// (drivers/net/tun.c, `tun_net_change_carrier`).
+    pub async fn set_carrier(&self, device: &Device, on: bool) -> Result<(), RequestError> {
+        let attribute = LinkAttribute::Carrier(on.into());
+        let link = LinkUnspec::new_with_index(device.index).append_extra_attribute(attribute);
+        let word = if on { "on" } else { "off" };
+        self.change(device, link, || format!("set the carrier {word}"))
             .await
     }
 
@@ -208,7 +219,7 @@ impl Handle {
     }
 
     /// Whether table main has a route of exactly this prefix out of the device.
-    async fn has_route(&self, device: &Device, prefix: IpNet) -> bool {
+    pub async fn has_route(&self, device: &Device, prefix: IpNet) -> bool {
         let all = match prefix {
             IpNet::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
             IpNet::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),

@@ -46,6 +46,10 @@ impl Rules {
 /// Where outer packets go first: the device's index, and the neighbour.
 pub type FirstHop = (u32, IpAddr);
 
+/// One of [`PathMtus`] for another process to go on with: outer address, bytes, how long it is still believed, and of which
+/// way it was said.
+pub type Handed = (IpAddr, u16, Duration, FirstHop);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Learned {
     mtu: u16,
@@ -97,6 +101,23 @@ impl PathMtus {
             learned.until > now && first_hop(*remote).is_none_or(|hop| hop == learned.by)
         });
         self.0.len() != before
+    }
+
+    /// What another process goes on with.
+    pub fn hand(&self, now: Instant) -> Vec<Handed> {
+        let all = self.0.iter();
+        let left = |l: &Learned| l.until.saturating_duration_since(now);
+        all.map(|(remote, l)| (*remote, l.mtu, left(l), l.by))
+            .collect()
+    }
+
+    /// What another process knew.
+    pub fn handed(all: &[Handed], now: Instant) -> Self {
+        let all = all.iter().filter_map(|(remote, mtu, left, by)| {
+            let (mtu, until, by) = (*mtu, now.checked_add(*left)?, *by);
+            Some((*remote, Learned { mtu, until, by }))
+        });
+        Self(all.collect())
     }
 
     /// Every one of them, and how long it is still believed.
@@ -227,6 +248,17 @@ mod tests {
         assert!(!paths.prune(now, |_| None));
         assert!(paths.prune(now, |_| Some((3, FIRST.1))));
         assert_eq!(paths.get(remote(false)), None);
+    }
+
+    #[test]
+    fn mtu_3_another_process_goes_on_with_what_is_known() {
+        let mut paths = PathMtus::default();
+        let start = Instant::now();
+        paths.learn(remote(false), 1400, (1500, FIRST), RULES, start);
+        let later = start + 9 * MINUTE;
+        let mut theirs = PathMtus::handed(&paths.hand(later), later);
+        assert_eq!(theirs.0, paths.0);
+        assert!(theirs.prune(later + MINUTE, |_| Some(FIRST)));
     }
 
     #[test]

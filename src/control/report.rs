@@ -4,6 +4,7 @@
 //! fills these structures; [`human`] turns them into text.
 
 pub mod human;
+pub mod routes;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -57,8 +58,8 @@ pub struct TunnelReport {
     pub local: String,
     /// An address, a group, or `any` where peers and routes say it.
     pub remote: String,
-    /// `up`, `down`, `no-route` (the remote cannot be reached) or `unresolved` (its next hop has no link address yet). Without a
-    /// remote: `up` or `down`, as the device.
+    /// `up`, `down`, `no-route` (the remote cannot be reached), `no-keepalive` (it does not answer) or `unresolved` (its next
+    /// hop has no link address yet). Without a remote: `up` or `down`, as the device.
     pub state: String,
     /// The tunnel device's MTU, in bytes; 0 when there is no device.
     pub mtu: u32,
@@ -79,6 +80,9 @@ pub struct TunnelReport {
     pub ttl: ByteOrInherit,
     /// The traffic class over IPv6.
     pub tos: ByteOrInherit,
+    /// Over IPv6 alone: `inherit` where received packets get the outer DSCP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dscp: Option<String>,
     /// Over IPv6 alone: a number, `hash` or `inherit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flowlabel: Option<NumberOrWord>,
@@ -108,6 +112,9 @@ pub struct TunnelReport {
     /// The other ends of a tunnel without a remote.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<PeerReport>,
+    /// With `gre` and `ip6gre` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keepalive: Option<KeepaliveReport>,
     /// Came out of the tunnel (decapsulated), on both paths.
     pub rx: Traffic,
     /// Went into the tunnel, on both paths.
@@ -165,6 +172,25 @@ pub struct HeaderReport {
     /// `IPv4`, `IPv6`, `limit` (the encapsulation limit's destination options), `UDP` or `GRE`.
     pub header: String,
     pub bytes: usize,
+}
+
+/// Keepalives, ours and the far end's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeepaliveReport {
+    /// `up`, `down`, or `off` where none are sent.
+    pub state: String,
+    /// How long that has been so; 0 with `off`.
+    pub seconds: u64,
+    /// Seconds from one to the next; none where none are sent.
+    pub interval: Option<u16>,
+    /// How many in a row remain unanswered before the tunnel is down.
+    pub retries: Option<u8>,
+    pub sent: u64,
+    /// Of those sent, the ones that came back.
+    pub received: u64,
+    /// Of the far end's, the ones that were sent back to it.
+    pub answered: u64,
 }
 
 /// One of the other ends of a tunnel without a remote.
@@ -262,10 +288,22 @@ pub struct IcmpReport {
 pub struct MirrorReport {
     /// Milliseconds since the mirror was last known to agree with the kernel.
     pub age_ms: u64,
+    pub links: u64,
+    pub addresses: u64,
+    /// Prefixes of the main tables.
     pub routes: u64,
     pub neighbours: u64,
+    pub nexthops: u64,
     /// Full dumps after an overrun or any doubt.
     pub dumps: u64,
+    /// Parts that were read, at the start and ever since.
+    pub parts_read: u64,
+    /// Messages of the kernel, dumped ones included.
+    pub messages: u64,
+    /// Times that notifications were lost for want of room.
+    pub overruns: u64,
+    /// Messages that could not be understood.
+    pub undecodable: u64,
 }
 
 /// Who answers.
@@ -377,6 +415,7 @@ impl From<&TunnelConfig> for TunnelReport {
             ttl: tunnel.ttl.into(),
             tos: tunnel.tos.into(),
             overhead: tunnel.headers().parts().map(header).collect(),
+            dscp: tunnel.copy_dscp.then(|| "inherit".to_owned()),
             flowlabel: is_v6.then(|| tunnel.flow_label.into()),
             encaplimit: is_v6.then_some(limit),
             encap: tunnel.udp.map(|_| "gre-in-udp".to_owned()),
@@ -391,6 +430,16 @@ impl From<&TunnelConfig> for TunnelReport {
             dev: tunnel.dev.clone(),
             bridge: tunnel.bridge.clone(),
             nvgre: tunnel.nvgre,
+            keepalive: tunnel
+                .mode
+                .kind()
+                .has_keepalives()
+                .then(|| KeepaliveReport {
+                    state: "off".to_owned(),
+                    interval: tunnel.keepalive.map(|k| k.interval),
+                    retries: tunnel.keepalive.map(|k| k.retries),
+                    ..KeepaliveReport::default()
+                }),
             ..TunnelReport::default()
         }
     }

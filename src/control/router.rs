@@ -11,18 +11,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
+
 use super::{
     claim::Claims,
-    compile::{Compiled, Compiler, Input, TunnelDevice, TunnelStatus},
+    compile::{Compiled, Compiler, Input, Query, TunnelDevice, TunnelStatus},
     config::{Config, RouterConfig, TunnelConfig, XdpMode},
     fastpath::{self, FastPath, FoundDevice},
+    handover,
     mirror::{Nud, Parts, State, Touched},
     netlink::Device,
-    report::{MirrorReport, Statistics, Status},
+    report::{MirrorReport, Statistics, Status, routes::RoutePage},
     run::{KernelRequest, RunError, find_devices},
     slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
     statistics,
+    takeover::Taken,
     tunnels::{TunnelEntry, TunnelError},
     wires,
 };
@@ -38,6 +42,8 @@ const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(300);
 /// Neighbours of the inner networks that are refreshed in one tick, at the most.
 const REFRESHES: usize = 64;
+/// Routes in one answer: what is put together in some milliseconds.
+const PAGE: usize = 4096;
 
 /// Everything that runs.
 pub(super) struct Router {
@@ -50,17 +56,17 @@ pub(super) struct Router {
     pub(super) slots: Slots,
     pub(super) statuses: Vec<TunnelStatus>,
     /// Threads that keep records: the slow path and the workers.
-    threads: u32,
+    pub(super) threads: u32,
     pub(super) slow: SlowPath,
     /// The slow path can hand packets back to the kernel.
     has_service: bool,
     /// The kernel has policy rules of somebody else's, which the fast path does not know.
     foreign_rules: bool,
     /// None where BPF is not to be had and not needed (`xdp = "off"`).
-    steer: Option<Steer>,
-    fast: Option<FastPath>,
+    pub(super) steer: Option<Steer>,
+    pub(super) fast: Option<FastPath>,
     /// The devices that the fast path runs on, or was last refused on.
-    devices: Vec<FoundDevice>,
+    pub(super) devices: Vec<FoundDevice>,
     /// Why and when the fast path was refused, while it is.
     refused: Option<Refused>,
     /// Names of the devices that outer packets leave by.
@@ -69,7 +75,7 @@ pub(super) struct Router {
     /// What the compiler has not been told of the mirror's changes.
     touched: Touched,
     pub(super) mirror: MirrorReport,
-    claims: Claims,
+    pub(super) claims: Claims,
 }
 
 /// A fast path that did not come up.
@@ -98,6 +104,7 @@ impl Router {
         state: &State,
         made: Vec<(TunnelEntry, Tun)>,
         claims: Claims,
+        mut taken: Option<&mut Taken>,
     ) -> Result<Self, RunError> {
         let devices = find_devices(&config.router, state)?;
         let off = config.router.xdp == XdpMode::Off;
@@ -109,8 +116,10 @@ impl Router {
             }
             Err(why) => return Err(why.into()),
         };
-        let service = (!off).then(open_service_device).transpose();
-        let service = service.map_err(TunnelError::from)?;
+        let mut service = handover::service(taken.as_deref_mut());
+        if service.is_none() && !off {
+            service = Some(open_service_device().map_err(TunnelError::from)?);
+        }
         let slow = SlowPath::start(service)?;
         let threads = 1 + devices.first().map_or(0, |d| fastpath::queues(&d.name));
         let mut router = Self {
@@ -137,9 +146,24 @@ impl Router {
         };
         let (entries, tuns): (Vec<_>, Vec<_>) = made.into_iter().unzip();
         router.tunnels = entries;
+        if let Some(taken) = &mut taken {
+            router.commanded = taken.state.commanded.clone();
+            let receivers = std::mem::take(&mut taken.receivers);
+            let receivers = taken.state.receivers.iter().copied().zip(receivers);
+            {
+                let filter = filter_by(router.steer.as_ref());
+                router.slow.take_receivers(receivers, &filter);
+            }
+            router.take_links(taken);
+        }
         router.hear(&router.config.tunnels.clone())?;
         if !off {
             router.start_fast_path()?;
+        }
+        if let Some(taken) = taken {
+            // Everything else is ready: what comes until the next two lines are through waits in devices and sockets.
+            let numbers = taken.begin()?;
+            router.take_numbers(&numbers);
         }
         router.publish(state);
         for (entry, tun) in router.tunnels.iter().zip(tuns) {
@@ -177,18 +201,14 @@ impl Router {
         self.publish_news(state, Parts::ALL);
     }
 
+    /// As [`publish`](Self::publish), where no more than tunnels have changed.
+    pub(super) fn publish_tunnels(&mut self, state: &State) {
+        self.publish_news(state, Parts::LINKS);
+    }
+
     /// As [`publish`](Self::publish), where no more than this may have changed.
     pub(super) fn publish_news(&mut self, state: &State, what: Parts) {
-        let devices: Vec<TunnelDevice<'_>> = self
-            .tunnels
-            .iter()
-            .map(|t| TunnelDevice {
-                id: t.id,
-                config: &t.config,
-                ifindex: t.device.index,
-                paths: &t.paths,
-            })
-            .collect();
+        let devices = tunnel_devices(&self.tunnels);
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
         let Compiled { fib, plan, tunnels } = self.compiler.compile(Input {
             state,
@@ -381,6 +401,7 @@ impl Router {
     fn prepare_fast_path(&mut self) -> Result<(), RunError> {
         if self.steer.is_none() {
             self.steer = Some(Steer::load(Limits::default())?);
+            self.compiler.retell_prefixes();
         }
         if !self.has_service {
             let service = open_service_device().map_err(TunnelError::from)?;
@@ -391,7 +412,7 @@ impl Router {
     }
 
     /// Whether it is on now.
-    fn restart_fast_path(&mut self) -> bool {
+    pub(super) fn restart_fast_path(&mut self) -> bool {
         let before = self.refused.take();
         let Err(why) = self.start_fast_path() else {
             tracing::info!("fast path on again");
@@ -427,7 +448,9 @@ impl Router {
             self.publish_news(state, Parts::LINKS);
         }
         self.mend_wires();
-        self.stale_neighbours(state)
+        let mut requests = self.stale_neighbours(state);
+        requests.extend(self.carriers(state));
+        requests
     }
 
     pub(super) fn mend_wires(&mut self) {
@@ -441,6 +464,12 @@ impl Router {
             neighbour.nud == Nud::Stale && ports.iter().any(|port| port.ifindex == *ifindex)
         });
         let mut stale: BTreeSet<_> = inner.map(|(key, _)| *key).take(REFRESHES).collect();
+        let several = self.compiler.gateways_of_several(state);
+        let unknown = several.filter(|(ifindex, ip)| {
+            let ours = ports.iter().any(|port| port.ifindex == *ifindex);
+            ours && state.neighbour(*ifindex, *ip).is_none()
+        });
+        stale.extend(unknown.take(REFRESHES));
         let outers = self.statuses.iter().flat_map(TunnelStatus::outers);
         for outer in outers.filter(|outer| !outer.neighbour.is_multicast()) {
             let entry = state.neighbour_entry(outer.ifindex, outer.neighbour);
@@ -469,6 +498,28 @@ impl Router {
             None => "fast path off".to_owned(),
         };
         format!("{up} of {all} tunnels up; {path}")
+    }
+
+    /// A page of the table in force: routes within a prefix, behind another one.
+    pub(super) fn routes(
+        &self,
+        state: &State,
+        within: Option<IpNet>,
+        after: Option<IpNet>,
+    ) -> RoutePage {
+        let input = Input {
+            state,
+            devices: self.fast.as_ref().map_or(&[][..], |fast| fast.devices()),
+            tunnels: &tunnel_devices(&self.tunnels),
+            what: Parts::NONE,
+            touched: &Touched::default(),
+        };
+        let query = Query {
+            within,
+            after,
+            limit: PAGE,
+        };
+        self.compiler.show(input, query)
     }
 
     pub(super) fn statistics(&self) -> Statistics {
@@ -514,6 +565,20 @@ impl Router {
         self.stop_fast_path();
         self.tunnels
     }
+}
+
+fn tunnel_devices(tunnels: &[TunnelEntry]) -> Vec<TunnelDevice<'_>> {
+    let mut devices = Vec::with_capacity(tunnels.len());
+    for tunnel in tunnels {
+        devices.push(TunnelDevice {
+            id: tunnel.id,
+            config: &tunnel.config,
+            ifindex: tunnel.device.index,
+            alive: tunnel.keepalive.alive(),
+            paths: &tunnel.paths,
+        });
+    }
+    devices
 }
 
 /// Attaches the steering program's filter to a socket.

@@ -1,6 +1,11 @@
 //! The router's one task: start, follow the kernel, answer, stop.
 
-use std::{cell::RefCell, io, path::Path, time::Duration};
+use std::{
+    cell::RefCell,
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use tokio::{
@@ -10,10 +15,12 @@ use tokio::{
 
 use super::{
     apply::apply,
+    change::ChangeError,
     claim::{ClaimError, Claims},
     config::{Config, RouterConfig},
     fastpath::{self, FoundDevice},
     heard::Reports,
+    heirs::Heirs,
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle, RequestError},
     privileges::{self, PrivilegeError},
@@ -22,6 +29,7 @@ use super::{
     service::Service,
     slowpath::{OuterError, SlowPathError, Tun},
     socket::{ControlSocket, Request, Response, SocketError, serve},
+    takeover::{Taken, TakeoverError},
     tunnels::{self, TunnelEntry, TunnelError},
     wires,
 };
@@ -38,11 +46,15 @@ const SETTLE: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
+    Takeover(#[from] TakeoverError),
+    #[error(transparent)]
     Privileges(#[from] PrivilegeError),
     #[error(transparent)]
     Claim(#[from] ClaimError),
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Change(#[from] ChangeError),
     #[error(transparent)]
     Mirror(#[from] MirrorError),
     #[error(transparent)]
@@ -68,68 +80,118 @@ impl RunError {
     }
 }
 
-/// Runs the router in the foreground until SIGTERM or SIGINT; `path` is where the configuration came from.
-pub fn run(config: Config, path: &Path) -> Result<(), RunError> {
+/// Runs the router in the foreground until SIGTERM or SIGINT, or until another process takes over; `path` is where the
+/// configuration came from. With `takeover` it goes on where the router that answers on the control socket is.
+pub fn run(config: Config, path: &Path, takeover: bool) -> Result<(), RunError> {
     privileges::reduce(config.needs_bpf())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(RunError::io("cannot start the control task"))?;
-    runtime.block_on(run_until_told(config, path))
+    runtime.block_on(run_until_told(config, path, takeover))
 }
 
-async fn run_until_told(config: Config, path: &Path) -> Result<(), RunError> {
+async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Result<(), RunError> {
     let signals = RunError::io("cannot listen to signals");
     let mut terminate = signal(SignalKind::terminate()).map_err(&signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(&signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(&signals)?;
-    let socket = ControlSocket::bind(&config.router.control)?;
-    let mut claims = Claims::default();
-    claims.set(&config.router.devices())?;
+    let bound = match takeover {
+        true => None,
+        false => Some(ControlSocket::bind(&config.router.control)?),
+    };
     let mut monitor = Monitor::open(Options::default()).await?;
     let handle = Handle::open().map_err(RunError::io("cannot open a netlink socket"))?;
-
     find_devices(&config.router, monitor.state())?;
-    for request in wires::clear(&config, monitor.state()) {
-        request.carry_out(&handle).await;
+
+    // Late, when what can be known without it is known: from here on the other router carries by its slow path.
+    let asked = takeover.then(|| Taken::ask(&config.router.control));
+    let mut taken = asked.transpose()?;
+    let mut socket = match (bound, &mut taken) {
+        (Some(socket), _) => socket,
+        (None, Some(taken)) => taken.control(&config.router.control)?,
+        (None, None) => ControlSocket::bind(&config.router.control)?,
+    };
+    let mut claims = taken.as_mut().map_or_else(Claims::default, Taken::claims);
+    claims.set(&config.router.devices())?;
+    let mut heirs = Heirs::default();
+    if let Some(taken) = &mut taken {
+        for (name, words) in &taken.state.commanded {
+            if !config.tunnels.iter().any(|tunnel| tunnel.name == *name) {
+                config.add_tunnel(name, words).map_err(ChangeError::from)?;
+            }
+        }
+        heirs = Heirs::of(std::mem::take(&mut taken.tunnels), &config, &handle).await;
     }
-    let made = tunnels::create(&config, monitor.state(), &handle).await?;
+    let made = heirs.create(&config, monitor.state(), &handle).await?;
     let new: Vec<Device> = (made.iter().filter(|(_, tun)| !tun.adopted()))
         .map(|(entry, _)| entry.device.clone())
         .collect();
-    let qdiscs: Vec<Device> = (made.iter())
-        .filter_map(|(entry, _)| wires::qdisc(entry))
+    let fresh: Vec<Device> = (made.iter())
+        .filter_map(|(entry, _)| wires::fresh(entry))
         .collect();
     settle(&mut monitor, &made).await;
     // What is there already is compiled at the start.
     let _ = monitor.take_touched();
-    let router = match Router::start(config, path, monitor.state(), made, claims) {
+    let state = monitor.state();
+    let router = match Router::start(config, path, state, made, claims, taken.as_mut()) {
         Ok(router) => RefCell::new(router),
         Err(why) => {
             for device in &new {
                 tunnels::remove(device, &handle).await;
             }
-            for device in &qdiscs {
-                wires::remove_qdisc(device, &handle).await;
-            }
+            wires::take_up(&fresh, &handle).await;
             return Err(why);
         }
     };
+    let mut inherited = Vec::new();
+    if let Some(mut taken) = taken {
+        inherited = std::mem::take(&mut taken.state.claims);
+        taken.done()?;
+        socket.own();
+        let requests = heirs.settled(&router.borrow());
+        for request in requests {
+            request.carry_out(&handle).await;
+        }
+        heirs.end(&handle).await;
+        tracing::info!("taken over");
+    }
+    let cleared = wires::clear(&router.borrow().config, monitor.state(), &inherited);
+    for request in cleared {
+        request.carry_out(&handle).await;
+    }
     tracing::info!("ready");
     let mut service = Service::find();
     service.status(router.borrow().summary());
     service.ready();
-    let (orders, mut inbox) = mpsc::channel(ORDERS);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = serve(&socket, |request| answer(&router, &orders, request)) => {}
-        () = follow(&router, &mut monitor, &handle, (&mut inbox, &mut service)) => {}
-        () = async {
-            while hangup.recv().await.is_some() {
-                order(&orders, Request::Reload {}).await;
+    let mut reports = Reports::of(&mut router.borrow_mut());
+    loop {
+        let (orders, mut inbox) = mpsc::channel(ORDERS);
+        let taker = tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            taker = serve(&socket, |request| answer(&router, &orders, request)) => taker,
+            () = follow(&router, &mut monitor, &handle, (&mut inbox, &mut reports, &mut service)) => break,
+            () = async {
+                while hangup.recv().await.is_some() {
+                    order(&orders, Request::Reload {}).await;
+                }
+            } => break,
+        };
+        let mut parted = None;
+        let given = (router.borrow_mut()).give(&socket, taker, (&mut parted, monitor.state()));
+        match given {
+            Ok(()) => {
+                tracing::info!("another process has taken over");
+                router.into_inner().leave(parted);
+                socket.leave();
+                return Ok(());
             }
-        } => {}
+            Err(why) => {
+                tracing::error!("nobody has taken over, and all goes on as before: {why}");
+                router.borrow_mut().go_on(parted, monitor.state());
+            }
+        }
     }
     tracing::info!("stopping");
     service.stopping();
@@ -156,7 +218,7 @@ pub(super) async fn settle(monitor: &mut Monitor, made: &[(TunnelEntry, Tun)]) {
     let _ = tokio::time::timeout(SETTLE, all_known).await;
 }
 
-/// A request that changes something, and where its answer goes.
+/// A request that changes something or asks the mirror, and where its answer goes.
 type Order = (Request, oneshot::Sender<Response>);
 
 /// Answers at once what can be read, and leaves changes to the task that makes them, one after the other.
@@ -165,7 +227,9 @@ async fn answer(
     orders: &mpsc::Sender<Order>,
     request: Request,
 ) -> Response {
-    match request.changes() {
+    // What stands in the mirror is for the task that has it.
+    let is_order = request.changes() || matches!(request, Request::RouteShow { .. });
+    match is_order {
         true => order(orders, request).await,
         false => router.borrow().statistics().answer(&request),
     }
@@ -220,6 +284,8 @@ enum News {
     Second,
     /// Routers said something about outer packets.
     Errors(Vec<OuterError>),
+    /// A keepalive is due, or one that was waited for has come back.
+    Keepalives,
 }
 
 /// Keeps the router in step with the kernel, and makes the changes that are asked for, for ever.
@@ -227,18 +293,32 @@ async fn follow(
     router: &RefCell<Router>,
     monitor: &mut Monitor,
     handle: &Handle,
-    (orders, service): (&mut mpsc::Receiver<Order>, &mut Service),
+    (orders, reports, service): (&mut mpsc::Receiver<Order>, &mut Reports, &mut Service),
 ) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut reports = Reports::of(&mut router.borrow_mut());
+    let answered = router.borrow().slow.answered();
     loop {
         let mut reply = None;
+        let due = router.borrow().next_keepalive();
         let news = tokio::select! {
             change = monitor.changed() => News::Kernel(change.what),
             _ = tick.tick() => News::Second,
             errors = reports.next() => News::Errors(errors),
+            () = at(due) => News::Keepalives,
+            () = answered.notified() => News::Keepalives,
             Some((request, asked)) = orders.recv() => {
+                if let Request::RouteShow { within, after } = request {
+                    let page = router.borrow().routes(monitor.state(), within, after);
+                    // Whoever asked may have gone.
+                    let _ = asked.send(Response::ok(&page));
+                    continue;
+                }
+                if request == (Request::Takeover {}) {
+                    // No change is under way, and none begins: this task is at its end.
+                    let _ = asked.send(Response::ok(&()));
+                    return std::future::pending().await;
+                }
                 service.reloading();
                 reply = Some((asked, obey(router, monitor, handle, &request).await));
                 // What was changed is known, and in force, before it is said to be.
@@ -256,6 +336,7 @@ async fn follow(
                 }
                 News::Second => router.heartbeat(monitor.state()),
                 News::Errors(errors) => router.take_to_heart(monitor.state(), &errors),
+                News::Keepalives => router.keepalives(monitor.state()),
             }
         };
         for request in requests {
@@ -271,19 +352,35 @@ async fn follow(
     }
 }
 
+/// Waits for a moment; without one, for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn mirror_report(monitor: &Monitor) -> MirrorReport {
     let (state, seen) = (monitor.state(), monitor.statistics());
     MirrorReport {
         age_ms: u64::try_from(seen.age.as_millis()).unwrap_or(u64::MAX),
+        links: state.links().count() as u64,
+        addresses: state.addresses().count() as u64,
         routes: (state.main_v4().len() + state.main_v6().len()) as u64,
         neighbours: state.neighbours().count() as u64,
+        nexthops: state.nexthops() as u64,
         dumps: seen.resyncs,
+        parts_read: seen.dumps,
+        messages: seen.messages,
+        overruns: seen.overruns,
+        undecodable: seen.undecodable,
     }
 }
 
 /// Something to ask of the kernel.
 pub(super) enum KernelRequest {
     SetMtu(Device, u16),
+    SetCarrier(Device, bool),
     Refresh(Device, std::net::IpAddr),
     AddAddress(Device, IpNet),
     AddRoute(Device, IpNet),
@@ -299,6 +396,7 @@ impl KernelRequest {
         use KernelRequest::*;
         match self {
             SetMtu(device, mtu) => handle.set_mtu(device, (*mtu).into()).await,
+            SetCarrier(device, on) => handle.set_carrier(device, *on).await,
             Refresh(device, ip) => handle.use_neighbour(device, *ip).await,
             AddAddress(device, address) => handle.add_address(device, *address).await,
             AddRoute(device, prefix) => handle.add_route(device, *prefix).await,

@@ -8,6 +8,7 @@ use std::{
     fs,
     future::Future,
     io::{self, BufRead, BufReader, Read, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     os::unix::{
         fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
         net::{UnixListener as StdListener, UnixStream as StdStream},
@@ -17,6 +18,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use ipnet::IpNet;
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -57,6 +59,14 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
     },
+    /// A page of the forwarding table: routes within a prefix, behind another one.
+    #[serde(rename = "route show")]
+    RouteShow {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        within: Option<IpNet>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<IpNet>,
+    },
     /// Who answers, and since when.
     #[serde(rename = "status")]
     Status {},
@@ -68,14 +78,21 @@ pub enum Request {
     TunnelAdd { name: String, words: Vec<String> },
     #[serde(rename = "tunnel del")]
     TunnelDel { name: String },
+    /// Gives everything to the process that asks: [`takeover`](super::takeover) says how it goes on.
+    #[serde(rename = "takeover")]
+    Takeover {},
 }
 
 impl Request {
     /// Whether it asks for a change; else it only reads.
     pub fn changes(&self) -> bool {
         match self {
-            Request::Stats { .. } | Request::TunnelShow { .. } | Request::Status {} => false,
-            Request::Reload {} | Request::TunnelAdd { .. } | Request::TunnelDel { .. } => true,
+            Request::Stats { .. }
+            | Request::TunnelShow { .. }
+            | Request::RouteShow { .. }
+            | Request::Status {} => false,
+            Request::Reload {} | Request::Takeover {} => true,
+            Request::TunnelAdd { .. } | Request::TunnelDel { .. } => true,
         }
     }
 
@@ -84,10 +101,12 @@ impl Request {
         match self {
             Request::Stats { .. } => "stats",
             Request::TunnelShow { .. } => "tunnel show",
+            Request::RouteShow { .. } => "route show",
             Request::Status {} => "status",
             Request::Reload {} => "reload",
             Request::TunnelAdd { .. } => "tunnel add",
             Request::TunnelDel { .. } => "tunnel del",
+            Request::Takeover {} => "takeover",
         }
     }
 }
@@ -124,6 +143,8 @@ pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
     made_directory: Option<PathBuf>,
+    /// Another process goes on with it.
+    left: bool,
 }
 
 impl ControlSocket {
@@ -144,7 +165,36 @@ impl ControlSocket {
             listener: UnixListener::from_std(listener).map_err(io)?,
             path: path.to_owned(),
             made_directory,
+            left: false,
         })
+    }
+
+    /// A socket that another process has bound, and handed over. It is that one's until [`own`](Self::own).
+    pub fn handed(
+        socket: OwnedFd,
+        path: &Path,
+        made_directory: Option<PathBuf>,
+    ) -> io::Result<ControlSocket> {
+        Ok(ControlSocket {
+            listener: UnixListener::from_std(StdListener::from(socket))?,
+            path: path.to_owned(),
+            made_directory,
+            left: true,
+        })
+    }
+
+    /// From here on it goes with this process.
+    pub fn own(&mut self) {
+        self.left = false;
+    }
+
+    /// Leaves it to the process that has taken it over.
+    pub fn leave(mut self) {
+        self.left = true;
+    }
+
+    pub fn made_directory(&self) -> Option<&Path> {
+        self.made_directory.as_deref()
     }
 
     pub fn path(&self) -> &Path {
@@ -152,8 +202,17 @@ impl ControlSocket {
     }
 }
 
+impl AsFd for ControlSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
 impl Drop for ControlSocket {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         let _ = fs::remove_file(&self.path);
         if let Some(directory) = &self.made_directory {
             // Fails, as it should, when something else has moved in.
@@ -207,11 +266,12 @@ fn listen(path: &Path) -> io::Result<StdListener> {
     Ok(StdListener::from(std::os::fd::OwnedFd::from(socket)))
 }
 
-/// Answers requests for ever. `handler` is called on this task; while one request waits for its answer others go on.
+/// Answers requests until one asks for everything: the connection to whoever is to take over. `handler` is called on this
+/// task; while one request waits for its answer others go on.
 pub async fn serve<F: Future<Output = Response>>(
     socket: &ControlSocket,
     handler: impl Fn(Request) -> F,
-) {
+) -> StdStream {
     let mut connections = FuturesUnordered::new();
     loop {
         tokio::select! {
@@ -226,7 +286,11 @@ pub async fn serve<F: Future<Output = Response>>(
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
-            Some(()) = connections.next() => {}
+            Some(ended) = connections.next() => {
+                if let Some(Ok(taker)) = ended.map(UnixStream::into_std) {
+                    return taker;
+                }
+            }
         }
     }
 }
@@ -244,29 +308,31 @@ fn refuse(stream: UnixStream) {
 async fn converse<F: Future<Output = Response>>(
     mut stream: UnixStream,
     handler: &impl Fn(Request) -> F,
-) {
+) -> Option<UnixStream> {
     let peer = stream.peer_cred();
     let (reader, mut writer) = stream.split();
     let mut reader = AsyncBufReader::new(reader);
     loop {
-        let Some(line) = within_limit(read_request(&mut reader)).await else {
-            return;
-        };
+        let line = within_limit(read_request(&mut reader)).await?;
         let complete = line.ends_with(b"\n") || (line.len() as u64) < REQUEST_LIMIT;
         let response = match serde_json::from_slice::<Request>(&line) {
             _ if !complete => Response::Error(format!("request longer than {REQUEST_LIMIT} bytes")),
             Ok(request) => match may_ask(&request, &peer) {
-                Ok(()) => handler(request).await,
+                Ok(()) => {
+                    let takes_over = request == Request::Takeover {};
+                    match handler(request).await {
+                        Response::Ok(_) if takes_over => return Some(stream),
+                        response => response,
+                    }
+                }
                 Err(why) => Response::Error(why),
             },
             Err(e) => Response::Error(format!("not a request: {e}")),
         };
-        let Ok(answer) = to_line(&response) else {
-            return;
-        };
+        let answer = to_line(&response).ok()?;
         let sent = within_limit(async { writer.write_all(&answer).await.ok() }).await;
         if sent.is_none() || !complete {
-            return;
+            return None;
         }
     }
 }

@@ -57,8 +57,22 @@ pub fn tunnel(
         report.next_hop = status.outer.map(|outer| next_hop(outer, devices));
         report.peers = peers(&entry.config.peers, status, devices);
     }
+    if let (Some(report), Some(_)) = (&mut report.keepalive, entry.config.keepalive) {
+        let word = if entry.keepalive.alive() {
+            "up"
+        } else {
+            "down"
+        };
+        report.state = word.to_owned();
+        report.seconds = entry.keepalive.since(Instant::now()).as_secs();
+    }
     for (thread, record) in entry.records().iter().enumerate() {
         let c = &record.state.counters;
+        if let Some(report) = &mut report.keepalive {
+            report.sent += c.keepalives_sent.get();
+            report.received += c.keepalives_received.get();
+            report.answered += c.keepalives_answered.get();
+        }
         let (rx, tx) = (c.rx_packets.get(), c.tx_packets.get());
         add(&mut report.rx, rx, c.rx_bytes.get());
         add(&mut report.tx, tx, c.tx_bytes.get());

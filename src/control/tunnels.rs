@@ -1,9 +1,10 @@
 //! The tunnels' devices: made or adopted, set up as configured, removed in the end.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Instant};
 
 use super::{
     config::{Config, Mtu, RouterConfig, TunnelConfig},
+    keepalive::Watch,
     mirror::{Link, State},
     netlink::{Device, Handle, RequestError, SettingError},
     path_mtu::{PathMtus, Unreachable},
@@ -50,9 +51,11 @@ pub struct TunnelEntry {
     pub device: Device,
     /// To the device that the tunnel is bridged with.
     pub wire: Option<Wire>,
-    sequences: Arc<Sequences>,
+    pub(super) sequences: Arc<Sequences>,
     /// By thread: the slow path first, then the workers.
     records: RefCell<Vec<Arc<TunnelRecord>>>,
+    /// What its keepalives say of the far end.
+    pub keepalive: Watch,
     /// The MTU that was last asked for.
     mtu: Option<u16>,
     /// What routers said of the ways to the other ends.
@@ -73,6 +76,7 @@ impl TunnelEntry {
 
     /// The tunnel goes on under other terms; its device, counters and numbers stay.
     pub fn alter(&mut self, config: TunnelConfig) {
+        self.keepalive.alter(config.keepalive, Instant::now());
         self.config = config;
     }
 
@@ -171,10 +175,19 @@ pub async fn create(
     config: &Config,
     state: &State,
     handle: &Handle,
+    mut handed: BTreeMap<String, OwnedFd>,
 ) -> Result<Vec<(TunnelEntry, Tun)>, TunnelError> {
     let mut made = Vec::new();
     for (slot, tunnel) in config.tunnels.iter().enumerate() {
-        match create_one(TunnelId(slot as u32), tunnel, &config.router, state, handle).await {
+        let id = TunnelId(slot as u32);
+        let created = match handed.remove(&tunnel.name) {
+            Some(device) => {
+                let tun = Tun::handed(&tunnel.name, device);
+                create_with(id, tun, tunnel, &config.router, (state, handle)).await
+            }
+            None => create_one(id, tunnel, &config.router, state, handle).await,
+        };
+        match created {
             Ok(entry) => made.push(entry),
             Err(why) => {
                 for (entry, tun) in made {
@@ -201,6 +214,16 @@ pub async fn create_one(
         _ => TunKind::Tun,
     };
     let tun = Tun::open(&tunnel.name, kind, router.persist)?;
+    create_with(id, tun, tunnel, router, (state, handle)).await
+}
+
+async fn create_with(
+    id: TunnelId,
+    tun: Tun,
+    tunnel: &TunnelConfig,
+    router: &RouterConfig,
+    (state, handle): (&State, &Handle),
+) -> Result<(TunnelEntry, Tun), TunnelError> {
     let device =
         (handle.device(&tunnel.name)?).ok_or_else(|| TunnelError::Vanished(tunnel.name.clone()))?;
     let mut entry = TunnelEntry {
@@ -210,6 +233,7 @@ pub async fn create_one(
         wire: None,
         sequences: Arc::default(),
         records: RefCell::default(),
+        keepalive: Watch::new(tunnel.keepalive, Instant::now()),
         mtu: None,
         paths: PathMtus::default(),
         unreachable: None,
@@ -249,9 +273,13 @@ async fn set_up(
 
 /// Undoes what was done for a tunnel that will not run. A device that was adopted stays.
 pub async fn take_back(entry: TunnelEntry, tun: &Tun, handle: &Handle) {
-    match tun.adopted() {
-        true => unwire(entry, handle).await,
-        false => end(entry, handle).await,
+    let device = entry.device.clone();
+    // Where there was a wire before, somebody counts on it.
+    if entry.wire.as_ref().is_some_and(|wire| !wire.adopted()) {
+        unwire(entry, handle).await;
+    }
+    if !tun.adopted() {
+        remove(&device, handle).await;
     }
 }
 
@@ -262,9 +290,11 @@ pub async fn end(entry: TunnelEntry, handle: &Handle) {
     remove(&device, handle).await;
 }
 
-async fn unwire(entry: TunnelEntry, handle: &Handle) {
+async fn unwire(mut entry: TunnelEntry, handle: &Handle) {
     let qdisc = wires::qdisc(&entry);
-    drop(entry);
+    if let Some(wire) = entry.wire.take() {
+        wire.remove();
+    }
     if let Some(device) = qdisc {
         wires::remove_qdisc(&device, handle).await;
     }

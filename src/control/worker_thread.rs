@@ -182,6 +182,11 @@ impl WorkerHandle {
         while self.spent.try_recv().is_ok() {}
     }
 
+    /// Whether the worker has carried everything that was given to it: it sleeps, and nothing waits for it.
+    pub fn is_idle(&self) -> bool {
+        self.handovers.is_empty() && self.stats.is_asleep()
+    }
+
     /// Whether the worker has not gone round for [`HANG`], and does not sleep.
     pub fn hangs(&mut self) -> bool {
         let turns = self.stats.turns.get();

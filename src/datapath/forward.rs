@@ -9,7 +9,7 @@ use crate::{
         self, EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, flow, ipv4, ipv6,
         protocol, transport,
     },
-    tunnel::{self, GRE_IN_UDP_PORT, Outer, Payload, Refusal, Tunnel, TunnelId},
+    tunnel::{self, GRE_IN_UDP_PORT, Outer, Payload, Refusal, Tunnel, TunnelId, keepalive},
 };
 
 /// What changes with packets and belongs to one worker. It outlives every snapshot.
@@ -346,7 +346,9 @@ fn into_tunnel<B: PacketBuf>(
     }
     let inner_len = packet.data().len();
     match fib.adjacency(tunnel, remote) {
-        Some(adjacency) if inner_len + tunnel.overhead() <= usize::from(adjacency.mtu) => {
+        Some(adjacency)
+            if inner_len + tunnel.overhead_of(packet.data()) <= usize::from(adjacency.mtu) =>
+        {
             encapsulate(packet, tunnel, (remote, &adjacency), inner_len, state)
         }
         // The number is taken here, in order; the kernel resolves the next hop or the slow path fragments.
@@ -388,6 +390,9 @@ fn from_underlay<B: PacketBuf>(
     let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), record(&state.tunnels, id)) else {
         return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
     };
+    if outer.payload() == keepalive::PROTOCOL && keepalive::is_answer(tunnel, packet.data()) {
+        return Verdict::Punt(PuntReason::Keepalive, PuntTo::Keepalive(id));
+    }
     // Where any sender will do, we are none: it is a packet that came back to us, or a forged one.
     if outer.remote != tunnel.remote && fib.is_own(outer.remote) {
         return state.drop_in(id, DropReason::OuterMartian);
@@ -405,6 +410,9 @@ fn from_underlay<B: PacketBuf>(
     }
     if tunnel.mode.kind().payload == Payload::Ethernet {
         return wire::leave(packet, (tunnel, record), fib);
+    }
+    if keepalive::is_request(tunnel, packet.data()) {
+        return Verdict::Punt(PuntReason::Keepalive, PuntTo::Keepalive(id));
     }
     tunnel.clamp_mss(packet.data_mut(), &record.state.counters);
     // The slow path counts these for the tunnel when it delivers them.

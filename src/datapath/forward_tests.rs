@@ -441,6 +441,68 @@ fn frames_that_are_not_ours_to_touch_are_dropped() {
     );
 }
 
+/// The packet that is to come back to `tunnel`.
+fn to_come_back(tunnel: &Tunnel) -> Vec<u8> {
+    let mut out = [0; keepalive::MAX_LEN];
+    let len = keepalive::write(tunnel, &mut out).unwrap();
+    out[..len].to_vec()
+}
+
+#[test]
+fn keepalives_are_known_on_their_way_there_and_back() {
+    let keepalive = |id| Verdict::Punt(PuntReason::Keepalive, PuntTo::Keepalive(TunnelId(id)));
+    for id in [0, 1] {
+        // Numbers do not matter to what comes back beside the tunnel.
+        let mut bed = Bed::new();
+        bed.state.owns_sequences = false;
+        bed.tunnels[id].0.keepalive = true;
+        let ours = to_come_back(&bed.tunnels[id].0);
+        let came = bed.run(&framed(mac(UNDERLAY), &ours), UNDERLAY);
+        assert_eq!(came, (keepalive(id as u32), ours), "tunnel {id}");
+
+        let mut bed = Bed::new();
+        let theirs = to_come_back(&bed.tunnels[id].0.far_end());
+        let came = bed.run(&inbound(&theirs, id == 1), UNDERLAY);
+        assert_eq!(came, (keepalive(id as u32), theirs), "tunnel {id}");
+        assert_eq!(bed.record(id).state.counters.rx_packets.get(), 0);
+    }
+}
+
+#[test]
+fn what_only_looks_like_a_keepalive_is_none() {
+    // Nobody waits for it.
+    let ours = to_come_back(&tunnel());
+    let unknown = Verdict::Drop(DropReason::UnknownProtocol);
+    let came = Bed::new().verdict(&framed(mac(UNDERLAY), &ours), UNDERLAY);
+    assert_eq!(came, unknown);
+    // To somebody else, or from somebody else, or not through the tunnel.
+    let theirs = to_come_back(&tunnel().far_end());
+    for at in [15, 19] {
+        let mut other = theirs.clone();
+        other[at] ^= 0x40;
+        other[10..12].fill(0);
+        let sum = crate::packet::Checksum::new()
+            .add_bytes(&other[..20])
+            .finish();
+        other[10..12].copy_from_slice(&sum.to_be_bytes());
+        let mut bed = Bed::new();
+        bed.routes.insert(
+            "192.0.2.0/24".parse().unwrap(),
+            NextHop::Connected {
+                port: UNDERLAY,
+                mtu: 1500,
+            },
+        );
+        let verdict = bed.verdict(&inbound(&other, false), UNDERLAY);
+        let Verdict::Punt(reason, PuntTo::Tunnel(TunnelId(0))) = verdict else {
+            panic!("{verdict:?}");
+        };
+        assert_ne!(reason, PuntReason::Keepalive);
+    }
+    let bare = Bed::new().verdict(&framed(mac(UNDERLAY), &theirs), UNDERLAY);
+    assert_eq!(bare, service(PuntReason::UnknownTunnel));
+}
+
 #[test]
 fn sequence_numbers_are_left_to_their_owner() {
     let out = outbound([10, 3, 0, 2], 64, 8);

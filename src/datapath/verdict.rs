@@ -30,6 +30,8 @@ pub enum PuntTo {
     Underlay(TunnelId),
     /// A packet as it was received, for the thread that owns the tunnel's sequence numbers.
     Owner(TunnelId),
+    /// One of the tunnel's keepalives that has come back, as it was received; or one of the far end's, decapsulated.
+    Keepalive(TunnelId),
 }
 
 macro_rules! reasons {
@@ -81,6 +83,8 @@ reasons! {
         SequenceOwner = "sequence_owner",
         /// The outer next hop is not usable at this moment.
         TunnelNotReady = "tunnel_not_ready",
+        /// A keepalive: ours, come back, or the far end's, to be sent back.
+        Keepalive = "keepalive",
     }
 }
 
@@ -126,6 +130,8 @@ reasons! {
         GreChecksumPresence = "gre_checksum_presence",
         SequenceMissing = "sequence_missing",
         SequenceOld = "sequence_old",
+        /// The inner packet says that it may not be encapsulated again.
+        EncapLimit = "encap_limit",
         EcnCongestion = "ecn_congestion",
         Recursion = "recursion",
         /// It came by a group, and is for another member of it.
@@ -142,6 +148,8 @@ reasons! {
         OuterTooBig = "outer_too_big",
         /// The tunnel device is down.
         TunnelDown = "tunnel_down",
+        /// The tunnel's far end does not answer its keepalives.
+        NoKeepalive = "no_keepalive",
         /// A handed-over packet found no free frame.
         NoFrame = "no_frame",
     }
@@ -181,6 +189,7 @@ impl From<Refusal> for DropReason {
             Refusal::ChecksumPresence => DropReason::GreChecksumPresence,
             Refusal::SequenceMissing => DropReason::SequenceMissing,
             Refusal::SequenceOld => DropReason::SequenceOld,
+            Refusal::EncapLimit => DropReason::EncapLimit,
             Refusal::EcnCongestion => DropReason::EcnCongestion,
             Refusal::Recursion => DropReason::Recursion,
             Refusal::NoRoom => DropReason::NoHeadroom,

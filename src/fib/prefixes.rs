@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    ops::Bound::{Excluded, Unbounded},
+    ops::Bound::{Excluded, Included, Unbounded},
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -99,10 +99,21 @@ impl<N: Net, V: Copy> Prefixes<N, V> {
         })
     }
 
-    /// Every prefix within `net`, itself included.
-    pub fn within(&self, net: N) -> impl Iterator<Item = (N, V)> + '_ {
-        let all = self.0.range(net..=net.last());
-        all.map(|(net, value)| (*net, *value))
+    /// Every prefix within `within`, itself included, behind `after`, in order.
+    pub fn range(&self, after: Option<N>, within: Option<N>) -> impl Iterator<Item = (N, V)> + '_ {
+        let last = within.map(N::last);
+        let from = match (after.max(within), after) {
+            (Some(from), Some(after)) if from == after => Excluded(from),
+            (Some(from), _) => Included(from),
+            (None, _) => Unbounded,
+        };
+        // Nothing is behind the last one, not even an empty range.
+        let any = after.is_none_or(|after| last.is_none_or(|last| after < last));
+        let range = any.then(|| self.0.range((from, last.map_or(Unbounded, Included))));
+        range
+            .into_iter()
+            .flatten()
+            .map(|(net, value)| (*net, *value))
     }
 }
 
@@ -121,13 +132,14 @@ mod tests {
             nets in proptest::collection::btree_set((0u32..32, 24u8..=32), 0..24),
             wide in proptest::collection::btree_set((any::<u32>(), 0u8..=32), 0..8),
             (address, len) in (0u32..32, 22u8..=32),
+            after in (0u32..40, 24u8..=32),
         ) {
             let mut prefixes = Prefixes::default();
             let nets: Vec<_> = nets.into_iter().chain(wide).map(|(a, len)| net(a, len)).collect();
             for net in &nets {
                 prefixes.insert(*net, ());
             }
-            let this = net(address, len);
+            let (this, after) = (net(address, len), net(after.0, after.1));
             let above = |of: Ipv4Net| {
                 let around = nets.iter().copied().filter(|n| *n != of && n.contains(&of));
                 around.max_by_key(|n| n.prefix_len())
@@ -144,7 +156,15 @@ mod tests {
             let mut within: Vec<_> = inside().collect();
             within.sort();
             within.dedup();
-            prop_assert_eq!(prefixes.within(this).map(|(n, ())| n).collect::<Vec<_>>(), within);
+            let found: Vec<_> = prefixes.range(None, Some(this)).map(|(n, ())| n).collect();
+            prop_assert_eq!(&found, &within);
+            let behind = |n: &Ipv4Net| *n > after;
+            within.retain(behind);
+            let found: Vec<_> = prefixes.range(Some(after), Some(this)).map(|(n, ())| n).collect();
+            prop_assert_eq!(&found, &within);
+            let all = prefixes.iter().map(|(n, ())| n).filter(behind);
+            let found: Vec<_> = prefixes.range(Some(after), None).map(|(n, ())| n).collect();
+            prop_assert_eq!(found, all.collect::<Vec<_>>());
         }
     }
 }

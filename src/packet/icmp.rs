@@ -1,4 +1,4 @@
-//! ICMP and ICMPv6 errors (RFC 792, RFC 1191, RFC 4443): read those of others, write "too big".
+//! ICMP and ICMPv6 errors (RFC 792, RFC 1191, RFC 4443): read those of others, write our own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -83,6 +83,16 @@ pub fn packet_too_big(packet: &[u8], mtu: u16) -> Vec<u8> {
     let quoted = &packet[..packet.len().min(QUOTED_V6)];
     let [high, low] = mtu.to_be_bytes();
     let mut message = vec![2, 0, 0, 0, 0, 0, high, low];
+    message.extend_from_slice(quoted);
+    message
+}
+
+/// The message that shows the sender of an IPv6 packet the byte that is in the way, "erroneous header field" (RFC 4443
+/// section 3.4), but for the checksum.
+pub fn parameter_problem(packet: &[u8], pointer: u32) -> Vec<u8> {
+    let quoted = &packet[..packet.len().min(QUOTED_V6)];
+    let mut message = vec![4, 0, 0, 0];
+    message.extend_from_slice(&pointer.to_be_bytes());
     message.extend_from_slice(quoted);
     message
 }
@@ -187,6 +197,19 @@ mod tests {
         assert_eq!(rest, &packet[..1232]);
         let read = Error::parse_v6(&message).unwrap();
         assert_eq!((read.kind, read.quoted), (Kind::TooBig(1376), rest));
+    }
+
+    #[test]
+    fn v6_3_a_parameter_problem_points_into_the_packet() {
+        let packet = vec![0x60; 2000];
+        let message = parameter_problem(&packet, 44);
+        let (header, rest) = Icmpv6Header::from_slice(&message).unwrap();
+        let problem = icmpv6::ParameterProblemHeader {
+            code: icmpv6::ParameterProblemCode::ErroneousHeaderField,
+            pointer: 44,
+        };
+        assert_eq!(header.icmp_type, Icmpv6Type::ParameterProblem(problem));
+        assert_eq!(rest, &packet[..1232]);
     }
 
     #[test]

@@ -130,6 +130,76 @@ impl Ipv6<'_> {
     }
 }
 
+/// The tunnel encapsulation limit option: type 4 with one byte (RFC 2473 section 4.1.1).
+pub const LIMIT_OPTION: u8 = 4;
+
+/// A tunnel encapsulation limit that a packet carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncapsulationLimit {
+    /// How often the packet may be encapsulated again.
+    pub value: u8,
+    /// Where that value stands, in bytes from the start of the packet.
+    pub at: usize,
+}
+
+impl Ipv6<'_> {
+    /// The first tunnel encapsulation limit among the packet's destination options (RFC 2473 section 4.1.1). What other
+    /// extension headers there are, authentication and a first fragment's among them, is gone past, as the kernel's
+    /// `ip6_tnl_parse_tlv_enc_lim` does.
+    #[inline]
+    pub fn encapsulation_limit(&self) -> Option<EncapsulationLimit> {
+        // Nearly every packet has no such header.
+        if self.has_extension() || self.next_header() == protocol::AUTHENTICATION {
+            return self.find_limit();
+        }
+        None
+    }
+
+    fn find_limit(&self) -> Option<EncapsulationLimit> {
+        let (mut kind, mut at) = (self.next_header(), 0);
+        loop {
+            let [next, length, high, low, ..] = *self.payload.get(at..at + 8)? else {
+                return None;
+            };
+            let eights = usize::from(length) + 1;
+            let len = match kind {
+                protocol::FRAGMENT if u16::from_be_bytes([high, low]) & !7 != 0 => return None,
+                protocol::FRAGMENT => 8,
+                // In units of four bytes, without the first two (RFC 4302 section 2.2).
+                protocol::AUTHENTICATION => (eights + 1) * 4,
+                protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS => {
+                    eights * 8
+                }
+                _ => return None,
+            };
+            let header = self.payload.get(at..at + len)?;
+            if kind == protocol::DESTINATION_OPTIONS {
+                if let Some((value, within)) = limit_among(header) {
+                    return Some(EncapsulationLimit {
+                        value,
+                        at: HEADER_LEN + at + within,
+                    });
+                }
+            }
+            (kind, at) = (next, at + len);
+        }
+    }
+}
+
+/// The limit in a destination options header, and where its value stands there.
+fn limit_among(header: &[u8]) -> Option<(u8, usize)> {
+    const PAD1: u8 = 0;
+    let mut at = 2;
+    while let [kind, length, value, ..] = *header.get(at..)? {
+        match (kind, length) {
+            (LIMIT_OPTION, 1) => return Some((value, at + 2)),
+            (PAD1, _) => at += 1,
+            _ => at += 2 + usize::from(length),
+        }
+    }
+    None
+}
+
 /// The fields of a header as they are to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ipv6Header {
@@ -271,5 +341,127 @@ mod tests {
             Ipv6::parse(&bytes[..46]).err(),
             Some(ParseError::TotalLength)
         );
+    }
+
+    /// An IPv6 packet with this chain of headers behind its own.
+    fn chain(first: u8, headers: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = packet(0, 64, &headers.concat());
+        bytes[6] = first;
+        bytes
+    }
+
+    #[test]
+    fn v6_3_an_encapsulation_limit_is_found_wherever_it_stands() {
+        let limit = |next: u8, value: u8| [next, 0, 4, 1, value, 1, 1, 0];
+        let padding = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+        let found = |bytes: &[u8]| {
+            let limit = Ipv6::parse(bytes).unwrap().encapsulation_limit();
+            limit.map(|limit| {
+                assert_eq!(bytes[limit.at], limit.value);
+                (limit.value, limit.at)
+            })
+        };
+        let udp: &[u8] = &[0; 8];
+        let first_fragment = [60, 0, 0, 1, 0, 0, 0, 9];
+        let later_fragment = [60, 0, 0, 8, 0, 0, 0, 9];
+        let authentication = [60, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1];
+        for (what, bytes, expected) in [
+            ("alone", chain(60, &[&limit(17, 7), udp]), Some((7, 44))),
+            ("zero", chain(60, &[&limit(17, 0), udp]), Some((0, 44))),
+            (
+                "behind hop-by-hop options",
+                chain(0, &[&padding(60), &limit(17, 3), udp]),
+                Some((3, 52)),
+            ),
+            (
+                "behind a routing header",
+                chain(43, &[&padding(60), &limit(17, 3), udp]),
+                Some((3, 52)),
+            ),
+            (
+                "behind authentication",
+                chain(51, &[&authentication, &limit(17, 3), udp]),
+                Some((3, 56)),
+            ),
+            (
+                "in the first fragment",
+                chain(44, &[&first_fragment, &limit(17, 3), udp]),
+                Some((3, 52)),
+            ),
+            (
+                "in the second options",
+                chain(60, &[&padding(60), &limit(17, 3), udp]),
+                Some((3, 52)),
+            ),
+            (
+                "behind padding and another option",
+                chain(60, &[&[17, 0, 0, 4, 1, 9, 1, 0], udp]),
+                Some((9, 45)),
+            ),
+            (
+                "in a long header",
+                chain(
+                    60,
+                    &[&[17, 1, 1, 6, 0, 0, 0, 0, 0, 0, 4, 1, 5, 0, 0, 0], udp],
+                ),
+                Some((5, 52)),
+            ),
+            (
+                "two: the first one counts",
+                chain(60, &[&limit(60, 6), &limit(17, 2), udp]),
+                Some((6, 44)),
+            ),
+            (
+                "of two bytes",
+                chain(60, &[&[17, 0, 4, 2, 7, 7, 1, 0], udp]),
+                None,
+            ),
+            (
+                "cut off by the header's end",
+                chain(60, &[&[17, 0, 1, 2, 0, 0, 4, 1], &[7; 8]]),
+                None,
+            ),
+            (
+                "an option that leaves the header",
+                chain(60, &[&[17, 0, 1, 200, 4, 1, 7, 0], udp]),
+                None,
+            ),
+            (
+                "in a later fragment",
+                chain(44, &[&later_fragment, &limit(17, 3), udp]),
+                None,
+            ),
+            (
+                "among hop-by-hop options",
+                chain(0, &[&limit(17, 3), udp]),
+                None,
+            ),
+            (
+                "behind the transport header",
+                chain(17, &[udp, &limit(17, 3)]),
+                None,
+            ),
+            ("no options", chain(17, &[udp]), None),
+            (
+                "a header that is cut",
+                chain(60, &[&limit(17, 3)[..7]]),
+                None,
+            ),
+            (
+                "a length beyond the packet",
+                chain(60, &[&[17, 9, 1, 4, 0, 0, 0, 0]]),
+                None,
+            ),
+        ] {
+            assert_eq!(found(&bytes), expected, "{what}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_chain_is_survived(first: u8, bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let bytes = chain(first, &[&bytes]);
+            Ipv6::parse(&bytes).unwrap().encapsulation_limit();
+        }
     }
 }

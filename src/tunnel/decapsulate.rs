@@ -95,6 +95,12 @@ impl Outer {
         Ok(outer)
     }
 
+    /// What GRE says that is inside; without GRE, what the outer header says.
+    #[inline]
+    pub fn payload(&self) -> EtherType {
+        self.payload
+    }
+
     /// GRE in UDP; any other datagram is nobody's tunnel. What follows the datagram is cut off, as the kernel does.
     #[inline]
     fn take_udp(&mut self, body: &[u8]) -> Result<Option<GreKey>, Refusal> {
@@ -168,7 +174,13 @@ pub fn decapsulate<B: PacketBuf>(
     let new_tos = match outer.payload {
         // The kernel does not look into frames either (`ip_tunnel_rcv`).
         EtherType::TRANSPARENT_ETHERNET => tos,
-        _ => ecn::decapsulate(outer.tos, tos).ok_or(Refusal::EcnCongestion)?,
+        _ => {
+            let merged = ecn::decapsulate(outer.tos, tos).ok_or(Refusal::EcnCongestion)?;
+            match tunnel.copy_dscp {
+                true => outer.tos & !ecn::MASK | merged & ecn::MASK,
+                false => merged,
+            }
+        }
     };
 
     if packet.trim_front(outer.inner_at).is_err() || packet.truncate(len).is_err() {

@@ -19,7 +19,8 @@ pub fn encapsulate<B: PacketBuf>(
     if remote.is_unspecified() {
         return Err(Refusal::NoRemote);
     }
-    let headers = tunnel.headers();
+    inner.limit = inner.outer_limit(tunnel)?;
+    let headers = tunnel.headers_with(inner.limit);
     let overhead = headers.total();
     if overhead + inner.len > usize::from(u16::MAX) || packet.headroom() < overhead {
         return Err(Refusal::NoRoom);

@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::{GRE_IN_UDP_PORT, Payload, Refusal, Shim, Tunnel, ecn};
+use super::{Family, GRE_IN_UDP_PORT, Payload, Refusal, Shim, Tunnel, ecn};
 use crate::packet::{
-    EtherType, Ethernet, Gre, Ipv4, Ipv6, flow,
+    EtherType, Ethernet, Gre, Ipv4, Ipv6, ethernet, flow,
+    ipv6::EncapsulationLimit,
     protocol::{DESTINATION_OPTIONS, GRE, IPIP, IPV6, UDP},
     udp,
 };
@@ -20,6 +21,8 @@ pub(super) struct Inner {
     pub ttl: u8,
     pub dont_fragment: bool,
     pub flow_label: u32,
+    /// The tunnel encapsulation limit: as it came, then as it leaves.
+    pub limit: Option<u8>,
     /// Of its flow; 0 until somebody needs it.
     pub hash: u32,
     /// What GRE calls the payload.
@@ -61,6 +64,7 @@ impl Inner {
             ttl: ip.ttl(),
             dont_fragment: ip.dont_fragment(),
             flow_label: 0,
+            limit: None,
             hash: 0,
             ether_type: EtherType::IPV4,
         }
@@ -74,6 +78,7 @@ impl Inner {
             ttl: ip.hop_limit(),
             dont_fragment: false,
             flow_label: ip.flow_label(),
+            limit: ip.encapsulation_limit().map(|limit| limit.value),
             hash: 0,
             ether_type: EtherType::IPV6,
         }
@@ -94,19 +99,35 @@ impl Inner {
                 .map(|ip| Inner::ipv6(&ip)),
             _ => None,
         };
-        let (tos, ttl, dont_fragment, flow_label) = match inside {
-            Some(ip) => (ip.tos, ip.ttl, ip.dont_fragment, ip.flow_label),
-            None => (0, DEFAULT_TTL, false, 0),
-        };
-        Ok(Inner {
-            len: frame.len(),
-            tos,
-            ttl,
-            dont_fragment,
-            flow_label,
+        let inside = inside.unwrap_or(Inner {
+            len: 0,
+            tos: 0,
+            ttl: DEFAULT_TTL,
+            dont_fragment: false,
+            flow_label: 0,
+            limit: None,
             hash: 0,
             ether_type: EtherType::TRANSPARENT_ETHERNET,
+        });
+        Ok(Inner {
+            len: frame.len(),
+            ether_type: EtherType::TRANSPARENT_ETHERNET,
+            ..inside
         })
+    }
+
+    /// The encapsulation limit of the outer packet over IPv6: one less than the packet's own, or else as configured. A packet
+    /// that may not be encapsulated again is refused (RFC 2473 section 4.1.1; `ip6_tnl_start_xmit`, `prepare_ip6gre_xmit_ipv6`).
+    #[inline]
+    pub fn outer_limit(&self, tunnel: &Tunnel) -> Result<Option<u8>, Refusal> {
+        match (tunnel.mode.kind().underlay, self.limit) {
+            (Family::V4, _) => Ok(None),
+            (Family::V6, None) => Ok(tunnel.encaplimit),
+            (Family::V6, Some(limit)) => match limit.checked_sub(1) {
+                None => Err(Refusal::EncapLimit),
+                less => Ok(less),
+            },
+        }
     }
 
     /// The hash of the flow that `packet`, which this is about, belongs to.
@@ -135,6 +156,25 @@ impl Inner {
             super::Ttl::Fixed(ttl) => ttl,
         }
     }
+}
+
+/// The encapsulation limit of an inner packet that enters `tunnel`, where that goes over IPv6.
+#[inline]
+pub(super) fn own_limit(packet: &[u8], tunnel: &Tunnel) -> Option<EncapsulationLimit> {
+    let kind = tunnel.mode.kind();
+    let at = match (kind.underlay, kind.payload) {
+        (Family::V4, _) => return None,
+        (_, Payload::Ethernet) => match Ethernet::parse(packet) {
+            Ok(frame) if frame.ether_type() == EtherType::IPV6 => ethernet::HEADER_LEN,
+            _ => return None,
+        },
+        _ => 0,
+    };
+    let limit = Ipv6::parse(packet.get(at..)?).ok()?.encapsulation_limit()?;
+    Some(EncapsulationLimit {
+        at: at + limit.at,
+        ..limit
+    })
 }
 
 /// Tunnel headers that a packet may have inside each other before it gets another one.

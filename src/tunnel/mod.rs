@@ -8,6 +8,7 @@ mod decapsulate;
 mod ecn;
 mod encapsulate;
 mod inner;
+pub mod keepalive;
 mod kind;
 mod outer;
 mod peers;
@@ -28,7 +29,7 @@ pub use table::{Class, TunnelTable};
 
 use std::{net::IpAddr, sync::Arc};
 
-use crate::packet::{GreKey, ParseError, ethernet, gre, mss};
+use crate::packet::{GreKey, ParseError, ethernet, gre, mss, protocol};
 
 /// A tunnel's slot: an index that stays the same as long as the tunnel lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,6 +102,8 @@ pub struct Tunnel {
     pub oseq: bool,
     pub ttl: Ttl,
     pub tos: Tos,
+    /// On receipt the inner DSCP becomes the outer one's; otherwise it stays.
+    pub copy_dscp: bool,
     /// Outer DF always set; otherwise copied from an inner IPv4 packet, unless `ignore_df`.
     pub pmtudisc: bool,
     pub ignore_df: bool,
@@ -120,6 +123,10 @@ pub struct Tunnel {
     pub wire: Option<u16>,
     /// The tunnel device is administratively up. A tunnel that is down takes no packets (gre-11).
     pub up: bool,
+    /// It sends keepalives, and knows them when they come back.
+    pub keepalive: bool,
+    /// Its far end answers keepalives, or is not asked. Without answers nothing but keepalives is sent.
+    pub alive: bool,
 }
 
 impl Tunnel {
@@ -147,6 +154,7 @@ impl Tunnel {
             oseq: false,
             ttl: if v6 { Ttl::Fixed(64) } else { Ttl::Inherit },
             tos: Tos::Fixed(0),
+            copy_dscp: false,
             pmtudisc: true,
             ignore_df: false,
             flow_label: FlowLabel::Hash,
@@ -157,6 +165,8 @@ impl Tunnel {
             clamp_mss: None,
             wire: None,
             up: true,
+            keepalive: false,
+            alive: true,
         }
     }
 
@@ -178,14 +188,45 @@ impl Tunnel {
     /// What encapsulation adds in front of the inner packet, header by header.
     #[inline]
     pub fn headers(&self) -> Overhead {
+        self.headers_with(self.encaplimit)
+    }
+
+    /// The same with this encapsulation limit.
+    #[inline]
+    fn headers_with(&self, limit: Option<u8>) -> Overhead {
         let gre = gre::header_len(self.okey.is_some(), self.ocsum, self.oseq);
-        overhead(self.mode, self.encaplimit, self.udp.is_some(), gre)
+        overhead(self.mode, limit, self.udp.is_some(), gre)
     }
 
     /// The bytes of those.
     #[inline]
     pub fn overhead(&self) -> usize {
         self.headers().total()
+    }
+
+    /// The same in front of this very packet: one that carries an encapsulation limit gets one, also where none is configured
+    /// (RFC 2473 section 4.1.1).
+    #[inline]
+    pub fn overhead_of(&self, inner: &[u8]) -> usize {
+        match inner::own_limit(inner, self) {
+            Some(_) => self.headers_with(Some(0)).total(),
+            None => self.overhead(),
+        }
+    }
+
+    /// Where an inner packet says that it may not be encapsulated again, in bytes from its start: what the pointer of the ICMPv6
+    /// Parameter Problem is to show (RFC 2473 section 4.1.1 a). Frames are refused without a word.
+    pub fn may_not_enter(&self, inner: &[u8]) -> Option<u32> {
+        let limit = inner::own_limit(inner, self)?;
+        let is_frame = self.mode.kind().payload == Payload::Ethernet;
+        (limit.value == 0 && !is_frame).then_some(limit.at as u32)
+    }
+
+    /// Where the inner packet begins in an outer one that this tunnel has made.
+    #[inline]
+    pub fn inner_at(&self, outer: &[u8]) -> usize {
+        let limited = outer.get(6) == Some(&protocol::DESTINATION_OPTIONS);
+        self.headers_with(limited.then_some(0)).total()
     }
 
     /// The outer headers have a place that tells flows apart.
@@ -263,6 +304,8 @@ pub enum Refusal {
     SequenceMissing,
     /// The sequence number is older than the last one accepted (RFC 2890 section 2.2).
     SequenceOld,
+    /// The inner packet says that it may not be encapsulated again (RFC 2473 section 4.1.1).
+    EncapLimit,
     /// Outer CE over an inner packet that is not ECN-capable (RFC 6040 section 4.2).
     EcnCongestion,
     /// The inner packet is this tunnel's own outer packet: it would go round for ever (gre-8).
@@ -273,6 +316,8 @@ pub enum Refusal {
     NoRemote,
 }
 
+#[cfg(test)]
+mod header_tests;
 #[cfg(test)]
 mod udp_tests;
 

@@ -183,10 +183,10 @@ pub(super) fn emit(
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             let (out, rest) = packet.split_first_chunk_mut().ok_or(Refusal::NoRoom)?;
             let mut next_header = protocol_of(tunnel, inner);
-            if let Some(limit) = tunnel.encaplimit {
+            if let Some(limit) = inner.limit {
                 let option = rest.first_chunk_mut().ok_or(Refusal::NoRoom)?;
                 // Type 4, length 1, the limit; PadN of one byte fills the eight (RFC 2473 section 4.1.1).
-                *option = [next_header, 0, 4, 1, limit, 1, 1, 0];
+                *option = [next_header, 0, ipv6::LIMIT_OPTION, 1, limit, 1, 1, 0];
                 next_header = protocol::DESTINATION_OPTIONS;
             }
             Ipv6Header {
@@ -203,7 +203,10 @@ pub(super) fn emit(
         _ => return Err(Refusal::NoRemote),
     }
     match &tunnel.udp {
-        Some(encap) => emit_udp(encap, packet, tunnel.headers().udp_at(), inner.hash),
+        Some(encap) => {
+            let at = tunnel.headers_with(inner.limit).udp_at();
+            emit_udp(encap, packet, at, inner.hash)
+        }
         None => Ok(()),
     }
 }

@@ -29,7 +29,7 @@ impl Size {
     /// may not be cut the kernel drops IPv4 packets without DF unheard (over IPv6 it answers them), and IPv6 packets of up to
     /// 1280 bytes.
     pub fn of(tunnel: &Tunnel, inner: &[u8], path: usize) -> Size {
-        let room = path.saturating_sub(tunnel.overhead());
+        let room = path.saturating_sub(tunnel.overhead_of(inner));
         if inner.len() <= room {
             return Size::Fits;
         }

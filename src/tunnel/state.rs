@@ -37,6 +37,12 @@ pub struct TunnelCounters {
     pub tx_packets: Counter,
     /// Inner bytes of those.
     pub tx_bytes: Counter,
+    /// Keepalives that were sent; they are among the packets that went in.
+    pub keepalives_sent: Counter,
+    /// Those that came back.
+    pub keepalives_received: Counter,
+    /// The far end's that were sent back to it; they are among the packets that came out.
+    pub keepalives_answered: Counter,
     /// TCP connections whose maximum segment size was lowered, counted by their packets.
     pub mss_clamped: Counter,
 }
@@ -58,6 +64,17 @@ impl Sequences {
             tx: AtomicU32::new(tx),
             rx: AtomicU32::new(rx),
         }
+    }
+
+    /// The next to send, and the next expected.
+    pub fn now(&self) -> (u32, u32) {
+        (self.tx.load(Relaxed), self.rx.load(Relaxed))
+    }
+
+    /// Goes on where others ended. Only while nobody uses the numbers.
+    pub fn resume(&self, (tx, rx): (u32, u32)) {
+        self.tx.store(tx, Relaxed);
+        self.rx.store(rx, Relaxed);
     }
 
     /// The number of the next packet to send.

@@ -2,7 +2,7 @@
 
 use std::{
     io, mem,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 use libbpf_rs::libbpf_sys as sys;
@@ -10,16 +10,43 @@ use libbpf_rs::libbpf_sys as sys;
 /// All our programs' names begin so; nobody else's do.
 pub(super) const PROGRAM_NAMES: &str = "greyhound_";
 
-/// A program's hold on a device. Dropping it detaches the program; so does the death of the process.
+/// A program's hold on a device. Dropping it detaches the program; so does the death of the process, unless another one
+/// has the descriptor too.
 #[derive(Debug)]
-pub(super) struct Link(OwnedFd);
+pub(super) struct Link {
+    fd: OwnedFd,
+    /// Another process goes on with it.
+    left: bool,
+}
+
+impl Link {
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Leaves the device to the process that has the descriptor too.
+    pub fn leave(mut self) {
+        self.left = true;
+    }
+}
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // Closing would do, were it not for a child process between fork and exec, which still holds a copy.
-        // SAFETY: takes the number of a descriptor that we own until after this call.
-        let _ = unsafe { sys::bpf_link_detach(self.0.as_raw_fd()) };
+        if !self.left {
+            // Closing would do, were it not for a child process between fork and exec, which still holds a copy.
+            // SAFETY: takes the number of a descriptor that we own until after this call.
+            let _ = unsafe { sys::bpf_link_detach(self.fd.as_raw_fd()) };
+        }
     }
+}
+
+/// Puts a program in the place of the one that another process has attached by this link: at no moment is there none.
+pub(super) fn relink(fd: OwnedFd, program: BorrowedFd) -> io::Result<Link> {
+    // SAFETY: takes the numbers of two descriptors that are open during the call; no options.
+    let updated =
+        unsafe { sys::bpf_link_update(fd.as_raw_fd(), program.as_raw_fd(), std::ptr::null()) };
+    check(updated)?;
+    Ok(Link { fd, left: false })
 }
 
 /// Attaches an XDP program to a device, natively or generic.
@@ -38,7 +65,8 @@ pub(super) fn link(program: BorrowedFd, ifindex: u32, generic: bool) -> io::Resu
     };
     let fd = check(fd)?;
     // SAFETY: the kernel has just opened this descriptor for us and nobody else knows it.
-    Ok(Link(unsafe { OwnedFd::from_raw_fd(fd) }))
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(Link { fd, left: false })
 }
 
 /// The id of an XDP program on this device that is not one of ours.

@@ -71,8 +71,28 @@ impl TagsInFrame {
     }
 }
 
+impl TagsInFrame {
+    /// The device, and the features to switch on again: for another process that is to do it.
+    pub fn to_parts(&self) -> (String, Vec<usize>) {
+        (self.device.clone(), self.was_on.clone())
+    }
+
+    /// What another process has switched off, and left to this one.
+    pub fn from_parts((device, was_on): (String, Vec<usize>)) -> Self {
+        Self { device, was_on }
+    }
+
+    /// Leaves them as they are.
+    pub fn leave(mut self) {
+        self.was_on.clear();
+    }
+}
+
 impl Drop for TagsInFrame {
     fn drop(&mut self) {
+        if self.was_on.is_empty() {
+            return;
+        }
         let restored = Features::of(&self.device)
             .and_then(|features| features.set(&self.device, &self.was_on, true));
         if let Err(error) = restored {

@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     ops::Range,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use libbpf_rs::{MapCore, MapFlags};
@@ -41,6 +41,8 @@ pub struct Steer {
     maps: SharedMaps,
     filters: Filters,
     devices: BTreeMap<u32, Device>,
+    /// Devices on which another process has attached its program, and handed it over: its hold, and whether generic.
+    handed: BTreeMap<u32, (OwnedFd, bool)>,
     plan: Plan,
     /// What the shared maps hold: written only here, after the kernel has agreed.
     tables: Tables,
@@ -65,6 +67,7 @@ impl Steer {
             maps,
             filters,
             devices: BTreeMap::new(),
+            handed: BTreeMap::new(),
             plan: Plan::default(),
             tables: Tables::default(),
             prefixes: PrefixTable::new(),
@@ -85,14 +88,21 @@ impl Steer {
             return Err(SteerError::AlreadyAttached { ifindex });
         }
         let slots = self.free_slots(name, queues)?;
+        let (handed, generic) = match self.handed.remove(&ifindex) {
+            Some((link, generic)) => (Some(link), generic),
+            None => (None, generic),
+        };
         let (mut program, sees_tags) = self.load_for(ifindex, generic)?;
         program.write(PortEntry {
             first_slot: slots.start,
             queues,
             ..self.plan.port_entry(ifindex)
         })?;
-        let link = attach::link(program.fd.as_fd(), ifindex, generic)
-            .map_err(|source| SteerError::attaching(source, ifindex, name, generic))?;
+        let link = match handed {
+            Some(link) => attach::relink(link, program.fd.as_fd()),
+            None => attach::link(program.fd.as_fd(), ifindex, generic),
+        };
+        let link = link.map_err(|source| SteerError::attaching(source, ifindex, name, generic))?;
         let device = Device {
             program,
             link,
@@ -103,6 +113,26 @@ impl Steer {
             native: !generic,
             sees_tags,
         })
+    }
+
+    /// The next [`attach`](Self::attach) of this device takes over another process's hold on it, in the mode that that one
+    /// had, instead of a new one.
+    pub fn hand(&mut self, ifindex: u32, link: OwnedFd, generic: bool) {
+        self.handed.insert(ifindex, (link, generic));
+    }
+
+    /// The holds on devices, by interface index: for another process to take over.
+    pub fn holds(&self) -> impl Iterator<Item = (u32, BorrowedFd<'_>)> {
+        self.devices
+            .iter()
+            .map(|(ifindex, device)| (*ifindex, device.link.fd()))
+    }
+
+    /// Leaves the devices to the process that has taken them over.
+    pub fn leave(self) {
+        for device in self.devices.into_values() {
+            device.link.leave();
+        }
     }
 
     /// Detaches the program from a device, if it is attached, and forgets the device's sockets.

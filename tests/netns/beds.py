@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import pathlib
+import socket
 
 from greyhound import Greyhound
 from topology import Bench, Lab, wait_until
@@ -48,6 +49,7 @@ def payload_of(packet: Packet) -> bytes:
 class Single:
     """A Greyhound between a host and a far endpoint that scapy plays, with one tunnel `gre1`."""
 
+    carries = "46"
     TUNNEL = {
         "name": "gre1", "mode": "gre", "local": Bench.LOCAL, "remote": Bench.REMOTE,
         "address": ["10.200.0.1/30", "fd00:200::1/64"], "routes": ["10.2.0.0/16", "fd02::/64"],
@@ -125,10 +127,11 @@ class Single:
         def fast(direction: str) -> int:
             return self.greyhound.tunnel()["fast"][direction] if self.xdp != "off" else 1
 
-        for exchange, direction in (
-            (lambda: self.encapsulated(v4()), "tx_packets"), (lambda: self.encapsulated(v6()), "tx_packets"),
-            (lambda: self.decapsulated(back(v4())), "rx_packets"), (lambda: self.decapsulated(back(v6())), "rx_packets"),
-        ):
+        ways = {
+            "4": ((lambda: self.encapsulated(v4()), "tx_packets"), (lambda: self.decapsulated(back(v4())), "rx_packets")),
+            "6": ((lambda: self.encapsulated(v6()), "tx_packets"), (lambda: self.decapsulated(back(v6())), "rx_packets")),
+        }
+        for exchange, direction in (way for family in self.carries for way in ways[family]):
             before = fast(direction) if self.xdp != "off" else 0
             wait_until(lambda: (exchange(), fast(direction) > before)[1], f"the fast path carries {direction}")
 
@@ -180,12 +183,68 @@ class Single:
         assert not came, "came out inside:\n" + "\n".join(frame.summary() for frame in came)
 
 
+class OfKind(Single):
+    """The same with a tunnel of any kind, over either family; `tunnel` is the configuration less what follows from its mode."""
+
+    CARRIES = {"ipip": "4", "ip6ip6": "6", "ipip6": "4"}
+
+    def __init__(self, directory: pathlib.Path, tunnel: dict, **kwargs):
+        self.mode = tunnel["mode"]
+        self.over6 = "6" in self.mode
+        self.carries = self.CARRIES.get(self.mode, "46")
+        options = {key: [net for net in self.TUNNEL[key] if ("6" if ":" in net else "4") in self.carries]
+                   for key in ("address", "routes")}
+        if self.over6:
+            options |= {"local": "fd09::1", "remote": "fd09::2"}
+        super().__init__(directory, options | tunnel, start=False, **kwargs)
+        try:
+            self.router.ip("address", "add", "fd09::1/64", "dev", "outer0", "nodad")
+            self.far.ip("address", "add", "fd09::2/64", "dev", "f0", "nodad")
+            self.prepare_far()
+            self.greyhound.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def prepare_far(self) -> None:
+        """Whoever listens to the tunnel's packets keeps the far kernel from answering that nobody does."""
+        protocols = {"gre": [47], "ip6gre": [47], "ipip": [4], "sit": [4, 41], "ip6ip6": [41], "ipip6": [4]}[self.mode]
+        family = socket.AF_INET6 if self.over6 else socket.AF_INET
+        for protocol in protocols:
+            self.bench.keep(self.far.socket(family, socket.SOCK_RAW, protocol))
+
+    @property
+    def layer(self) -> type:
+        """The outer IP header's."""
+        return IPv6 if self.over6 else IP
+
+    def encapsulated(self, packet: Packet) -> IP | IPv6:
+        self.send_inside(packet)
+        return self.outside.expect(carries(payload_of(packet)), "outer packet")[self.layer]
+
+    def around(self, inner: Packet, outer: dict | None = None, **fields) -> IP | IPv6:
+        ends = {"src": "fd09::2", "dst": "fd09::1"} if self.over6 else {"src": Bench.REMOTE, "dst": Bench.LOCAL}
+        return self.layer(**(ends | (outer or {}))) / self.shim(inner, **fields)
+
+    def shim(self, inner: Packet, **fields) -> Packet:
+        """What stands behind the outer header."""
+        if "gre" not in self.mode:
+            return inner
+        packet = gre(inner, self.rx, self.sequence, **fields)
+        self.sequence += self.rx.seq
+        return packet
+
+    def tos(self, packet: IP | IPv6) -> int:
+        """TOS or traffic class."""
+        return packet.tc if isinstance(packet, IPv6) else packet.tos
+
+
 class Pair:
     """Two Greyhounds and the tunnels between them; `tunnels` as router A has them, less names and addresses."""
 
     LAB = Lab
 
-    def __init__(self, directory: pathlib.Path, *tunnels: dict, mtu: int = 1500, **router):
+    def __init__(self, directory: pathlib.Path, *tunnels: dict, mtu: int = 1500, start: bool = True, **router):
         self._stack = contextlib.ExitStack()
         try:
             lab = self._stack.enter_context(self.LAB(mtu))
@@ -197,12 +256,18 @@ class Pair:
             for greyhound, side in ((self.a, 1), (self.b, 2)):
                 mine = [self._tunnel(tunnel, n, side) for n, tunnel in enumerate(tunnels or ({},), 1)]
                 greyhound.configure(mine, underlay=["wan"], overlay=["lan"], **router)
-                greyhound.spawn()
-            self.a.wait_ready()
-            self.b.wait_ready()
+            if start:
+                self.start()
         except BaseException:
             self._stack.close()
             raise
+
+    def start(self) -> None:
+        """Starts both routers, as they are configured."""
+        for greyhound in (self.a, self.b):
+            greyhound.spawn()
+        for greyhound in (self.a, self.b):
+            greyhound.wait_ready()
 
     def close(self) -> None:
         self._stack.close()

@@ -11,9 +11,10 @@ import sys
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-pytest.register_assert_rewrite("beds", "greyhound", "topology", "wire")
+pytest.register_assert_rewrite("beds", "conformance", "greyhound", "topology", "wire")
 
 from beds import Pair, Single  # noqa: E402
+from conformance import RESULTS  # noqa: E402
 
 
 def pytest_configure():
@@ -38,8 +39,8 @@ def measured():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The notes of `measured`."""
-    for note in _measured:
+    """The notes of `measured`, and the conformance table."""
+    for note in [*_measured, *RESULTS.lines()]:
         terminalreporter.write_line(note)
 
 

@@ -30,6 +30,8 @@ def toml(value) -> str:
     """A value in TOML's words."""
     if isinstance(value, list):
         return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
     return json.dumps(value)  # Strings, integers and booleans are written alike in both.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from types import SimpleNamespace
 
 import pytest
 from scapy.layers.inet6 import ICMPv6PacketTooBig
@@ -11,6 +12,7 @@ from scapy.utils import checksum
 
 from beds import payload_of, token, v4, v6
 from test_kinds import FAR, HEADER, KINDS, Routers, options
+from test_takeover import takeover
 from test_tcp import transfer
 from topology import Crossing, wait_until
 from wire import ICMP, IP, UDP, Ether, IPv6, Tap, carries, checksums_ok, forwarded, ip_bytes
@@ -184,6 +186,16 @@ def test_a_path_mtu_expires(crossing, xdp):
     packet = bed.sized("4", bed.mtu)
     bed.send(packet)
     bed.arrives(packet)
+
+
+def test_a_planned_restart_forgets_nothing(crossing, xdp):
+    """The process that takes over knows the path from the first packet on."""
+    bed = crossing("gre", xdp=xdp)
+    bed.learn()
+    takeover(SimpleNamespace(greyhound=bed.a, router=bed.router_a))
+    # Nobody has to say so again: the packet leaves no more, and is answered at once.
+    assert bed.told("4", bed.sized("4", bed.mtu)) == NARROW - bed.overhead
+    assert bed.a.tunnel()["errors"]["too_big"] == 0
 
 
 def test_another_way_is_learned_anew(crossing, xdp):

@@ -50,12 +50,18 @@ def underlay(mode: str, n: int) -> str:
     return f"fd09::{n}" if "6" in mode else f"10.9.0.{n}"
 
 
+def kind(mode: str) -> dict:
+    """The keys for a mode, or for one in UDP."""
+    mode, _, udp = mode.partition(" ")
+    return {"mode": mode} | ({"encap": "gre-in-udp"} if udp else {})
+
+
 def hub_and_spokes(mode: str, peers: bool):
     """gre1 of router n: the hub's without a remote, the spokes' to the hub."""
 
     def tunnel(n: int) -> dict:
         made = {
-            "mode": mode, "local": underlay(mode, n), "ttl": 64,
+            **kind(mode), "local": underlay(mode, n), "ttl": 64,
             "address": [f"172.16.0.{n}/24", f"fd00:172::{n}/64"],
         }
         if n > 1:
@@ -68,7 +74,7 @@ def hub_and_spokes(mode: str, peers: bool):
     return tunnel
 
 
-@pytest.mark.parametrize("mode", ["gre", "ip6gre"])
+@pytest.mark.parametrize("mode", ["gre", "ip6gre", "gre in UDP"])
 def test_hub_by_peer_table(tmp_path, xdp, mode):
     """Next hops inside, as a routing protocol installs them: the table says where they are outside."""
     with contextlib.closing(Routers(tmp_path, 4, hub_and_spokes(mode, True), xdp=xdp)) as bed:
@@ -150,7 +156,7 @@ def hellos_reach_everybody(bed: Routers) -> None:
                 ears[1].hears(payload)
 
 
-@pytest.mark.parametrize("mode", ["gre", "ip6gre", "ipip", "sit"])
+@pytest.mark.parametrize("mode", ["gre", "ip6gre", "ipip", "sit", "gre in UDP", "ip6gre in UDP"])
 def test_mcast_1_group(tmp_path, xdp, mode):
     """Three members of a group: unicast and multicast reach who they are for, once, and nobody sends them on."""
     group = "ff05::4242" if "6" in mode else "239.129.1.1"
@@ -159,7 +165,7 @@ def test_mcast_1_group(tmp_path, xdp, mode):
         nets = [f"10.{m}.0.0/24" for m in (1, 2, 3) if m != n]
         nets += [f"fd0{m}::/64" for m in (1, 2, 3) if m != n and mode != "ipip"]
         return {
-            "mode": mode, "local": underlay(mode, n), "remote": group, "ttl": 64,
+            **kind(mode), "local": underlay(mode, n), "remote": group, "ttl": 64,
             "address": [f"172.16.0.{n}/24", f"fd00:172::{n}/64"], "routes": nets,
         }
 

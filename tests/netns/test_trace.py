@@ -41,3 +41,12 @@ def test_time_exceeded(single, xdp):
     bed.send_outside(bed.around(back(v6(hlim=1))))
     error = bed.outside.expect(lambda f: GRE in f and f.haslayer("ICMPv6TimeExceeded"), "ICMPv6 through the tunnel")
     assert (error[GRE][IPv6].src, error[GRE][IPv6].dst) == ("fd00:200::1", "fd02::2")
+
+
+def test_no_route_inside(single, xdp):
+    """A packet for an inner address that has no route is answered by the kernel, through the tunnel."""
+    bed = single(xdp=xdp)
+    bed.warm()
+    bed.send_outside(bed.around(v4(src="10.2.0.2", dst="10.77.0.1")))
+    frame = bed.outside.expect(lambda f: GRE in f and f.haslayer(ICMP) and f[ICMP].type == 3, "ICMP unreachable")
+    assert frame[GRE][IP].dst == "10.2.0.2" and IPv6 not in frame

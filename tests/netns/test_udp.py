@@ -12,56 +12,32 @@ from scapy.layers.inet import UDP
 from scapy.packet import bind_layers
 from scapy.utils import wrpcap
 
-from beds import Pair, Single, back, payload_of, token, v4, v6
+from beds import OfKind, Pair, Single, back, payload_of, token, v4, v6
 from conftest import need
 from greyhound import Greyhound, binary
 from test_kinds import FAR, Routers
 from test_tcp import transfer
 from topology import DEADLINE, Bench, wait_until
-from wire import GRE, ICMP, IP, Ether, IPv6, carries, checksums_ok, forwarded, gre, gre_checksum_ok, ip_bytes
+from wire import GRE, IP, carries, checksums_ok, forwarded, gre_checksum_ok, ip_bytes
 
 PORT = 4754
 bind_layers(UDP, GRE, dport=PORT)
 
-UNDERLAYS = {
-    "over v4": {"mode": "gre"},
-    "over v6": {"mode": "ip6gre", "local": "fd09::1", "remote": "fd09::2"},
-}
+UNDERLAYS = {"over v4": {"mode": "gre"}, "over v6": {"mode": "ip6gre"}}
 FAMILIES = {"v4": v4, "v6": v6}
 
 
-class InUdp(Single):
-    """A router with a tunnel in UDP; the underlay has both families."""
+class InUdp(OfKind):
+    """A router with a tunnel in UDP."""
 
     def __init__(self, directory: pathlib.Path, underlay: str, tunnel: dict | None = None, **kwargs):
-        options = UNDERLAYS[underlay] | {"encap": "gre-in-udp"} | (tunnel or {})
-        super().__init__(directory, options, start=False, **kwargs)
-        try:
-            self.over6 = "6" in options["mode"]
-            self.router.ip("address", "add", "fd09::1/64", "dev", "outer0", "nodad")
-            self.far.ip("address", "add", "fd09::2/64", "dev", "f0", "nodad")
-            # Without it the far kernel answers that the port is closed.
-            self.bench.sink(self.far, PORT)
-            self.greyhound.start()
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(directory, UNDERLAYS[underlay] | {"encap": "gre-in-udp"} | (tunnel or {}), **kwargs)
 
-    @property
-    def layer(self) -> type:
-        """The outer IP header's."""
-        return IPv6 if self.over6 else IP
+    def prepare_far(self) -> None:
+        self.bench.sink(self.far, PORT)
 
-    def encapsulated(self, packet):
-        self.send_inside(packet)
-        return self.outside.expect(carries(payload_of(packet)), "outer packet")[self.layer]
-
-    def around(self, inner, outer: dict | None = None, udp: dict | None = None, **gre_fields):
-        packet = gre(inner, self.rx, self.sequence, **gre_fields)
-        self.sequence += self.rx.seq
-        ends = {"src": "fd09::2", "dst": "fd09::1"} if self.over6 else {"src": Bench.REMOTE, "dst": Bench.LOCAL}
-        header = UDP(**({"sport": 51515, "dport": PORT} | (udp or {})))
-        return self.layer(**(ends | (outer or {}))) / header / packet
+    def shim(self, inner, udp: dict | None = None, **fields):
+        return UDP(**({"sport": 51515, "dport": PORT} | (udp or {}))) / super().shim(inner, **fields)
 
 
 @pytest.fixture
@@ -225,7 +201,7 @@ def test_congestion_marks(in_udp, underlay):
     for family, field in ((v4, "tos"), (v6, "tc")):
         for ecn in range(4):
             outer = bed.encapsulated(family(**{field: 0xB8 | ecn}))
-            assert (outer.tc if bed.over6 else outer.tos) == ecn
+            assert bed.tos(outer) == ecn
             if ecn:
                 marked = {"tc" if bed.over6 else "tos": 3}
                 inner = back(family(**{field: 0xB8 | ecn}))

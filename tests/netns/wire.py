@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import IPv6, _ICMPv6Error
 from scapy.layers.l2 import ARP, GRE, Dot1Q, Ether
 from scapy.packet import NoPayload, Packet, Raw
 from scapy.utils import checksum
@@ -153,7 +153,7 @@ def checksums_ok(packet: IP | IPv6) -> bool:
             if name in layer.fields:
                 layer.delfieldval(name)
         # What an ICMP message quotes is not the whole packet, and its checksums cannot be told.
-        layer = NoPayload() if isinstance(layer, ICMP) else layer.payload
+        layer = NoPayload() if isinstance(layer, (ICMP, _ICMPv6Error)) else layer.payload
     return bytes(again) == packet.original
 
 

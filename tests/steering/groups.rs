@@ -32,6 +32,7 @@ fn plan(roles: PortPlan) -> Plan {
             tunnel(GROUP, ANY, Some(7)),
             bare(TunnelClass::Ipv6, ip6(GROUP6), ip6("::")),
             tunnel(LOCAL, REMOTE, None),
+            bare(TunnelClass::Ipv6, ip6(LOCAL6), ip6("2001:db8:ffff::9")),
         ]
         .into(),
         hops: vec![0, 1476],
@@ -63,6 +64,7 @@ fn mcast_1_groups() {
         ("cut", to(TO_GROUP, gre(far, GROUP, 0, 0)[..30].to_vec()), "other_mac"),
         ("for another station", to(OTHER_MAC, gre(far, GROUP, 0, 0)), "other_mac"),
         ("to our address, for us", ours(0, 0), REDIRECTED_U),
+        ("to our address of IPv6, for us", six(LOCAL6), REDIRECTED_U),
     ]);
 }
 

@@ -39,6 +39,10 @@ pub struct OuterHop {
 pub struct TunnelStatus {
     /// The tunnel device is there and administratively up.
     pub up: bool,
+    /// As of the tunnel: its far end answers keepalives, or is not asked.
+    pub alive: bool,
+    /// The tunnel device has a carrier: the kernel sends packets into it.
+    pub carrier: bool,
     /// The tunnel device's MTU; 0 when there is no device.
     pub mtu: u16,
     /// None: the remote cannot be reached, or there is none.
@@ -47,7 +51,7 @@ pub struct TunnelStatus {
     pub peers: Option<Vec<PeerStatus>>,
 }
 
-fn word(outer: Option<&OuterHop>) -> &'static str {
+pub(super) fn word(outer: Option<&OuterHop>) -> &'static str {
     match outer {
         None => "no-route",
         Some(outer) if outer.mac.is_none() => "unresolved",
@@ -61,8 +65,14 @@ impl TunnelStatus {
         match (self.up, &self.peers) {
             (false, _) => "down",
             (true, Some(_)) => "up",
+            (true, None) if self.outer.is_some() && !self.alive => "no-keepalive",
             (true, None) => word(self.outer.as_ref()),
         }
+    }
+
+    /// Into a tunnel whose device has no carrier the kernel sends nothing; neither do the workers then.
+    pub(super) fn sends(&self) -> bool {
+        self.carrier && self.alive
     }
 
     /// Every outer address that it sends to, and where that is; `remote` is the tunnel's own.
@@ -110,6 +120,8 @@ impl Scene<'_> {
         let config = tunnel.config;
         let mut status = TunnelStatus {
             up: link.is_some_and(|link| link.up),
+            alive: tunnel.alive,
+            carrier: link.is_some_and(|link| link.carrier),
             mtu: link.map_or(0, |link| clamp(link.mtu)),
             outer: None,
             peers: None,
@@ -151,7 +163,12 @@ impl Scene<'_> {
     /// stands for all peers of a tunnel: there the widest counts, and the worker sees to those that have less.
     pub(super) fn rooms(&self, statuses: &[TunnelStatus]) -> HashMap<(TunnelId, IpAddr), u16> {
         let mut rooms = HashMap::new();
-        for (t, status) in self.tunnels.iter().zip(statuses).filter(|(_, s)| s.up) {
+        for (t, status) in self
+            .tunnels
+            .iter()
+            .zip(statuses)
+            .filter(|(_, s)| s.up && s.sends())
+        {
             let room = |outer| {
                 let adjacency = self.adjacency(outer)?;
                 Some(adjacency.mtu.saturating_sub(t.config.overhead()))
@@ -232,6 +249,7 @@ impl Scene<'_> {
         Tunnel {
             clamp_mss: tunnel.clamp_mss.and(narrowest),
             wire: bridge.map(mtu),
+            alive: t.alive,
             ..tunnel
         }
     }
@@ -240,7 +258,7 @@ impl Scene<'_> {
         let bridge = t.config.bridge.as_deref();
         let bridge = bridge.and_then(|name| self.state.link_by_name(name));
         Egress {
-            adjacency: self.adjacency(status.outer),
+            adjacency: self.adjacency(status.outer.filter(|_| status.sends())),
             forwards: self.forwards(t.ifindex),
             wire: bridge
                 .filter(|link| can_send(link))
@@ -279,15 +297,20 @@ impl Scene<'_> {
         rooms: &HashMap<(TunnelId, IpAddr), u16>,
         (id, gateway): (TunnelId, Option<IpAddr>),
     ) -> Option<u16> {
+        let remote = self.remote(id, gateway)?;
+        rooms.get(&(id, remote)).copied()
+    }
+
+    /// The outer address of packets into a tunnel by a gateway; the unspecified address stands for all peers.
+    pub(super) fn remote(&self, id: TunnelId, gateway: Option<IpAddr>) -> Option<IpAddr> {
         let config = self.by_id.get(&id)?.config;
-        let remote = match gateway {
+        match gateway {
             Some(gateway) if config.remote.is_unspecified() => {
                 let underlay = config.mode.kind().underlay;
-                config.peers.remote_of(underlay, Some(gateway), gateway)?
+                config.peers.remote_of(underlay, Some(gateway), gateway)
             }
-            _ => config.remote,
-        };
-        rooms.get(&(id, remote)).copied()
+            _ => Some(config.remote),
+        }
     }
 
     /// A local route makes a whole prefix the router's own, without any address (AnyIP).

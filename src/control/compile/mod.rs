@@ -8,6 +8,7 @@ mod ends;
 mod ports;
 mod prefixes;
 mod routes;
+mod show;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -15,6 +16,7 @@ use std::{
 };
 
 pub use ends::{OuterHop, PeerStatus, TunnelStatus};
+pub use show::Query;
 
 use super::{
     config::TunnelConfig,
@@ -22,7 +24,7 @@ use super::{
     path_mtu::PathMtus,
 };
 use crate::{
-    fib::{Adjacency, Egress, Fib, RouteTable},
+    fib::{Adjacency, Egress, Fib},
     tunnel::{Tunnel, TunnelId},
     xdp::Plan,
 };
@@ -46,6 +48,8 @@ pub struct TunnelDevice<'a> {
     pub id: TunnelId,
     pub config: &'a TunnelConfig,
     pub ifindex: u32,
+    /// The far end answers keepalives, or is not asked.
+    pub alive: bool,
     /// What routers said of the ways to its other ends.
     pub paths: &'a PathMtus,
 }
@@ -61,6 +65,19 @@ pub struct Input<'a> {
     pub what: Parts,
     /// The prefixes and neighbours that may have changed.
     pub touched: &'a Touched,
+}
+
+impl<'a> Input<'a> {
+    fn scene(&self) -> Scene<'a> {
+        let tunnels = self.tunnels.iter();
+        Scene {
+            state: self.state,
+            devices: self.devices,
+            tunnels: self.tunnels,
+            by_ifindex: tunnels.clone().map(|t| (t.ifindex, *t)).collect(),
+            by_id: tunnels.map(|t| (t.id, *t)).collect(),
+        }
+    }
 }
 
 /// What a compilation yields.
@@ -110,14 +127,7 @@ impl Compiler {
     /// Takes in what is new, and gives what is in force from now on. The plan's prefixes are told as the difference from the
     /// last one.
     pub fn compile(&mut self, input: Input<'_>) -> Compiled {
-        let tunnels = input.tunnels.iter();
-        let scene = Scene {
-            state: input.state,
-            devices: input.devices,
-            tunnels: input.tunnels,
-            by_ifindex: tunnels.clone().map(|t| (t.ifindex, *t)).collect(),
-            by_id: tunnels.map(|t| (t.id, *t)).collect(),
-        };
+        let scene = input.scene();
         let moved = self.devices != input.devices;
         if moved {
             self.devices = input.devices.to_vec();
@@ -169,14 +179,12 @@ impl Compiler {
         self.retell = true;
     }
 
-    /// The routes in force.
-    pub fn table(&self) -> &RouteTable {
-        &self.routes.table
-    }
-
-    /// The neighbours that routes lead to, as (device, address).
-    pub fn gateways<'a>(&'a self, state: &'a State) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
-        self.routes.neighbours(state)
+    /// The gateways that workers choose among, as (device, address).
+    pub fn gateways_of_several<'a>(
+        &'a self,
+        state: &'a State,
+    ) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
+        self.routes.gateways_of_several(state)
     }
 
     fn neighbours(&mut self, scene: &Scene<'_>, moved: bool, touched: &Touched) {
@@ -238,6 +246,7 @@ impl Ends {
             .map(|(t, status)| (scene.tunnel(t, status), scene.egress(t, status)))
             .collect();
         let peers: Vec<_> = both()
+            .filter(|(_, status)| status.sends())
             .flat_map(|(t, status)| status.peers.iter().flatten().map(|peer| (t.id, *peer)))
             .filter_map(|(id, peer)| Some(((id, peer.remote), scene.adjacency(peer.outer)?)))
             .collect();

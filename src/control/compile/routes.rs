@@ -124,15 +124,19 @@ fn way(best: &Best<'_>) -> Option<Way> {
     })
 }
 
+/// The hops that the kernel uses.
+pub(super) fn alive(hops: &[Hop]) -> Vec<Hop> {
+    hops.iter().filter(|hop| !hop.dead).copied().collect()
+}
+
 /// The hops that the kernel uses, less what does not matter for that.
 fn usable(hops: &[Hop]) -> Box<[Hop]> {
-    let alive = hops.iter().filter(|hop| !hop.dead);
     let plain = |hop: &Hop| Hop {
         linkdown: false,
         onlink: false,
         ..*hop
     };
-    alive.map(plain).collect()
+    alive(hops).iter().map(plain).collect()
 }
 
 impl RouteCompiler {
@@ -264,8 +268,9 @@ impl RouteCompiler {
         gateways
     }
 
-    /// The neighbours that next hops need, as (device, address).
-    pub(super) fn neighbours<'a>(
+    /// The gateways of routes with several hops, as (device, address). The kernel chooses by a hash of its own, so it may never
+    /// resolve the one that a worker needs.
+    pub(super) fn gateways_of_several<'a>(
         &'a self,
         state: &'a State,
     ) -> impl Iterator<Item = (u32, IpAddr)> + 'a {
@@ -274,8 +279,15 @@ impl RouteCompiler {
             Way::Hops { hops, .. } => hops,
             Way::Object { id, .. } => state.nexthop_hops(*id),
         };
-        let all = self.ways.known.keys().flat_map(hops);
-        all.filter_map(|hop| Some((hop.oif, hop.gateway?)))
+        let several = self
+            .ways
+            .known
+            .keys()
+            .map(hops)
+            .filter(|hops| hops.len() > 1);
+        several
+            .flatten()
+            .filter_map(|hop| Some((hop.oif, hop.gateway?)))
     }
 }
 
@@ -332,7 +344,7 @@ impl Scene<'_> {
         }
     }
 
-    fn single(&self, hop: &Hop, mtu: Option<u32>) -> NextHop {
+    pub(super) fn single(&self, hop: &Hop, mtu: Option<u32>) -> NextHop {
         if hop.encap {
             return NextHop::Kernel;
         }

@@ -7,6 +7,7 @@
 mod encap;
 mod ends;
 mod frames;
+mod keepalive;
 mod reader;
 mod router;
 mod rules;
@@ -89,6 +90,15 @@ pub enum Mtu {
     Fixed(u16),
 }
 
+/// How a tunnel's far end is asked whether it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Seconds from one keepalive to the next, 1..=32767.
+    pub interval: u16,
+    /// How many in a row remain unanswered before the tunnel is down, 1..=255.
+    pub retries: u8,
+}
+
 /// One `[[tunnel]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelConfig {
@@ -114,6 +124,8 @@ pub struct TunnelConfig {
     pub ttl: Ttl,
     /// The traffic class over IPv6.
     pub tos: Tos,
+    /// Over IPv6 alone, as iproute2 has it: received packets get the outer DSCP.
+    pub copy_dscp: bool,
     /// Over IPv4 without meaning.
     pub flow_label: FlowLabel,
     /// None over IPv4.
@@ -126,6 +138,8 @@ pub struct TunnelConfig {
     pub mtu: Mtu,
     /// Passing TCP connections are held to what the tunnel carries.
     pub clamp_mss: bool,
+    /// None but with `gre` and `ip6gre`.
+    pub keepalive: Option<Keepalive>,
     /// The underlay device that the tunnel is bound to. A tunnel to a group has one.
     pub dev: Option<String>,
     /// Put on the device: interface address and prefix length.
@@ -300,6 +314,7 @@ impl TunnelConfig {
             oseq: self.oseq,
             ttl: self.ttl,
             tos: self.tos,
+            copy_dscp: self.copy_dscp,
             pmtudisc: self.pmtudisc,
             ignore_df: self.ignore_df,
             flow_label: self.flow_label,
@@ -310,6 +325,8 @@ impl TunnelConfig {
             clamp_mss: self.clamp_mss.then_some(mtu),
             wire: None,
             up,
+            keepalive: self.keepalive.is_some(),
+            alive: true,
         }
     }
 }

@@ -214,6 +214,17 @@ impl<'t> Value<'t> {
             .ok_or_else(|| self.refuse("true or false"))
     }
 
+    /// A table of its own; none for anything else.
+    pub fn table(&self) -> Option<Section<'t>> {
+        let table = self.value.get_ref().as_table()?;
+        Some(Section {
+            source: self.source,
+            title: titled(self.title, self.key),
+            table,
+            at: self.value.span().start,
+        })
+    }
+
     pub fn text(&self) -> Option<&'t str> {
         self.value.get_ref().as_str()
     }

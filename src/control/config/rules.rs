@@ -41,6 +41,17 @@ pub(super) fn tunnel_alone(
         );
         return Err(complain(section, "ttl", &expected));
     }
+    let many = tunnel.remote.is_unspecified() || tunnel.remote.is_multicast();
+    if many && tunnel.keepalive.is_some() {
+        let expected =
+            "not without one far end that could answer: expected a unicast remote beside it";
+        return Err(complain(section, "keepalive", expected));
+    }
+    if tunnel.udp.is_some() && tunnel.keepalive.is_some() {
+        let expected =
+            "not with encap: what is to come back is plain GRE, which such a tunnel does not take";
+        return Err(complain(section, "keepalive", expected));
+    }
     if tunnel.ignore_df && tunnel.pmtudisc {
         let expected = "not with pmtudisc = true: expected pmtudisc = false beside it";
         return Err(complain(section, "ignore_df", expected));

@@ -1,11 +1,15 @@
 //! One `[[tunnel]]`: each key by itself. What keys mean to each other is in [`rules`](super::rules).
 
-use std::{net::Ipv4Addr, ops::RangeInclusive, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
 use super::{
-    ConfigError, Mtu, TunnelConfig, encap, ends,
+    ConfigError, Mtu, TunnelConfig, encap, ends, keepalive,
     reader::{Section, Value},
     router::{DEVICE_NAME, is_device_name},
 };
@@ -29,6 +33,7 @@ const ACCEPTED: &[&str] = &[
     "hoplimit",
     "tos",
     "tclass",
+    "dscp",
     "flowlabel",
     "encaplimit",
     "encap",
@@ -39,6 +44,7 @@ const ACCEPTED: &[&str] = &[
     "ignore_df",
     "mtu",
     "clamp_mss",
+    "keepalive",
     "dev",
     "address",
     "routes",
@@ -46,7 +52,6 @@ const ACCEPTED: &[&str] = &[
     "bridge",
     "nvgre",
 ];
-const LATER: &[&str] = &["keepalive"];
 
 /// Whether a kind has something.
 type Has = fn(Mode) -> bool;
@@ -70,7 +75,10 @@ const PARTICULAR: &[(&[&str], Has)] = &[
         ],
         |mode| mode.kind().shim == Shim::Gre,
     ),
-    (&["hoplimit", "tclass", "flowlabel", "encaplimit"], is_v6),
+    (
+        &["hoplimit", "tclass", "dscp", "flowlabel", "encaplimit"],
+        is_v6,
+    ),
     (&["encap_csum6"], |mode| {
         is_v6(mode) && mode.kind().shim == Shim::Gre
     }),
@@ -81,6 +89,7 @@ const PARTICULAR: &[(&[&str], Has)] = &[
     (&["bridge", "nvgre"], is_frames),
     // Frames go through as they are.
     (&["clamp_mss"], |mode| !is_frames(mode)),
+    (&["keepalive"], |mode| mode.kind().has_keepalives()),
 ];
 
 /// The encapsulation limit where none is configured (IPV6_DEFAULT_TNL_ENCAP_LIMIT).
@@ -97,7 +106,7 @@ const MTU_MIN: u16 = 68;
 const MTU_MIN_V6: u16 = 1280;
 
 pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> {
-    section.only(ACCEPTED, LATER)?;
+    section.only(ACCEPTED, &[])?;
     let name = device(&section.need("name", DEVICE_NAME)?)?;
     let mode = mode(&section.need("mode", &words(&Mode::ALL, "or"))?)?;
     particular(section, mode)?;
@@ -105,6 +114,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
     let remote = ends::remote(section, mode)?;
     let peers = ends::peers(section, mode)?;
     let (ikey, okey) = both(section, "key", "ikey", "okey", |v| key(v).map(Some))?;
+    let group = group_key(mode, remote);
     let (icsum, ocsum) = both(section, "csum", "icsum", "ocsum", |v| v.boolean())?;
     let (iseq, oseq) = both(section, "seq", "iseq", "oseq", |v| v.boolean())?;
     let (default_ttl, default_limit) = match mode.kind().underlay {
@@ -117,8 +127,8 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         local,
         remote,
         peers: Arc::new(peers),
-        ikey,
-        okey,
+        ikey: ikey.or(group),
+        okey: okey.or(group),
         icsum,
         ocsum,
         iseq,
@@ -126,6 +136,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         nvgre: section.optional("nvgre", false, |v| v.boolean())?,
         ttl: section.optional(either(section, "ttl", "hoplimit")?, default_ttl, ttl)?,
         tos: section.optional(either(section, "tos", "tclass")?, Tos::Fixed(0), tos)?,
+        copy_dscp: section.optional("dscp", false, dscp)?,
         flow_label: section.optional("flowlabel", FlowLabel::Hash, flow_label)?,
         encaplimit: section.optional("encaplimit", default_limit, encaplimit)?,
         udp: encap::parse(section, is_v6(mode))?,
@@ -133,6 +144,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         ignore_df: section.optional("ignore_df", false, |v| v.boolean())?,
         mtu: Mtu::Auto,
         clamp_mss: section.optional("clamp_mss", false, |v| v.boolean())?,
+        keepalive: section.optional("keepalive", None, keepalive::parse)?,
         dev: section.optional("dev", None, |v| device(v).map(Some))?,
         address: section.optional("address", Vec::new(), addresses)?,
         routes: section.optional("routes", Vec::new(), routes)?,
@@ -223,6 +235,16 @@ fn mode(value: &Value<'_>) -> Result<Mode, ConfigError> {
     mode.ok_or_else(|| value.refuse(&accepted))
 }
 
+/// A tunnel to an IPv4 group has the group as its key where none is given: iproute2 says so to the kernel (link_gre.c).
+fn group_key(mode: Mode, remote: IpAddr) -> Option<u32> {
+    match remote {
+        IpAddr::V4(group) if group.is_multicast() && mode.kind().shim == Shim::Gre => {
+            Some(group.into())
+        }
+        _ => None,
+    }
+}
+
 /// A number or, as iproute2 has it, a dotted quad.
 fn key(value: &Value<'_>) -> Result<u32, ConfigError> {
     let number = value.integer(0..=i64::from(u32::MAX)).map(|n| n as u32);
@@ -246,6 +268,15 @@ fn tos(value: &Value<'_>) -> Result<Tos, ConfigError> {
     }
     let tos = value.integer(0..=255).map(|n| Tos::Fixed(n as u8));
     tos.ok_or_else(|| value.refuse(r#"0..255 or "inherit""#))
+}
+
+/// iproute2's `dscp inherit`.
+fn dscp(value: &Value<'_>) -> Result<bool, ConfigError> {
+    match value.text() {
+        Some("inherit") => Ok(true),
+        Some("none") => Ok(false),
+        _ => Err(value.refuse(r#""inherit" or "none""#)),
+    }
 }
 
 /// A number, also as text, which is how iproute2 prints it.

@@ -16,6 +16,7 @@ const FLAGS: &[&str] = &[
     "clamp_mss",
     "encap_csum",
     "encap_csum6",
+    "keepalive",
 ];
 /// Keys that take several values: the word may come again.
 const LISTS: &[(&str, &str)] = &[
@@ -31,9 +32,13 @@ const HEXADECIMAL: &[&str] = &["tos", "tclass"];
 pub(super) fn to_toml(name: &str, words: &[String]) -> Result<String, String> {
     let mut lines = format!("[[tunnel]]\nname = {}\n", quoted(name));
     let mut lists: Vec<(&str, Vec<String>)> = Vec::new();
-    let mut words = words.iter();
+    let mut words = words.iter().peekable();
     while let Some(word) = words.next() {
         let key = word.replace('-', "_");
+        if key == "keepalive" && words.peek().is_some_and(|next| is_number(next)) {
+            let _ = writeln!(lines, "keepalive = {}", keepalive(&mut words));
+            continue;
+        }
         if let Some((flag, value)) = flag(&key) {
             let _ = writeln!(lines, "{flag} = {value}");
             continue;
@@ -59,6 +64,23 @@ pub(super) fn to_toml(name: &str, words: &[String]) -> Result<String, String> {
         let _ = writeln!(lines, "{key} = [{}]", values.join(", "));
     }
     Ok(lines)
+}
+
+/// As Cisco's routers have it: `keepalive [period [retries]]`.
+fn keepalive<'w>(words: &mut std::iter::Peekable<impl Iterator<Item = &'w String>>) -> String {
+    let mut fields = Vec::new();
+    for field in ["interval", "retries"] {
+        if let Some(number) = words.next_if(|next| is_number(next)) {
+            fields.push(format!("{field} = {number}"));
+        }
+    }
+    format!("{{{}}}", fields.join(", "))
+}
+
+/// Of digits that TOML reads alike.
+fn is_number(word: &str) -> bool {
+    let digits = !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
+    digits && (word == "0" || !word.starts_with('0'))
 }
 
 fn flag(key: &str) -> Option<(&str, bool)> {
@@ -140,6 +162,15 @@ mod tests {
                 "tos = 184\ntclass = \"inherit\"\n",
             ),
             ("key 0x10 remote any", "key = 16\n"),
+            ("keepalive ttl 9", "keepalive = true\nttl = 9\n"),
+            (
+                "keepalive 5 2 nokeepalive",
+                "keepalive = {interval = 5, retries = 2}\nkeepalive = false\n",
+            ),
+            (
+                "keepalive 5 csum",
+                "keepalive = {interval = 5}\ncsum = true\n",
+            ),
             (
                 "address 10.0.0.1/30 route 10.2.0.0/24 route 10.3.0.0/24",
                 "address = [\"10.0.0.1/30\"]\nroutes = [\"10.2.0.0/24\", \"10.3.0.0/24\"]\n",

@@ -13,6 +13,9 @@ use super::{
     state::State,
 };
 
+/// Routes that the kernel makes by itself, and tells of.
+const RTPROT_KERNEL: u8 = 2;
+
 /// What an event did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Effect {
@@ -195,10 +198,21 @@ impl State {
 
     fn del_address(&mut self, address: &Address) -> Effect {
         let mut effect = changed_if(self.addresses.remove(address), Parts::ADDRESSES);
-        // Routes that prefer this source go silently, and with a device's last address all its routes.
-        let at_risk =
-            |route: &Route| route.prefsrc == Some(address.ip) || route.uses_device(address.ifindex);
-        if address.ip.is_ipv4() && self.v4.any(at_risk) {
+        let IpAddr::V4(ip) = address.ip else {
+            return effect;
+        };
+        // Routes that prefer a source go silently when it is on no device any more (`fib_sync_down_addr`).
+        if !self.addresses.iter().any(|other| other.ip == ip) {
+            let prefers = |route: &Route| route.prefsrc == Some(address.ip);
+            let lost = self.v4.change_main(prefers, |_| false);
+            if self.touch(lost) {
+                effect.changed |= Parts::ROUTES4;
+            }
+        }
+        // With a device's last address go all its routes; while there is another one, what had this source may stay or go.
+        let by_device =
+            |route: &Route| route.uses_device(address.ifindex) && route.protocol != RTPROT_KERNEL;
+        if self.v4.any(by_device) {
             effect.doubt |= Parts::ROUTES4;
         }
         effect

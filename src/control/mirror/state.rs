@@ -101,6 +101,16 @@ impl<P: Prefix + Into<IpNet>> Tables<P> {
         concerned.into_iter().map(Into::into).collect()
     }
 
+    /// The same in the main table alone.
+    pub(super) fn change_main(
+        &mut self,
+        which: impl Fn(&Route) -> bool,
+        change: impl Fn(&mut Route) -> bool,
+    ) -> Vec<IpNet> {
+        let concerned = self.main.change_all(which, change);
+        concerned.into_iter().map(Into::into).collect()
+    }
+
     /// Takes hops by a device out of use, and the routes that have no other. `doomed` says which routes this concerns.
     pub(super) fn lose_device(
         &mut self,

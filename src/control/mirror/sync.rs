@@ -44,6 +44,7 @@ struct Dump {
     fresh: State,
     held: Vec<Event>,
     interrupted: bool,
+    began: Instant,
     progress: Instant,
 }
 
@@ -72,7 +73,12 @@ pub struct Sync {
     /// Consecutive troubles, and until when the next dump waits because of them.
     trouble: u32,
     retry_at: Instant,
+    /// When routes may be read again: a large table is not read over and over while links flap.
+    routes_at: Instant,
 }
+
+/// How many times as long as the last reading of routes took the next one waits.
+const ROUTES_REST: u32 = 4;
 
 impl Sync {
     /// An empty state that wants everything.
@@ -87,6 +93,7 @@ impl Sync {
             changed: Parts::NONE,
             trouble: 0,
             retry_at: Instant::now(),
+            routes_at: Instant::now(),
         }
     }
 
@@ -102,7 +109,11 @@ impl Sync {
 
     /// When the next dump may be asked for; none while there is nothing to ask for.
     pub fn next_dump_at(&self) -> Option<Instant> {
-        (self.dump.is_none() && !self.wanted.is_empty()).then_some(self.retry_at)
+        let part = self.wanted.first().filter(|_| self.dump.is_none())?;
+        Some(match Parts::ROUTES.contains(part) {
+            true => self.retry_at.max(self.routes_at),
+            false => self.retry_at,
+        })
     }
 
     /// The part to ask for now.
@@ -120,6 +131,7 @@ impl Sync {
             fresh: State::default(),
             held: Vec::new(),
             interrupted: false,
+            began: Instant::now(),
             progress: Instant::now(),
         });
     }
@@ -229,6 +241,9 @@ impl Sync {
             return;
         };
         let part = dump.part;
+        if Parts::ROUTES.contains(part) {
+            self.routes_at = Instant::now() + dump.began.elapsed() * ROUTES_REST;
+        }
         let unsupported = [libc::EOPNOTSUPP, libc::EAFNOSUPPORT, libc::ENOENT].contains(&-code);
         if code != 0 && !unsupported {
             self.last_error = Some(io::Error::from_raw_os_error(-code));

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::{
-    ByteOrInherit, NextHopReport, NumberOrWord, PathShare, PeerReport, PortReport, Reasons,
-    Statistics, TunnelReport, WorkerReport,
+    ByteOrInherit, KeepaliveReport, NextHopReport, NumberOrWord, PathShare, PeerReport, PortReport,
+    Reasons, Statistics, TunnelReport, WorkerReport,
 };
 use crate::tunnel::{Family, Mode};
 
@@ -52,6 +52,7 @@ fn tunnel(t: &TunnelReport) -> String {
     for p in &t.peers {
         let _ = writeln!(text, "    {}", peer(p));
     }
+    text.extend(t.keepalive.as_ref().and_then(keepalive));
     if t.underlay_mtu != 0 {
         let headers = t.overhead.iter().map(|h| (h.header.as_str(), h.bytes));
         let of = underlay(t);
@@ -153,6 +154,7 @@ fn options(t: &TunnelReport) -> Vec<String> {
         ByteOrInherit::Fixed(0) => {}
         ByteOrInherit::Fixed(n) => words.push(format!("{tos} {n:#04x}")),
     }
+    words.extend(t.dscp.as_ref().map(|dscp| format!("dscp {dscp}")));
     words.extend(match &t.flowlabel {
         Some(NumberOrWord::Number(n)) => Some(format!("flowlabel {n:#07x}")),
         Some(NumberOrWord::Word(word)) if word != "hash" => Some(format!("flowlabel {word}")),
@@ -275,6 +277,24 @@ fn way(next_hop: Option<&NextHopReport>) -> String {
         let _ = write!(text, " lladdr {lladdr}");
     }
     text
+}
+
+/// Unsaid where there are none in either direction.
+fn keepalive(k: &KeepaliveReport) -> Option<String> {
+    let mut text = format!("    keepalive {}", k.state);
+    match (k.interval, k.retries) {
+        (Some(interval), Some(retries)) => {
+            let _ = write!(
+                text,
+                " {} s  interval {interval} retries {retries}",
+                k.seconds
+            );
+            let _ = write!(text, "  sent {} received {}", k.sent, k.received);
+        }
+        _ if k.answered == 0 => return None,
+        _ => {}
+    }
+    Some(text + &format!(" answered {}\n", k.answered))
 }
 
 fn tunnel_table(tunnels: &[TunnelReport]) -> String {

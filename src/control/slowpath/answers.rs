@@ -1,4 +1,4 @@
-//! "Too big", said to the senders of inner packets.
+//! ICMP errors to the senders of inner packets: "too big", and an encapsulation limit that is used up.
 //!
 //! By raw sockets of ICMP that leave the IP header to the kernel: it then takes the source address from the route to the
 //! sender, as `icmp_send` in net/ipv4/icmp.c does.
@@ -27,7 +27,7 @@ const PLACES: usize = 256;
 const BURST: u32 = 20;
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Tells senders that their packets are too big.
+/// Tells senders what became of their packets.
 pub(super) struct Answers {
     v4: Option<Socket>,
     v6: Option<Socket>,
@@ -46,21 +46,51 @@ impl Answers {
     /// Tells the sender of an inner packet to send no more than `mtu` bytes at a time, if it may be told. `device` is the
     /// index of the tunnel's device, on which a link-local sender is.
     pub fn too_big(&mut self, packet: &[u8], mtu: u16, device: u32, stats: &IcmpStats) {
+        let is_v6 = packet.first().is_some_and(|byte| byte >> 4 == 6);
+        let message = || match is_v6 {
+            true => message::packet_too_big(packet, mtu),
+            false => message::fragmentation_needed(packet, mtu),
+        };
+        self.tell(packet, message, device, stats);
+    }
+
+    /// Tells the sender of an inner IPv6 packet which byte of it is in the way.
+    pub fn parameter_problem(
+        &mut self,
+        packet: &[u8],
+        pointer: u32,
+        device: u32,
+        stats: &IcmpStats,
+    ) {
+        let message = || message::parameter_problem(packet, pointer);
+        self.tell(packet, message, device, stats);
+    }
+
+    fn tell(
+        &mut self,
+        packet: &[u8],
+        message: impl FnOnce() -> Vec<u8>,
+        device: u32,
+        stats: &IcmpStats,
+    ) {
         let Some(sender) = message::answerable(packet) else {
             return stats.not_answered.add(1);
         };
         if !self.limit.allows(sender, Instant::now()) {
             return stats.rate_limited.add(1);
         }
+        let message = message();
         let sent = match sender {
-            IpAddr::V4(sender) => self.v4(packet, mtu, SocketAddrV4::new(sender, 0)),
+            IpAddr::V4(sender) => self.v4(packet, &message, SocketAddrV4::new(sender, 0)),
             IpAddr::V6(sender) => {
                 let scope = if sender.is_unicast_link_local() {
                     device
                 } else {
                     0
                 };
-                self.v6(packet, mtu, SocketAddrV6::new(sender, 0, 0, scope))
+                let to = SocketAddrV6::new(sender, 0, 0, scope);
+                opened(&mut self.v6, Family::V6)
+                    .and_then(|socket| send(socket, &message, to.into()))
             }
         };
         match sent {
@@ -69,20 +99,11 @@ impl Answers {
         }
     }
 
-    fn v4(&mut self, packet: &[u8], mtu: u16, to: SocketAddrV4) -> io::Result<()> {
+    fn v4(&mut self, packet: &[u8], message: &[u8], to: SocketAddrV4) -> io::Result<()> {
         let socket = opened(&mut self.v4, Family::V4)?;
         let tos = packet.get(1).map_or(0, |tos| tos & TOS);
         socket.set_tos_v4((CONTROL | tos).into())?;
-        send(
-            socket,
-            &message::fragmentation_needed(packet, mtu),
-            to.into(),
-        )
-    }
-
-    fn v6(&mut self, packet: &[u8], mtu: u16, to: SocketAddrV6) -> io::Result<()> {
-        let socket = opened(&mut self.v6, Family::V6)?;
-        send(socket, &message::packet_too_big(packet, mtu), to.into())
+        send(socket, message, to.into())
     }
 }
 

@@ -14,6 +14,7 @@ mod fragment;
 mod fragment6;
 mod groups;
 mod icmp;
+mod keepalive;
 mod raw;
 mod send;
 mod stats;
@@ -34,13 +35,14 @@ use std::{
     collections::HashMap,
     io,
     net::IpAddr,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     thread::JoinHandle,
+    time::Duration,
 };
 
-use crossbeam_channel::{Sender, unbounded};
-use tokio::sync::mpsc;
+use crossbeam_channel::{Sender, bounded, unbounded};
+use tokio::sync::{Notify, mpsc};
 
 use groups::Groups;
 use raw::{Hears, Receiver};
@@ -51,6 +53,8 @@ use crate::{
     tunnel::{Family, Mode, TunnelId},
 };
 
+/// How long the thread may take to answer: it never blocks.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Errors about outer packets that wait for somebody to look at them. What they say comes again.
 const REPORTS: usize = 256;
 
@@ -101,9 +105,24 @@ enum Command {
     SetService(ServiceTun),
     AddTun(TunnelId, Tun),
     RemoveTun(TunnelId),
+    Keepalive(TunnelId),
     AddPunts(u32, PuntSource),
     RemovePunts(u32),
+    /// Tells what it reads from; the answer holds descriptors of its own.
+    Show(Sender<io::Result<Shown>>),
+    /// Carries what has come, says so, and then nothing until it is told to go on.
+    Pause(Sender<()>),
+    Resume,
     Stop,
+}
+
+/// What the slow path reads from and writes to: for another process that is to go on with it.
+#[derive(Default)]
+pub struct Shown {
+    pub tuns: Vec<(TunnelId, OwnedFd)>,
+    /// Whether over IPv6, and the protocol that a socket hears.
+    pub receivers: Vec<((bool, u8), OwnedFd)>,
+    pub service: Option<(Box<str>, OwnedFd)>,
 }
 
 /// The running slow path. Dropping it stops the thread and closes its devices and sockets.
@@ -111,6 +130,7 @@ pub struct SlowPath {
     commands: Sender<Command>,
     waker: Waker,
     stats: Arc<SlowStats>,
+    answered: Arc<Notify>,
     /// What the thread's sockets hear, and those that it will have with the next snapshot.
     hears: Vec<Hears>,
     /// Errors about outer packets, until somebody takes the queue.
@@ -125,8 +145,10 @@ impl SlowPath {
     pub fn start(service: Option<ServiceTun>) -> Result<Self, SlowPathError> {
         let waker = Waker::new().map_err(SlowPathError::start("eventfd"))?;
         let stats = Arc::new(SlowStats::default());
+        let answered = Arc::new(Notify::new());
         let (commands, inbox) = unbounded();
         let (told, reports) = mpsc::channel(REPORTS);
+        let told = (told, answered.clone());
         let engine = thread::Engine::new(service, waker.clone(), stats.clone(), told)?;
         let thread = std::thread::Builder::new()
             .name("greyhound-slow".into())
@@ -136,6 +158,7 @@ impl SlowPath {
             commands,
             waker,
             stats,
+            answered,
             hears: Vec::new(),
             reports: Some(reports),
             groups: Groups::default(),
@@ -205,6 +228,43 @@ impl SlowPath {
         outcome
     }
 
+    /// Descriptors of all that it reads from, while it goes on.
+    pub fn show(&self) -> io::Result<Shown> {
+        self.ask(Command::Show)?
+    }
+
+    /// Stops reading, in the middle of nothing: what comes from now on waits in the devices and sockets.
+    pub fn pause(&self) -> io::Result<()> {
+        self.ask(Command::Pause)
+    }
+
+    pub fn resume(&self) {
+        self.command(Command::Resume);
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> io::Result<T> {
+        let (reply, answer) = bounded(1);
+        self.command(command(reply));
+        let answer = answer.recv_timeout(ANSWER);
+        answer.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the slow path does not answer"))
+    }
+
+    /// Sockets that another process has opened for tunnels, with what they have received; `filter` as in
+    /// [`open`](Self::open).
+    pub fn take_receivers(
+        &mut self,
+        handed: impl Iterator<Item = ((bool, u8), OwnedFd)>,
+        filter: SocketFilter<'_>,
+    ) {
+        for (pair, socket) in handed {
+            let hears = Hears::from_pair(pair);
+            let receiver = Receiver::handed(hears, socket);
+            filter(receiver.as_fd(), hears.family);
+            self.opened.push(receiver);
+            self.hears.push(hears);
+        }
+    }
+
     /// Gives the slow path a service device; it had none.
     pub fn set_service(&self, service: ServiceTun) {
         self.command(Command::SetService(service));
@@ -218,6 +278,16 @@ impl SlowPath {
     /// Closes a tunnel's device; a persistent one stays in the kernel.
     pub fn remove_tun(&self, id: TunnelId) {
         self.command(Command::RemoveTun(id));
+    }
+
+    /// Sends one of a tunnel's keepalives.
+    pub fn send_keepalive(&self, id: TunnelId) {
+        self.command(Command::Keepalive(id));
+    }
+
+    /// Told when a keepalive has come back to a tunnel that got no answers before.
+    pub fn answered(&self) -> Arc<Notify> {
+        self.answered.clone()
     }
 
     /// Listens to a worker's punt queue. Takes the place of that worker's earlier one.

@@ -6,7 +6,7 @@
 use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use nix::sys::socket::{
@@ -65,6 +65,16 @@ pub(super) struct Hears {
 }
 
 impl Hears {
+    /// Whether over IPv6, and the protocol: as it is handed over.
+    pub fn to_pair(self) -> (bool, u8) {
+        (self.family == Family::V6, self.protocol)
+    }
+
+    pub fn from_pair((v6, protocol): (bool, u8)) -> Self {
+        let family = if v6 { Family::V6 } else { Family::V4 };
+        Self { family, protocol }
+    }
+
     const UDP6: Hears = Hears {
         family: Family::V6,
         protocol: protocol::UDP,
@@ -109,6 +119,11 @@ pub(super) struct Receiver {
     control: Vec<u8>,
 }
 
+/// Room for what a socket says of a packet.
+fn control_space() -> Vec<u8> {
+    nix::cmsg_space!(libc::in_pktinfo, libc::in6_pktinfo, libc::c_int)
+}
+
 /// What the IP header said that a socket keeps to itself, as far as a tunnel asks.
 struct Arrival {
     local: IpAddr,
@@ -133,8 +148,17 @@ impl Receiver {
         Ok(Self {
             socket,
             hears,
-            control: nix::cmsg_space!(libc::in_pktinfo, libc::in6_pktinfo, libc::c_int),
+            control: control_space(),
         })
+    }
+
+    /// A socket that another process has opened so, and handed over with what it has received.
+    pub fn handed(hears: Hears, socket: OwnedFd) -> Self {
+        Self {
+            socket: socket.into(),
+            hears,
+            control: control_space(),
+        }
     }
 
     pub fn hears(&self) -> Hears {

@@ -1,6 +1,6 @@
 //! The slow path's thread: one turn takes a burst from every source that has something.
 
-use std::{collections::HashMap, io, net::IpAddr, ops::ControlFlow, sync::Arc};
+use std::{collections::HashMap, io, net::IpAddr, ops::ControlFlow, os::fd::AsFd, sync::Arc};
 
 use crossbeam_channel::Receiver as Inbox;
 use rustix::{
@@ -9,10 +9,10 @@ use rustix::{
     fd::OwnedFd,
     io::Errno,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::{
-    Command, OuterError, ServiceTun, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
+    Command, OuterError, ServiceTun, Shown, SlowPathError, SlowSnapshot, SlowStats, Tun, Waker,
     answers::Answers,
     icmp::ErrorSocket,
     raw::{Hears, Receiver},
@@ -20,10 +20,11 @@ use super::{
 };
 use crate::{
     datapath::{DropReason, Handover, PuntBuf, PuntSource, PuntTo, TunnelRecord},
-    fib::Fib,
+    fib::{Fib, Resolution},
     packet::{self, PacketBuf, VecBuf, gre, ipv6, transport, udp},
     tunnel::{
         Family, Outer, Payload, Peers, Refusal, Size, Tunnel, TunnelId, decapsulate, encapsulate,
+        keepalive,
     },
 };
 
@@ -32,7 +33,7 @@ const BURST: usize = 64;
 /// Bursts taken from a punt queue that is about to go, however fast a worker still fills it.
 const LAST_TURNS: usize = 64;
 /// For the longest outer header: IPv6 with the encapsulation limit, UDP, and GRE with everything.
-const HEADROOM: usize = ipv6::HEADER_LEN + 8 + udp::HEADER_LEN + gre::MAX_HEADER_LEN;
+pub(super) const HEADROOM: usize = ipv6::HEADER_LEN + 8 + udp::HEADER_LEN + gre::MAX_HEADER_LEN;
 /// The largest IP packet: an IPv6 header and what its length field can say.
 const MAX_PACKET: usize = ipv6::HEADER_LEN + 65_535;
 
@@ -57,8 +58,12 @@ pub(super) struct Engine {
     punts: Vec<(u32, PuntSource)>,
     pub(super) snapshot: SlowSnapshot,
     pub(super) stats: Arc<SlowStats>,
+    /// A keepalive that was waited for has come back.
+    pub(super) answered: Arc<Notify>,
     /// The owner of the sequence numbers was handed something in this turn.
     wake_owner: bool,
+    /// Nothing is read: another process may.
+    paused: bool,
 }
 
 impl Engine {
@@ -66,7 +71,7 @@ impl Engine {
         service: Option<ServiceTun>,
         waker: Waker,
         stats: Arc<SlowStats>,
-        reports: mpsc::Sender<OuterError>,
+        (reports, answered): (mpsc::Sender<OuterError>, Arc<Notify>),
     ) -> Result<Self, SlowPathError> {
         let failed = |e: Errno| SlowPathError::start("epoll")(e.into());
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
@@ -85,7 +90,9 @@ impl Engine {
             punts: Vec::new(),
             snapshot: SlowSnapshot::default(),
             stats,
+            answered,
             wake_owner: false,
+            paused: false,
         })
     }
 
@@ -102,10 +109,8 @@ impl Engine {
             // Commands first: what was said before a packet came holds for that packet.
             if events.iter().any(|event| event.data.u64() == WAKER) {
                 self.waker.clear();
-                while let Ok(command) = inbox.try_recv() {
-                    if self.obey(command, &mut buf).is_break() {
-                        return;
-                    }
+                if self.take_orders(inbox, &mut buf).is_break() {
+                    return;
                 }
             }
             for event in events.drain(..) {
@@ -122,6 +127,37 @@ impl Engine {
         }
     }
 
+    fn take_orders(&mut self, inbox: &Inbox<Command>, buf: &mut VecBuf) -> ControlFlow<()> {
+        loop {
+            // While paused there is nothing else to do than to wait for the next order.
+            let order = match self.paused {
+                true => inbox.recv().ok(),
+                false => inbox.try_recv().ok(),
+            };
+            match order {
+                Some(command) => self.obey(command, buf)?,
+                None if self.paused => return ControlFlow::Break(()),
+                None => return ControlFlow::Continue(()),
+            }
+        }
+    }
+
+    fn show(&self) -> io::Result<Shown> {
+        let mut shown = Shown::default();
+        for (id, tun) in &self.tuns {
+            shown.tuns.push((*id, tun.as_fd().try_clone_to_owned()?));
+        }
+        for receiver in &self.receivers {
+            let socket = receiver.as_fd().try_clone_to_owned()?;
+            shown.receivers.push((receiver.hears().to_pair(), socket));
+        }
+        if let Some(service) = &self.service {
+            let device = service.as_fd().try_clone_to_owned()?;
+            shown.service = Some((service.name().into(), device));
+        }
+        Ok(shown)
+    }
+
     fn obey(&mut self, command: Command, buf: &mut VecBuf) -> ControlFlow<()> {
         match command {
             Command::Snapshot(snapshot, opened) => {
@@ -135,11 +171,23 @@ impl Engine {
             Command::SetService(service) => self.service = Some(service),
             Command::AddTun(id, tun) => self.add_tun(id, tun),
             Command::RemoveTun(id) => drop(self.tuns.remove(&id)),
+            Command::Keepalive(id) => self.send_keepalive(id, buf),
             Command::AddPunts(worker, source) => {
                 self.remove_punts(worker, buf);
                 self.punts.push((worker, source));
             }
             Command::RemovePunts(worker) => self.remove_punts(worker, buf),
+            Command::Show(reply) => {
+                // Whoever asked may have given up.
+                let _ = reply.send(self.show());
+            }
+            Command::Pause(reply) => {
+                self.drain_punts(buf);
+                self.wake_owner();
+                self.paused = true;
+                let _ = reply.send(());
+            }
+            Command::Resume => self.paused = false,
             Command::Stop => {
                 for _ in 0..LAST_TURNS {
                     if !self.drain_punts(buf) {
@@ -201,6 +249,9 @@ impl Engine {
         };
         if !tunnel.up {
             return self.drop_in(record, DropReason::TunnelDown);
+        }
+        if !tunnel.alive {
+            return self.drop_in(record, DropReason::NoKeepalive);
         }
         let is_frame = is_frame(tunnel);
         if is_frame && !tunnel.fits(buf.data()) {
@@ -272,11 +323,11 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
-        let overhead = tunnel.overhead();
+        let inner_at = tunnel.inner_at(buf.data());
         let Ok(remote) = packet::destination(buf.data()) else {
             return self.drop_in(record, DropReason::SlowPathRefused);
         };
-        let inner = buf.data().get(overhead..).unwrap_or_default();
+        let inner = buf.data().get(inner_at..).unwrap_or_default();
         let way = Way {
             path: (remote, tunnel.dev),
             mtu: self.snapshot.paths.get(&(id, remote)).map(|path| path.mtu),
@@ -284,7 +335,7 @@ impl Engine {
         };
         match self.sender.send(buf.data_mut(), way) {
             Ok(sent) => {
-                let inner_len = buf.data().len().saturating_sub(overhead);
+                let inner_len = buf.data().len().saturating_sub(inner_at);
                 record.state.counters.tx_packets.add(1);
                 record.state.counters.tx_bytes.add(inner_len as u64);
                 if sent == Sent::Fragmented {
@@ -329,17 +380,23 @@ impl Engine {
         if outer.remote != tunnel.remote && self.snapshot.fib.is_own(outer.remote) {
             return self.drop_in(record, DropReason::OuterMartian);
         }
+        if outer.payload() == keepalive::PROTOCOL && keepalive::is_answer(tunnel, buf.data()) {
+            return self.hear_answer(tunnel, record);
+        }
         if tunnel.iseq && self.snapshot.owner.is_some() {
             return self.hand_over(outer.tunnel, Handover::FromUnderlay(buf.data().into()));
         }
         match decapsulate(tunnel, outer, buf, &record.state) {
-            Ok(()) => self.deliver(outer.tunnel, buf),
+            Ok(()) if keepalive::is_request(tunnel, buf.data()) => {
+                self.send_back(outer.tunnel, buf);
+            }
+            Ok(()) => self.deliver(outer.tunnel, Some(outer.remote), buf),
             Err(refusal) => self.drop_in(record, refusal.into()),
         }
     }
 
-    /// A decapsulated packet, into its tunnel's device.
-    fn deliver(&mut self, id: TunnelId, buf: &mut VecBuf) {
+    /// A decapsulated packet, into its tunnel's device. `from` is the outer source where it is known.
+    fn deliver(&mut self, id: TunnelId, from: Option<IpAddr>, buf: &mut VecBuf) {
         let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
@@ -351,6 +408,10 @@ impl Engine {
         }
         if tunnel.remote.is_multicast() && is_for_other_member(&self.snapshot.fib, tunnel, buf) {
             return self.drop_in(record, DropReason::OtherMember);
+        }
+        // As in datapath::forward: it would go round until its TTL ends (gre-8).
+        if leads_back(&self.snapshot.fib, tunnel, from, buf.data()) {
+            return self.drop_in(record, DropReason::Recursion);
         }
         match is_frame(tunnel) {
             true => self.complete_in_frame(buf),
@@ -395,13 +456,14 @@ impl Engine {
             return self.stats.drops.count(DropReason::NoHeadroom);
         }
         match punt.to {
-            PuntTo::Tunnel(id) => self.deliver(id, buf),
+            PuntTo::Tunnel(id) => self.deliver(id, None, buf),
             PuntTo::Into(id) => {
                 self.complete_in_frame(buf);
                 self.enter_tunnel(id, buf);
             }
             PuntTo::Underlay(id) => self.send(id, buf),
             PuntTo::Service => self.hand_back(buf),
+            PuntTo::Keepalive(id) => self.take_keepalive(id, buf),
             PuntTo::Owner(id) => self.pass_to_owner(id, punt, buf),
         }
     }
@@ -489,6 +551,13 @@ fn is_for_many(destination: IpAddr) -> bool {
     is_broadcast || destination.is_multicast()
 }
 
+fn is_link_local(destination: IpAddr) -> bool {
+    match destination {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
 /// Whether the packet, which replaces what `buf` held, found room.
 pub(super) fn copy_into(buf: &mut VecBuf, packet: &[u8]) -> bool {
     let copied = buf.refill(HEADROOM, |room| {
@@ -511,6 +580,20 @@ fn number(hears: Hears) -> u64 {
 pub(super) fn find(snapshot: &SlowSnapshot, id: TunnelId) -> Option<(&Tunnel, &TunnelRecord)> {
     let record = snapshot.records.get(id.index())?.as_deref()?;
     Some((snapshot.fib.tunnels().get(id)?, record))
+}
+
+/// Whether the kernel would send a packet that came out of `tunnel` back to the end of it that it came from.
+fn leads_back(fib: &Fib, tunnel: &Tunnel, from: Option<IpAddr>, packet: &[u8]) -> bool {
+    let is_frame = tunnel.mode.kind().payload == Payload::Ethernet;
+    match packet::destination(packet) {
+        // The kernel forwards none of these by its routes.
+        Ok(to) if is_frame || is_for_many(to) || is_link_local(to) => false,
+        Ok(to) => {
+            let back = Some(from.unwrap_or(tunnel.remote));
+            matches!(fib.resolve(to), Resolution::Tunnel(route) if route.id == tunnel.id && route.remote == back)
+        }
+        Err(_) => false,
+    }
 }
 
 pub(super) fn again(error: &io::Error) -> bool {

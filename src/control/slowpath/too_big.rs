@@ -47,9 +47,16 @@ impl Engine {
 
     /// An inner packet for the tunnel's other end at `remote`, whatever its size.
     pub(super) fn fit_in(&mut self, id: TunnelId, remote: IpAddr, buf: &mut VecBuf) {
-        let Some((tunnel, _)) = find(&self.snapshot, id) else {
+        let Some((tunnel, record)) = find(&self.snapshot, id) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        if let Some(pointer) = tunnel.may_not_enter(buf.data()) {
+            self.drop_in(record, DropReason::EncapLimit);
+            let device = self.device(id);
+            return self
+                .answers
+                .parameter_problem(buf.data(), pointer, device, &self.stats.icmp);
+        }
         let size = match self.path(tunnel, remote) {
             Some(path) => Size::of(tunnel, buf.data(), path),
             None => Size::Fits,
@@ -67,7 +74,7 @@ impl Engine {
         };
         let inner: Box<[u8]> = buf
             .data()
-            .get(tunnel.overhead()..)
+            .get(tunnel.inner_at(buf.data())..)
             .unwrap_or_default()
             .into();
         let size = Size::of(tunnel, &inner, path);
@@ -86,8 +93,7 @@ impl Engine {
             Size::CutInner(room) => self.cut(id, remote, room, buf),
             Size::Refused(mtu) => {
                 self.drop_in(record, DropReason::OuterTooBig);
-                let device = self.tuns.get(&id).and_then(|tun| tun.index().ok());
-                let device = device.unwrap_or_default();
+                let device = self.device(id);
                 let packet = packet_in(tunnel, buf.data());
                 self.answers.too_big(packet, mtu, device, &self.stats.icmp);
             }
@@ -95,6 +101,12 @@ impl Engine {
                 self.drop_in(record, DropReason::OuterTooBig);
             }
         }
+    }
+
+    /// The index of a tunnel's device; 0 where it is gone.
+    fn device(&self, id: TunnelId) -> u32 {
+        let index = self.tuns.get(&id).and_then(|tun| tun.index().ok());
+        index.unwrap_or_default()
     }
 
     /// Cuts an inner packet, or the one in a frame, into pieces of at most `room` bytes, each of which is encapsulated.

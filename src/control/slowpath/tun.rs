@@ -10,7 +10,7 @@
 use std::{
     fmt, fs, io,
     net::Ipv4Addr,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::{io::Errno, net};
@@ -119,8 +119,15 @@ impl TunError {
 /// An attached TUN or TAP device, non-blocking. While it is open the device has a carrier.
 pub struct Tun {
     name: Box<str>,
-    device: SyncDevice,
+    device: Device,
     adopted: bool,
+}
+
+/// How the device came to us.
+enum Device {
+    Attached(SyncDevice),
+    /// By another process, which had attached it.
+    Handed(OwnedFd),
 }
 
 impl Tun {
@@ -129,8 +136,8 @@ impl Tun {
     pub fn open(name: &str, kind: TunKind, persist: bool) -> Result<Self, TunError> {
         let existed = exists(name)?;
         let tun = Self::attach(name, kind, DeviceBuilder::new(), existed)?;
-        if persist {
-            tun.device
+        if let (true, Device::Attached(device)) = (persist, &tun.device) {
+            device
                 .persist()
                 .map_err(|e| TunError::io(name, "make the TUN device persistent", e))?;
         }
@@ -156,9 +163,18 @@ impl Tun {
             .map_err(|e| TunError::io(name, "make the TUN device non-blocking", e))?;
         Ok(Self {
             name: name.into(),
-            device,
+            device: Device::Attached(device),
             adopted: existed,
         })
+    }
+
+    /// A device that another process has attached, and handed over.
+    pub fn handed(name: &str, device: OwnedFd) -> Self {
+        Self {
+            name: name.into(),
+            device: Device::Handed(device),
+            adopted: true,
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -172,33 +188,51 @@ impl Tun {
 
     /// The interface index.
     pub fn index(&self) -> Result<u32, TunError> {
-        self.device
-            .if_index()
-            .map_err(|e| TunError::io(&self.name, "read the interface index", e))
+        match &self.device {
+            Device::Attached(device) => device.if_index(),
+            Device::Handed(_) => {
+                net::socket(net::AddressFamily::INET, net::SocketType::DGRAM, None)
+                    .and_then(|any| net::netdevice::name_to_index(&any, &self.name))
+                    .map_err(io::Error::from)
+            }
+        }
+        .map_err(|e| TunError::io(&self.name, "read the interface index", e))
     }
 
-    /// Sets the device up.
-    pub fn set_up(&self) -> Result<(), TunError> {
-        self.device
-            .enabled(true)
-            .map_err(|e| TunError::io(&self.name, "set the device up", e))
+    /// Sets the device up, unless it was handed over so.
+    fn set_up(&self) -> Result<(), TunError> {
+        match &self.device {
+            Device::Attached(device) => device
+                .enabled(true)
+                .map_err(|e| TunError::io(&self.name, "set the device up", e)),
+            Device::Handed(_) => Ok(()),
+        }
     }
 
     /// Reads one packet that the kernel sent out of the device. `WouldBlock` when there is none; EBADFD when the
     /// device has been deleted.
     pub fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
-        self.device.recv(buf)
+        match &self.device {
+            Device::Attached(device) => device.recv(buf),
+            Device::Handed(device) => Ok(rustix::io::read(device, buf)?),
+        }
     }
 
     /// Writes one packet, which the kernel receives from the device. EIO while the device is down.
     pub fn send(&self, packet: &[u8]) -> io::Result<()> {
-        self.device.send(packet).map(|_| ())
+        match &self.device {
+            Device::Attached(device) => device.send(packet).map(|_| ()),
+            Device::Handed(device) => Ok(rustix::io::write(device, packet).map(|_| ())?),
+        }
     }
 }
 
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
+        match &self.device {
+            Device::Attached(device) => device.as_fd(),
+            Device::Handed(device) => device.as_fd(),
+        }
     }
 }
 
@@ -209,6 +243,12 @@ impl AsFd for Tun {
 /// have another scope, no redirects are sent, and forwarding is on for the device whatever the real one says.
 /// The device has no addresses that anybody could use, answers no router advertisements and is gone when this is dropped.
 pub struct ServiceTun(Tun);
+
+impl AsFd for ServiceTun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// Host scope, as everything in 127.0.0.0/8: never the source of a packet.
 const UNUSED_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 8);
@@ -240,13 +280,13 @@ impl ServiceTun {
         Ok(Self(tun))
     }
 
-    pub fn name(&self) -> &str {
-        self.0.name()
+    /// One that another process has made, and handed over.
+    pub fn handed(name: &str, device: OwnedFd) -> Self {
+        Self(Tun::handed(name, device))
     }
 
-    /// The interface index.
-    pub fn index(&self) -> Result<u32, TunError> {
-        self.0.index()
+    pub fn name(&self) -> &str {
+        self.0.name()
     }
 
     /// Hands one IP packet to the kernel.

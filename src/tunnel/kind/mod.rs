@@ -70,6 +70,13 @@ pub struct Kind {
     pub is_martian: fn(std::net::Ipv6Addr) -> bool,
 }
 
+impl Kind {
+    /// Whether keepalives can come back to such a tunnel: they are IP packets, and GRE.
+    pub fn has_keepalives(&self) -> bool {
+        self.shim == Shim::Gre && self.payload == Payload::Ip
+    }
+}
+
 fn none_is_martian(_: std::net::Ipv6Addr) -> bool {
     false
 }

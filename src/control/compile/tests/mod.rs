@@ -3,6 +3,7 @@
 mod ends;
 mod incremental;
 mod multipath;
+mod show;
 mod wire;
 
 use proptest::prelude::*;
@@ -145,6 +146,8 @@ struct Net {
     state: State,
     configs: Vec<TunnelConfig>,
     devices: Vec<Device>,
+    /// Tunnels whose keepalives nobody answers.
+    dead: Vec<u32>,
     /// Of both tunnels.
     paths: PathMtus,
 }
@@ -163,6 +166,7 @@ impl Net {
             state: State::default(),
             configs: vec![tunnel("gre1", "198.51.100.1"), tunnel("gre2", "192.0.2.2")],
             devices: vec![device("eth0", ETH0, true), device("eth1", ETH1, false)],
+            dead: Vec::new(),
             paths: PathMtus::default(),
         };
         net.link(link(ETH0, "eth0", 1500));
@@ -259,16 +263,21 @@ impl Net {
         self.compile_by(&mut Compiler::default(), Parts::ALL, &Touched::all())
     }
 
-    fn compile_by(&self, compiler: &mut Compiler, what: Parts, touched: &Touched) -> Compiled {
+    fn tunnels(&self) -> Vec<TunnelDevice<'_>> {
         let indices = [GRE1, GRE2];
-        let tunnels: Vec<_> = (self.configs.iter().zip(indices).enumerate())
+        (self.configs.iter().zip(indices).enumerate())
             .map(|(slot, (config, ifindex))| TunnelDevice {
                 id: TunnelId(slot as u32),
                 config,
                 ifindex,
+                alive: !self.dead.contains(&ifindex),
                 paths: &self.paths,
             })
-            .collect();
+            .collect()
+    }
+
+    fn compile_by(&self, compiler: &mut Compiler, what: Parts, touched: &Touched) -> Compiled {
+        let tunnels = self.tunnels();
         compiler.compile(Input {
             state: &self.state,
             devices: &self.devices,
@@ -309,6 +318,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         oseq: false,
         ttl: Ttl::Inherit,
         tos: Tos::Fixed(0),
+        copy_dscp: false,
         flow_label: FlowLabel::Hash,
         encaplimit: None,
         udp: None,
@@ -316,6 +326,7 @@ fn tunnel(name: &str, remote: &str) -> TunnelConfig {
         ignore_df: false,
         mtu: Mtu::Auto,
         clamp_mss: false,
+        keepalive: None,
         dev: None,
         address: Vec::new(),
         routes: Vec::new(),
@@ -391,6 +402,56 @@ fn the_prefix_of_an_unresolved_tunnel_is_the_kernels_beneath_that_of_a_ready_one
     assert_eq!(net.compile().tunnels[1].word(), "unresolved");
     // What arrives from the remote is welcome all the same.
     assert_eq!(net.compile().plan.tunnels.len(), 2);
+}
+
+#[test]
+fn into_a_tunnel_whose_far_end_is_silent_nothing_is_sent() {
+    let mut net = Net::new();
+    net.route("10.0.0.0/8", route_by(GRE1, None));
+    net.route("10.2.0.0/16", route_by(GRE2, None));
+    net.dead = vec![GRE2];
+    let wanted = planned(&[
+        ("10.0.0.0/8", FIRST),
+        ("10.1.0.1/32", KERNEL),
+        ("10.2.0.0/16", KERNEL),
+    ]);
+    assert_eq!(net.plan4(), wanted);
+    assert!(net.is_ready(0) && !net.is_ready(1));
+    let Compiled { fib, tunnels, plan } = net.compile();
+    assert_eq!(
+        (tunnels[0].word(), tunnels[1].word()),
+        ("up", "no-keepalive")
+    );
+    let alive = |id| fib.tunnels().get(TunnelId(id)).map(|t| t.alive);
+    assert_eq!((alive(0), alive(1)), (Some(true), Some(false)));
+    // Its keepalives come back, and the far end's are answered.
+    assert_eq!(plan.tunnels.len(), 2);
+}
+
+#[test]
+fn where_the_kernel_sends_nothing_for_want_of_a_carrier_the_workers_do_not_either() {
+    // The kernel keeps the route, unless it is told to ignore such; then it says that the hop is dead.
+    for (dead, tunnel, plan) in [(false, 0, &[][..]), (true, 1, &[("10.2.0.0/16", FIRST)])] {
+        let mut net = Net::new();
+        let mut hop = route_by(GRE1, None);
+        (hop.hops[0].linkdown, hop.hops[0].dead) = (true, dead);
+        net.route("10.2.0.0/16", hop);
+        let spare = Route {
+            metric: 10,
+            ..route_by(GRE2, None)
+        };
+        net.route("10.2.0.0/16", spare);
+        net.link(Link {
+            mac: None,
+            carrier: false,
+            ..link(GRE1, "gre1", ROOM.into())
+        });
+        assert_eq!(net.plan4(), planned(plan));
+        assert!(!net.is_ready(0));
+        let resolved = net.resolve("10.2.0.1");
+        let by = |id| matches!(resolved, Resolution::Tunnel(into) if into.id == TunnelId(id));
+        assert!(by(tunnel), "{resolved:?}");
+    }
 }
 
 #[test]
