@@ -428,8 +428,6 @@ impl From<&TunnelConfig> for TunnelReport {
             ignore_df: tunnel.ignore_df,
             clamp_mss: tunnel.clamp_mss,
             dev: tunnel.dev.clone(),
-            bridge: tunnel.bridge.clone(),
-            nvgre: tunnel.nvgre,
             keepalive: tunnel
                 .mode
                 .kind()
@@ -440,6 +438,8 @@ impl From<&TunnelConfig> for TunnelReport {
                     retries: tunnel.keepalive.map(|k| k.retries),
                     ..KeepaliveReport::default()
                 }),
+            bridge: tunnel.bridge.clone(),
+            nvgre: tunnel.nvgre,
             ..TunnelReport::default()
         }
     }
