@@ -81,7 +81,7 @@ pub async fn apply(
         }
     }
     let state = monitor.state();
-    let cleared = wires::clear(&wanted.config, state);
+    let cleared = wires::clear(&wanted.config, state, &[]);
     let left = router
         .borrow_mut()
         .commit(wanted, &change, prepared.made, state);

@@ -123,15 +123,12 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
         }
         heirs = Heirs::of(std::mem::take(&mut taken.tunnels), &config, &handle).await;
     }
-    for request in wires::clear(&config, monitor.state()) {
-        request.carry_out(&handle).await;
-    }
     let made = heirs.create(&config, monitor.state(), &handle).await?;
     let new: Vec<Device> = (made.iter().filter(|(_, tun)| !tun.adopted()))
         .map(|(entry, _)| entry.device.clone())
         .collect();
-    let qdiscs: Vec<Device> = (made.iter())
-        .filter_map(|(entry, _)| wires::qdisc(entry))
+    let fresh: Vec<Device> = (made.iter())
+        .filter_map(|(entry, _)| wires::fresh(entry))
         .collect();
     settle(&mut monitor, &made).await;
     // What is there already is compiled at the start.
@@ -143,13 +140,13 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
             for device in &new {
                 tunnels::remove(device, &handle).await;
             }
-            for device in &qdiscs {
-                wires::remove_qdisc(device, &handle).await;
-            }
+            wires::take_up(&fresh, &handle).await;
             return Err(why);
         }
     };
-    if let Some(taken) = taken {
+    let mut inherited = Vec::new();
+    if let Some(mut taken) = taken {
+        inherited = std::mem::take(&mut taken.state.claims);
         taken.done()?;
         socket.own();
         let requests = heirs.settled(&router.borrow());
@@ -158,6 +155,10 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
         }
         heirs.end(&handle).await;
         tracing::info!("taken over");
+    }
+    let cleared = wires::clear(&router.borrow().config, monitor.state(), &inherited);
+    for request in cleared {
+        request.carry_out(&handle).await;
     }
     tracing::info!("ready");
     let mut service = Service::find();

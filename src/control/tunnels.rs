@@ -273,9 +273,13 @@ async fn set_up(
 
 /// Undoes what was done for a tunnel that will not run. A device that was adopted stays.
 pub async fn take_back(entry: TunnelEntry, tun: &Tun, handle: &Handle) {
-    match tun.adopted() {
-        true => unwire(entry, handle).await,
-        false => end(entry, handle).await,
+    let device = entry.device.clone();
+    // Where there was a wire before, somebody counts on it.
+    if entry.wire.as_ref().is_some_and(|wire| !wire.adopted()) {
+        unwire(entry, handle).await;
+    }
+    if !tun.adopted() {
+        remove(&device, handle).await;
     }
 }
 
@@ -286,9 +290,11 @@ pub async fn end(entry: TunnelEntry, handle: &Handle) {
     remove(&device, handle).await;
 }
 
-async fn unwire(entry: TunnelEntry, handle: &Handle) {
+async fn unwire(mut entry: TunnelEntry, handle: &Handle) {
     let qdisc = wires::qdisc(&entry);
-    drop(entry);
+    if let Some(wire) = entry.wire.take() {
+        wire.remove();
+    }
     if let Some(device) = qdisc {
         wires::remove_qdisc(&device, handle).await;
     }

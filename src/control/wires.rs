@@ -3,6 +3,7 @@
 use std::io;
 
 use super::{
+    claim::Claims,
     config::{Config, TunnelConfig},
     mirror::State,
     netlink::{Device, Family, Handle, SettingError, write_setting},
@@ -51,19 +52,30 @@ fn own_messages(device: &Device, on: bool) -> Result<(), SettingError> {
     }
 }
 
-/// What an earlier process has left on devices that are not at the end of a wire now would swallow their frames.
-pub fn clear(config: &Config, state: &State) -> Vec<KernelRequest> {
+/// What an earlier process has left on devices that are at the end of no wire now would swallow their frames. Those of
+/// `mine` are this router's, as the configuration's are; all others only if no other router has them.
+pub fn clear(config: &Config, state: &State, mine: &[String]) -> Vec<KernelRequest> {
     let is_bridge = |name: &str| {
         config
             .tunnels
             .iter()
             .any(|t| t.bridge.as_deref() == Some(name))
     };
+    let is_mine = |name: &str| {
+        let configured = config.router.devices().contains(&name);
+        configured || mine.iter().any(|mine| mine == name)
+    };
     let mut requests = Vec::new();
-    for name in config.router.devices() {
-        let Some(link) = state.link_by_name(name).filter(|_| !is_bridge(name)) else {
+    for link in state.links() {
+        let name = &*link.name;
+        // A tunnel device's end goes with the device.
+        let is_tunnel = link.kind.as_deref() == Some("tun");
+        if is_tunnel || is_bridge(name) || !Wire::is_left(link.index) {
             continue;
-        };
+        }
+        if !is_mine(name) && Claims::default().set(&[name]).is_err() {
+            continue;
+        }
         match Wire::remove_leftover(link.index) {
             Ok(true) => {
                 tracing::info!("{name}: a tunnel's tc filter was left there; removed");
@@ -121,6 +133,15 @@ pub fn mend(entry: &mut TunnelEntry) {
     }
 }
 
+/// The device whose frames the kernel gets again if the router does not start.
+pub fn fresh(entry: &TunnelEntry) -> Option<Device> {
+    let wire = entry.wire.as_ref().filter(|wire| !wire.adopted())?;
+    Some(Device {
+        index: wire.outside().ifindex,
+        name: wire.outside().name.as_str().into(),
+    })
+}
+
 /// The qdisc that has to go with a tunnel's wire.
 pub fn qdisc(entry: &TunnelEntry) -> Option<Device> {
     let wire = entry.wire.as_ref().filter(|wire| wire.made_qdisc())?;
@@ -134,5 +155,15 @@ pub fn qdisc(entry: &TunnelEntry) -> Option<Device> {
 pub async fn remove_qdisc(device: &Device, handle: &Handle) {
     if let Err(why) = handle.remove_clsact(device).await {
         tracing::warn!("{why}");
+    }
+}
+
+/// The router does not start after all: what was laid new is taken up.
+pub async fn take_up(fresh: &[Device], handle: &Handle) {
+    for device in fresh {
+        if let Err(why) = Wire::remove_leftover(device.index) {
+            tracing::warn!("{}: cannot remove the tc filter: {why}", device.name);
+        }
+        remove_qdisc(device, handle).await;
     }
 }

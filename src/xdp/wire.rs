@@ -53,14 +53,16 @@ pub struct WireEnd {
     pub name: String,
 }
 
-/// Between an overlay device and a tunnel's. Dropping it leaves the overlay device's frames to the kernel again; the tunnel
-/// device's end goes with that device.
+/// Between an overlay device and a tunnel's. Dropping it leaves the filters where they are, as the death of the process does:
+/// only [`remove`](Self::remove) lets the kernel have the frames.
 #[derive(Debug)]
 pub struct Wire {
     outside: End,
     inside: End,
     /// There was no clsact qdisc on the outside device before.
     made_qdisc: bool,
+    /// There was a filter of ours there before.
+    adopted: bool,
     _promiscuous: Promiscuous,
 }
 
@@ -84,11 +86,13 @@ impl Wire {
         })?;
         // What comes out of the tunnel must not get into the kernel before anything goes in.
         let (inside, _) = End::attach(inside, outside.ifindex)?;
+        let adopted = leftover(outside.ifindex).is_some();
         let (outside, made_qdisc) = End::attach(outside, inside.device.ifindex)?;
         Ok(Wire {
             outside,
             inside,
-            made_qdisc,
+            made_qdisc: made_qdisc || adopted,
+            adopted,
             _promiscuous: promiscuous,
         })
     }
@@ -100,6 +104,24 @@ impl Wire {
     /// Whether the outside device's clsact qdisc is there for the wire.
     pub fn made_qdisc(&self) -> bool {
         self.made_qdisc
+    }
+
+    /// Whether there was a wire from the outside device before: of this router, of one that it takes over from, or of one that
+    /// has crashed.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Leaves the outside device's frames to the kernel again. The tunnel device's end goes with that device.
+    pub fn remove(mut self) {
+        // Another wire may have taken the place.
+        if !self.outside.is_there() {
+            return;
+        }
+        if let Err(error) = self.outside.hook.detach() {
+            let name = &self.outside.device.name;
+            tracing::warn!("{name}: cannot remove the tc filter: {error}");
+        }
     }
 
     /// Puts back what somebody has removed. True when there was something to put back.
@@ -114,6 +136,11 @@ impl Wire {
         Ok(mended)
     }
 
+    /// Whether an earlier process has left its filter on a device.
+    pub fn is_left(ifindex: u32) -> bool {
+        leftover(ifindex).is_some()
+    }
+
     /// Removes the filter that an earlier process has left on a device without a wire. True when there was one.
     pub fn remove_leftover(ifindex: u32) -> io::Result<bool> {
         let Some(mut hook) = leftover(ifindex) else {
@@ -121,19 +148,6 @@ impl Wire {
         };
         hook.detach().map_err(io::Error::other)?;
         Ok(true)
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        // Another wire may have taken the place.
-        if !self.outside.is_there() {
-            return;
-        }
-        if let Err(error) = self.outside.hook.detach() {
-            let name = &self.outside.device.name;
-            tracing::debug!("{name}: cannot remove the tc filter: {error}");
-        }
     }
 }
 
@@ -153,9 +167,8 @@ impl End {
             _program: program,
             id: 0,
         };
-        let adopted = leftover(end.device.ifindex).is_some();
         let made_qdisc = end.put()?;
-        Ok((end, made_qdisc || adopted))
+        Ok((end, made_qdisc))
     }
 
     fn is_there(&mut self) -> bool {

@@ -19,11 +19,11 @@ class JoinedLan:
     The routers' own `lan` has no address. `tunnel` as router A has it, less names and addresses.
     """
 
-    def __init__(self, directory: pathlib.Path, *tunnels: dict, mtu: int = 1500, start: bool = True, **router):
+    def __init__(self, directory: pathlib.Path, *tunnels: dict, mtu: int = 1500, lab: type[Lab] = Lab, start: bool = True,
+                 **router):
         self._stack = contextlib.ExitStack()
         try:
-            lab = self._stack.enter_context(Lab(mtu))
-            self.lab = lab
+            self.lab = lab = self._stack.enter_context(lab(mtu))
             self.host_a, self.router_a, self.router_b, self.host_b = lab.host_a, lab.router_a, lab.router_b, lab.host_b
             for host, device, router_ns, n in (
                 (self.host_a, "a0", self.router_a, 1), (self.host_b, "b0", self.router_b, 2),

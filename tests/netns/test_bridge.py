@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import threading
 
 import pytest
 
 from beds import is_gre, token
 from conftest import need
+from greyhound import binary
 from lan import JoinedLan, arp, udp
 from test_tcp import transfer
 from topology import veth, wait_until
@@ -257,6 +259,12 @@ def test_killed_and_started_without_the_tunnel(joined):
     plain = {key: value for key, value in JoinedLan.tunnel({}, 1, 1).items() if key != "bridge"}
     bed.a.start([plain], underlay=["wan"], overlay=["lan"])
     assert not filters(bed.router_a, "tap1") and not filters(bed.router_a, "lan")
+    # Nor is a device left blind that the configuration does not know any more.
+    bed.a.terminate()
+    bed.a.start([JoinedLan.tunnel({"bridge": "lan"}, 1, 1)], underlay=["wan"], overlay=["lan"])
+    bed.a.kill()
+    bed.a.start([], underlay=["wan"], overlay=[], xdp="off")
+    wait_until(lambda: not filters(bed.router_a, "lan"), "the filter is gone")
 
 
 def test_filters_of_others_stay(joined):
@@ -333,3 +341,39 @@ def test_reload(joined, xdp):
     assert leaks(bed)
     bed.a.ask("tunnel", "add", "tap1", "mode", "gretap", "local", "10.9.0.1", "remote", "10.9.0.2", "bridge", "lan")
     bed.ping()
+
+
+def test_takeover(joined, xdp):
+    """Another process takes over under traffic: no frame is lost, and none gets into the kernel meanwhile."""
+    bed = joined(xdp=xdp)
+    bed.warm()
+    stop, sent = threading.Event(), []
+
+    def send() -> None:
+        while not stop.wait(0.001):
+            sent.append(bytes(udp()))
+            bed.at_a.send(sent[-1])
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        wait_until(lambda: len(sent) > 100, "frames are under way")
+        first = bed.a.process
+        with bed.a.log_file.open("a", encoding="utf-8") as log:
+            bed.a.process = subprocess.Popen(
+                bed.router_a.command(binary(), "run", "--takeover", "--config", str(bed.a.config_file)),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )
+        bed.a.wait_ready()
+        assert first.wait(20) == 0
+        assert "greyhound_wire" in filters(bed.router_a, "lan") and promiscuous(bed.router_a, "lan")
+        count = len(sent)
+        wait_until(lambda: len(sent) > count + 100, "the other process carries")
+    finally:
+        stop.set()
+        sender.join()
+    came = [frame.original for frame in bed.at_b.collect(lambda frame: frame.original in sent, len(sent), "frames")]
+    assert sorted(came) == sorted(sent)
+    # What the new process inherited it removes in the end.
+    assert bed.a.terminate() == 0
+    assert not filters(bed.router_a, "lan") and not clsact(bed.router_a, "lan") and bed.router_a.link("tap1") is None
