@@ -25,7 +25,7 @@ pub struct ForwardState {
 
 impl ForwardState {
     #[inline]
-    fn tunnel(&self, id: TunnelId) -> Option<&TunnelRecord> {
+    pub(super) fn tunnel(&self, id: TunnelId) -> Option<&TunnelRecord> {
         record(&self.tunnels, id)
     }
 

@@ -241,6 +241,30 @@ fn checksums_that_a_veth_left_open_are_finished_behind_tags_on_both_ports() {
 }
 
 #[test]
+fn connections_are_held_to_the_tunnels_size_both_ways_where_asked() {
+    for (v6, tags) in [(false, 0), (true, 0), (false, 1), (true, 2)] {
+        let (packet, at) = syn(v6, true);
+        let tag = [0x81, 0, 0, 7];
+        let kind: [u8; 2] = if v6 { [0x86, 0xdd] } else { [8, 0] };
+        let wanted = [&[2; 12][..], &[tag].repeat(tags).concat(), &kind, &packet].concat();
+        let at = wanted.len() - packet.len() + at;
+        let announced = 1362 - if v6 { 60 } else { 40 } - 4 * tags as u16;
+        let announces = |frame: &[u8]| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        for clamp_mss in [None, Some(1362)] {
+            let (mut bed, far) = wired(Mode::Gretap);
+            bed.tunnels[0].0.clamp_mss = clamp_mss;
+            let expected = if clamp_mss.is_some() { announced } else { 1460 };
+            let (_, sent) = bed.carry(&wanted, OVERLAY);
+            assert_eq!(announces(&taken_out(&far, &sent)), expected);
+            let (_, came) = bed.carry(&sent_by(&far, &wanted), UNDERLAY);
+            assert_eq!(announces(&came), expected);
+            let counted = bed.record(0).state.counters.mss_clamped.get();
+            assert_eq!(counted, 2 * u64::from(clamp_mss.is_some()));
+        }
+    }
+}
+
+#[test]
 fn nvgre_1_the_key_is_a_subnet_and_a_flow() {
     for mode in [Mode::Gretap, Mode::Ip6gretap] {
         let (mut bed, far) = subnet(mode, 5000);

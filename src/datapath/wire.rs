@@ -39,6 +39,9 @@ pub(super) fn enter<B: PacketBuf>(
     if port.partial_checksums && transport::complete_in_frame(frame.data_mut()) {
         state.stats.checksums_completed.add(1);
     }
+    if let Some(record) = state.tunnel(id) {
+        tunnel.clamp_mss(frame.data_mut(), &record.state.counters);
+    }
     encapsulate(frame, tunnel, (tunnel.remote, &adjacency), len, state)
 }
 
@@ -53,6 +56,7 @@ pub(super) fn leave<B: PacketBuf>(
         record.drops.count(DropReason::FrameTooBig);
         return Verdict::Drop(DropReason::FrameTooBig);
     }
+    tunnel.clamp_mss(frame.data_mut(), &record.state.counters);
     match (fib.egress(tunnel.id).wire, tunnel.wire) {
         (Some(port), _) => {
             record.state.counters.rx_packets.add(1);

@@ -80,6 +80,15 @@ pub fn behind_tags(frame: &[u8]) -> Option<(EtherType, usize)> {
     Some((type_before(frame, at)?, at))
 }
 
+/// Where the IP packet begins that a frame carries, behind VLAN tags or without.
+#[inline]
+pub fn ip_at(frame: &[u8]) -> Option<usize> {
+    match behind_tags(frame)? {
+        (EtherType::IPV4 | EtherType::IPV6, at) => Some(at),
+        _ => None,
+    }
+}
+
 #[inline]
 fn type_before(frame: &[u8], at: usize) -> Option<EtherType> {
     match frame.get(at - 2..at)? {

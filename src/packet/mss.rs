@@ -3,7 +3,7 @@
 //! It helps hosts whose path MTU discovery does not work because somebody drops the ICMP errors: their segments then fit
 //! from the start.
 
-use super::{Ipv4, Ipv6, checksum, ipv4, ipv6, protocol};
+use super::{Ipv4, Ipv6, checksum, ethernet, ipv4, ipv6, protocol};
 
 /// Bytes of a TCP header without options.
 const TCP_HEADER_LEN: usize = 20;
@@ -33,6 +33,17 @@ pub fn clamp(packet: &mut [u8], mtu: u16) -> bool {
     };
     let room = mtu.saturating_sub((ip_len + TCP_HEADER_LEN) as u16);
     lower(tcp, room)
+}
+
+/// As [`clamp`], for the IP packet in an Ethernet frame that may have `mtu` bytes behind its header; VLAN tags take theirs of
+/// them.
+#[inline]
+pub fn clamp_in_frame(frame: &mut [u8], mtu: u16) -> bool {
+    let Some(at) = ethernet::ip_at(frame) else {
+        return false;
+    };
+    let mtu = mtu.saturating_sub((at - ethernet::HEADER_LEN) as u16);
+    frame.get_mut(at..).is_some_and(|packet| clamp(packet, mtu))
 }
 
 /// Where the header of a TCP SYN begins and ends, and how many bytes an IP header of its family has.
@@ -211,6 +222,20 @@ mod tests {
                 *byte = first;
             }
             clamp(&mut bytes, mtu);
+            clamp_in_frame(&mut bytes, mtu);
+        }
+
+        #[test]
+        fn in_a_frame_tags_take_their_bytes(v6: bool, mtu in 100u16..9000, tags in 0usize..4) {
+            let mut inside = packet(v6, true, &SIZE_9000, b"");
+            let kind: [u8; 2] = if v6 { [0x86, 0xdd] } else { [8, 0] };
+            let tag: &[u8] = &[0x81, 0, 0, 7];
+            let header = [&[2; 12][..], &tag.repeat(tags), &kind].concat();
+            let mut frame = [&header[..], &inside].concat();
+            // Nobody looks behind three.
+            let lowered = tags < 3 && clamp(&mut inside, mtu - 4 * tags as u16);
+            prop_assert_eq!(clamp_in_frame(&mut frame, mtu), lowered);
+            prop_assert_eq!(frame, [&header[..], &inside].concat());
         }
     }
 

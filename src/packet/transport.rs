@@ -5,7 +5,7 @@
 //! tunnel the whole checksum has to be computed. A field that happens to equal the pseudo-header's sum although it
 //! was finished is computed to the same value again, so the test for it can do no harm.
 
-use super::{Checksum, EtherType, Ipv4, Ipv6, ethernet, ipv6, protocol, udp};
+use super::{Checksum, Ipv4, Ipv6, ethernet, ipv6, protocol, udp};
 
 const UDP_FIELD: usize = 6;
 
@@ -49,12 +49,8 @@ pub fn complete_checksum(packet: &mut [u8]) -> bool {
 /// As [`complete_checksum`], for the IP packet in an Ethernet frame, also behind VLAN tags.
 #[inline]
 pub fn complete_in_frame(frame: &mut [u8]) -> bool {
-    match ethernet::behind_tags(frame) {
-        Some((EtherType::IPV4 | EtherType::IPV6, at)) => {
-            frame.get_mut(at..).is_some_and(complete_checksum)
-        }
-        _ => false,
-    }
+    let packet = ethernet::ip_at(frame).and_then(|at| frame.get_mut(at..));
+    packet.is_some_and(complete_checksum)
 }
 
 /// The segment's range, its checksum field, and the pseudo-header's sum.

@@ -257,11 +257,27 @@ impl Tunnel {
         self.wire.is_none_or(|mtu| frame_fits(frame, mtu))
     }
 
+    /// The IP packet that an inner packet is, or has in it as a frame.
+    #[inline]
+    pub fn packet_in<'p>(&self, inner: &'p [u8]) -> Option<&'p [u8]> {
+        match self.mode.kind().payload {
+            Payload::Ethernet => inner.get(ethernet::ip_at(inner)?..),
+            _ => Some(inner),
+        }
+    }
+
     /// Holds the TCP connection that an inner packet opens to what the tunnel carries, where that was asked for. The packet's
     /// checksum is a finished one.
     #[inline]
     pub fn clamp_mss(&self, inner: &mut [u8], counters: &TunnelCounters) {
-        if self.clamp_mss.is_some_and(|mtu| mss::clamp(inner, mtu)) {
+        let Some(mtu) = self.clamp_mss else {
+            return;
+        };
+        let lowered = match self.mode.kind().payload {
+            Payload::Ethernet => mss::clamp_in_frame(inner, mtu),
+            _ => mss::clamp(inner, mtu),
+        };
+        if lowered {
             counters.mss_clamped.add(1);
         }
     }

@@ -1,7 +1,7 @@
 //! Whether an inner packet fits, and what becomes of it otherwise.
 
-use super::{Family, Payload, Tunnel};
-use crate::packet::{EtherType, Ethernet, Ipv4, Ipv6, ethernet};
+use super::{Family, Tunnel};
+use crate::packet::{Ipv4, Ipv6};
 
 /// Every path carries IPv6 packets of this many bytes (RFC 8200 section 5): so does every tunnel, in outer fragments where
 /// it must be (v6-2; RFC 2473 section 7.1, RFC 4213 section 3.2).
@@ -28,57 +28,45 @@ impl Size {
     /// As the kernel (`tnl_update_pmtu` in net/ipv4/ip_tunnel.c, `ip6_tnl_xmit`), but for two things: where the outer packet
     /// may not be cut the kernel drops IPv4 packets without DF unheard (over IPv6 it answers them), and IPv6 packets of up to
     /// 1280 bytes.
+    ///
+    /// What is said of a frame is said of the IP packet in it. Over a wire nobody is told, and no inner packet is cut: there is no
+    /// router on it.
     pub fn of(tunnel: &Tunnel, inner: &[u8], path: usize) -> Size {
         let room = path.saturating_sub(tunnel.overhead_of(inner));
         if inner.len() <= room {
             return Size::Fits;
         }
-        if tunnel.mode.kind().payload == Payload::Ethernet {
-            return Size::of_frame(tunnel, inner, room);
-        }
-        if let Ok(ip) = Ipv4::parse(inner) {
-            let (whole, room_told) = (ip.dont_fragment(), told(room));
-            return match (tunnel.sends_whole(whole), whole) {
+        let Some(packet) = tunnel.packet_in(inner) else {
+            return Size::of_other(tunnel);
+        };
+        let room = room.saturating_sub(inner.len() - packet.len());
+        if let Ok(ip) = Ipv4::parse(packet) {
+            let whole = ip.dont_fragment();
+            return match (tunnel.sends_whole(whole), tunnel.wire) {
                 (false, _) => Size::CutOuter,
-                (true, true) => Size::Refused(room_told),
-                (true, false) => Size::CutInner(room),
+                (true, Some(_)) => Size::Lost,
+                (true, None) if whole => Size::Refused(told(room)),
+                (true, None) => Size::CutInner(room),
             };
         }
-        if Ipv6::parse(inner).is_err() {
-            return Size::Lost;
+        match Ipv6::parse(packet) {
+            Ok(_) if Size::must_pass(packet) || !tunnel.sends_whole(false) => Size::CutOuter,
+            Ok(_) if tunnel.wire.is_none() => Size::Refused(told(room.max(IPV6_MIN_MTU))),
+            _ => Size::of_other(tunnel),
         }
-        match tunnel.sends_whole(false) && !Size::must_pass(inner) {
-            true => Size::Refused(told(room.max(IPV6_MIN_MTU))),
+    }
+
+    /// The same of what is no IP packet.
+    fn of_other(tunnel: &Tunnel) -> Size {
+        match tunnel.sends_whole(false) {
+            true => Size::Lost,
             false => Size::CutOuter,
         }
     }
 
-    /// The same for a frame that does not fit into `room` bytes: what is said of its size is said of the IP packet in it. Over a
-    /// wire nobody is told, and nothing is cut: there is no router on it.
-    fn of_frame(tunnel: &Tunnel, frame: &[u8], room: usize) -> Size {
-        let room = room.saturating_sub(ethernet::HEADER_LEN);
-        let (kind, packet) = match Ethernet::parse(frame) {
-            Ok(frame) => (frame.ether_type(), frame.payload()),
-            Err(_) => return Size::Lost,
-        };
-        let ip = Ipv4::parse(packet).ok().filter(|_| kind == EtherType::IPV4);
-        let whole = ip.is_some_and(|ip| ip.dont_fragment());
-        if !tunnel.sends_whole(whole) {
-            return Size::CutOuter;
-        }
-        match (tunnel.wire, ip) {
-            (None, Some(_)) if whole => Size::Refused(told(room)),
-            (None, Some(_)) => Size::CutInner(room),
-            (None, None) if kind == EtherType::IPV6 && Ipv6::parse(packet).is_ok() => {
-                Size::Refused(told(room.max(IPV6_MIN_MTU)))
-            }
-            _ => Size::Lost,
-        }
-    }
-
-    /// Whether an inner packet gets through whatever the path: an IPv6 packet that no sender has to make smaller.
-    pub fn must_pass(inner: &[u8]) -> bool {
-        inner.len() <= IPV6_MIN_MTU && Ipv6::parse(inner).is_ok()
+    /// Whether an inner IP packet gets through whatever the path: an IPv6 packet that no sender has to make smaller.
+    pub fn must_pass(packet: &[u8]) -> bool {
+        packet.len() <= IPV6_MIN_MTU && Ipv6::parse(packet).is_ok()
     }
 }
 
@@ -199,15 +187,15 @@ mod tests {
         // 1400 less 20, 4 and 14.
         let room = 1362;
         let of = |t: &Tunnel, kind, packet| Size::of(t, &frame(kind, packet), 1400);
-        let (ip4, ip6, other) = ([8, 0], [0x86, 0xdd], [0x81, 0]);
+        let (ip4, ip6, other) = ([8, 0], [0x86, 0xdd], [0x88, 0x47]);
         for tunnel in [&tunnel, &wire, &cuts(&tunnel), &cuts(&wire)] {
             assert_eq!(of(tunnel, ip4, v4(room, true)), Size::Fits);
             assert_eq!(of(tunnel, ip6, v6(room)), Size::Fits);
         }
         let over = |t: &Tunnel| {
             let [df, cut] = [true, false].map(|df| of(t, ip4, v4(room + 1, df)));
-            let tagged = of(t, other, v4(room + 1, true));
-            [df, cut, of(t, ip6, v6(room + 1)), tagged]
+            let labelled = of(t, other, v4(room + 1, true));
+            [df, cut, of(t, ip6, v6(room + 1)), labelled]
         };
         let (told, cut) = (Size::Refused(room as u16), Size::CutInner(room));
         assert_eq!(over(&tunnel), [told, cut, told, Size::Lost]);
@@ -215,10 +203,29 @@ mod tests {
         let outer = Size::CutOuter;
         assert_eq!(over(&cuts(&tunnel)), [told, outer, outer, outer]);
         assert_eq!(over(&cuts(&wire)), [Size::Lost, outer, outer, outer]);
+        // A tag takes its bytes.
+        let tagged = |df| [&[0, 7], &ip4[..], &v4(room, df)].concat();
         assert_eq!(
-            Size::of(&tunnel, &frame(ip6, v6(1300)), 1290),
-            Size::Refused(1280)
+            [true, false].map(|df| of(&tunnel, [0x81, 0], tagged(df))),
+            [Size::Refused(room as u16 - 4), Size::CutInner(room - 4)]
         );
+    }
+
+    #[test]
+    fn v6_2_1280_bytes_get_through_in_a_frame_too() {
+        let header = [&[2; 12][..], &[0x86, 0xdd]].concat();
+        let tagged = [&[2; 12][..], &[0x81, 0, 0, 7, 0x86, 0xdd]].concat();
+        let tunnel = Tunnel::new(Mode::Gretap, [192, 0, 2, 1], [192, 0, 2, 2]);
+        let wire = Tunnel {
+            wire: Some(1500),
+            ..tunnel.clone()
+        };
+        for header in [header, tagged] {
+            let of = |t, len| Size::of(t, &[&header[..], &v6(len)].concat(), 1290);
+            assert_eq!([&tunnel, &wire].map(|t| of(t, 1280)), [Size::CutOuter; 2]);
+            assert_eq!(of(&tunnel, 1281), Size::Refused(1280));
+            assert_eq!(of(&wire, 1281), Size::Lost);
+        }
     }
 
     #[test]

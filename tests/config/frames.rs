@@ -17,11 +17,6 @@ const BROKEN: &[(&str, &[&str], &str)] = &[
     ),
     (
         "gretap",
-        &["clamp_mss = true"],
-        "9: clamp_mss = true: not with mode gretap; accepted with gre, ip6gre, ipip, sit, ip6ip6 and ipip6",
-    ),
-    (
-        "gretap",
         &["bridge = [\"eth1\"]"],
         r#"9: bridge = ["eth1"]: expected a device name: 1 to 15 bytes without space, '/', ':' or '%'"#,
     ),

@@ -23,13 +23,15 @@ KINDS = {
     "ip6ip6, no limit": ("ip6ip6", "6", {"encaplimit": "none"}, 1460),
     "ipip6": ("ipip6", "4", {}, 1452),
 }
+# Those that carry frames, between routers that have addresses on them.
+FRAMES = {"gretap": ("gretap", "46", {}, 1462), "ip6gretap": ("ip6gretap", "46", {}, 1434)}
 FAR = {"4": "10.2.0.2", "6": "fd02::2"}
 HEADER = {"4": 28, "6": 48}
 
 
 def options(kind: str) -> dict:
     """The kind's configuration as router A has it, over the underlay of its family."""
-    mode, carries, extra, _ = KINDS[kind]
+    mode, carries, extra, _ = (KINDS | FRAMES)[kind]
     tunnel = {"mode": mode, **extra}
     only = {"4": lambda net: ":" not in net, "6": lambda net: ":" in net}.get(carries, lambda net: True)
     tunnel["routes"] = [net for net in ("10.2.0.0/24", "fd02::/64") if only(net)]

@@ -9,7 +9,8 @@ import socket
 import pytest
 
 from beds import back, is_gre
-from wire import GRE, IP, TCP, IPv6, checksums_ok, ip_bytes
+from lan import JoinedLan
+from wire import GRE, IP, TCP, Dot1Q, Ether, IPv6, checksums_ok, ip_bytes
 
 _port = itertools.count(20000)
 
@@ -92,3 +93,23 @@ def test_a_hosts_own_connection(single, xdp, family):
     inner = type(inner)(ip_bytes(inner))
     assert checksums_ok(inner)
     assert announced(inner[TCP]) == 1300 - (60 if family == socket.AF_INET6 else 40)
+
+
+@pytest.mark.parametrize("mode, room", [("gretap", 1462), ("ip6gretap", 1434)])
+def test_in_frames_too(tmp_path, xdp, mode, room):
+    """Between two LANs that are one: also behind a VLAN tag, which takes its bytes; everything else of the frame stays."""
+    with contextlib.closing(JoinedLan(tmp_path, {"mode": mode, "clamp_mss": True}, xdp=xdp)) as bed:
+        bed.warm()
+        clamped = 0
+        for v6, tags, returns in itertools.product((False, True), (0, 1), (False, True)):
+            header = Ether(src="02:00:00:00:00:0a", dst="02:00:00:00:00:0b")
+            frame = (header / Dot1Q(vlan=7) if tags else header) / syn(v6)
+            sender, receiver = (bed.at_b, bed.at_a) if returns else (bed.at_a, bed.at_b)
+            sender.send(frame)
+            arrived = receiver.expect(same_connection(frame), "the segment")
+            wanted = frame.copy()
+            wanted[TCP].options = [("MSS", room - 4 * tags - (60 if v6 else 40)), ("SAckOK", b"")]
+            assert arrived.original == bytes(wanted)
+            clamped += 1
+        # Whoever comes first lowers it.
+        assert bed.a.tunnel("tap1")["mss_clamped"] == bed.b.tunnel("tap1")["mss_clamped"] == clamped // 2

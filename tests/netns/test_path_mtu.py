@@ -11,13 +11,14 @@ from scapy.layers.inet6 import ICMPv6PacketTooBig
 from scapy.utils import checksum
 
 from beds import payload_of, token, v4, v6
-from test_kinds import FAR, HEADER, KINDS, Routers, options
+from test_kinds import FAR, FRAMES, HEADER, KINDS, Routers, options
 from test_takeover import takeover
 from test_tcp import transfer
 from topology import Crossing, wait_until
 from wire import ICMP, IP, UDP, Ether, IPv6, Tap, carries, checksums_ok, forwarded, ip_bytes
 
 BULK = 4 << 20
+EVERY = KINDS | FRAMES
 NARROW = 1400
 
 
@@ -27,10 +28,17 @@ class Bed(Routers):
     LAB = Crossing
 
     def __init__(self, directory, kind: str, **router):
-        super().__init__(directory, options(kind), **router)
-        self.carries, self.mtu = KINDS[kind][1], KINDS[kind][3]
+        tunnel = options(kind) | ({"routes": []} if kind in FRAMES else {})
+        super().__init__(directory, tunnel, **router)
+        mode, self.carries, _, self.mtu = EVERY[kind]
         self.overhead = 1500 - self.mtu
-        self.remote = "fd09::2" if "6" in KINDS[kind][0] else "10.9.0.2"
+        self.remote = "fd09::2" if "6" in mode else "10.9.0.2"
+        # What the router itself puts into frames takes the slow path.
+        self.fast = self.xdp != "off" and kind not in FRAMES
+        if kind in FRAMES:
+            for router_ns, far in ((self.router_a, 2), (self.router_b, 1)):
+                router_ns.ip("route", "add", f"10.{far}.0.0/24", "via", f"172.16.1.{far}")
+                router_ns.ip("-6", "route", "add", f"fd0{far}::/64", "via", f"fd00:172:1::{far}")
         self.near = self._stack.enter_context(contextlib.closing(Tap(self.host_a, "a0")))
         self.far = self._stack.enter_context(contextlib.closing(Tap(self.host_b, "b0")))
         self.macs = self.host_a.mac("a0"), self.router_a.mac("lan")
@@ -90,7 +98,7 @@ def crossing(tmp_path):
         yield lambda kind, **router: stack.enter_context(contextlib.closing(Bed(tmp_path, kind, **router)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY)
 def test_path_mtu_is_learned_and_told(crossing, xdp, kind):
     """One packet is lost, then senders are told the path's MTU less the overhead; what fits goes on as before (mtu-2, mtu-3)."""
     bed = crossing(kind, xdp=xdp)
@@ -103,7 +111,7 @@ def test_path_mtu_is_learned_and_told(crossing, xdp, kind):
         fits = bed.sized(family, room)
         bed.send(fits)
         bed.arrives(fits)
-        assert bed.a.tunnel()["fast"]["tx_packets"] == before + (xdp != "off")
+        assert bed.a.tunnel()["fast"]["tx_packets"] == before + bed.fast
     shown = bed.a.ask("tunnel", "show", "gre1").stdout
     assert f"path mtu {room} = {NARROW} of the path to {bed.remote} - " in shown
     assert bed.a.tunnel()["errors"]["too_big"] >= 1
@@ -111,7 +119,7 @@ def test_path_mtu_is_learned_and_told(crossing, xdp, kind):
     assert bed.router_a.link("gre1")["mtu"] == bed.mtu
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "4" in KINDS[kind][1]])
+@pytest.mark.parametrize("kind", [kind for kind in EVERY if "4" in EVERY[kind][1]])
 def test_without_df_it_arrives_in_pieces(crossing, xdp, kind):
     """IPv4 without DF is cut inside, where the kernel's own tunnels drop it unheard (mtu-2)."""
     bed = crossing(kind, xdp=xdp)
@@ -133,7 +141,7 @@ def test_without_df_it_arrives_in_pieces(crossing, xdp, kind):
     assert b"".join(ip_bytes(part)[20:] for part in parts) == bytes(whole)[20:]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "6" in KINDS[kind][1]])
+@pytest.mark.parametrize("kind", [kind for kind in EVERY if "6" in EVERY[kind][1]])
 def test_1280_bytes_of_ipv6_get_through(crossing, xdp, kind):
     """Over a path that leaves less, in outer fragments although the outer packet would carry DF; no sender is told less (v6-2)."""
     bed = crossing(kind, xdp=xdp)
@@ -146,7 +154,7 @@ def test_1280_bytes_of_ipv6_get_through(crossing, xdp, kind):
     assert bed.a.stats()["slow_path"]["fragmented"] >= 2
 
 
-@pytest.mark.parametrize("kind", ["gre", "gre key csum seq", "sit", "ip6gre", "ipip6"])
+@pytest.mark.parametrize("kind", ["gre", "gre key csum seq", "sit", "ip6gre", "ipip6", "gretap"])
 def test_tcp_works_through(crossing, xdp, kind):
     """Hosts that discover the path MTU get their bytes through both ways, narrow as the way is."""
     bed = crossing(kind, xdp=xdp)

@@ -87,8 +87,6 @@ const PARTICULAR: &[(&[&str], Has)] = &[
         matches!(mode, Mode::Gre | Mode::Gretap)
     }),
     (&["bridge", "nvgre"], is_frames),
-    // Frames go through as they are.
-    (&["clamp_mss"], |mode| !is_frames(mode)),
     (&["keepalive"], |mode| mode.kind().has_keepalives()),
 ];
 

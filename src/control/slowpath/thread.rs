@@ -340,7 +340,7 @@ impl Engine {
         let way = Way {
             path: (remote, tunnel.dev),
             mtu: self.snapshot.paths.get(&(id, remote)).map(|path| path.mtu),
-            must_pass: !is_frame(tunnel) && Size::must_pass(inner),
+            must_pass: tunnel.packet_in(inner).is_some_and(Size::must_pass),
         };
         match self.sender.send(buf.data_mut(), way) {
             Ok(sent) => {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     datapath::DropReason,
-    packet::{Ipv4, PacketBuf, VecBuf, ethernet, icmp},
+    packet::{Ethernet, Ipv4, PacketBuf, VecBuf, icmp},
     tunnel::{Family, Quoted, Size, Tunnel, TunnelId},
 };
 
@@ -28,12 +28,11 @@ pub struct Path {
     pub route_mtu: u16,
 }
 
-/// The IP packet that an inner packet is, or has in it as a frame.
-fn packet_in<'p>(tunnel: &Tunnel, inner: &'p [u8]) -> &'p [u8] {
-    match is_frame(tunnel) {
-        true => inner.get(ethernet::HEADER_LEN..).unwrap_or_default(),
-        false => inner,
-    }
+/// The packet whose sender may be told of it: not one that went to many stations at once (RFC 1122 section 3.2.2).
+fn answerable<'p>(tunnel: &Tunnel, inner: &'p [u8]) -> Option<&'p [u8]> {
+    let is_to_group = is_frame(tunnel)
+        && Ethernet::parse(inner).is_ok_and(|frame| frame.destination().is_group());
+    tunnel.packet_in(inner).filter(|_| !is_to_group)
 }
 
 impl Engine {
@@ -94,8 +93,10 @@ impl Engine {
             Size::Refused(mtu) => {
                 self.drop_in(record, DropReason::OuterTooBig);
                 let device = self.device(id);
-                let packet = packet_in(tunnel, buf.data());
-                self.answers.too_big(packet, mtu, device, &self.stats.icmp);
+                match answerable(tunnel, buf.data()) {
+                    Some(packet) => self.answers.too_big(packet, mtu, device, &self.stats.icmp),
+                    None => self.stats.icmp.not_answered.add(1),
+                }
             }
             Size::Fits | Size::CutOuter | Size::Lost => {
                 self.drop_in(record, DropReason::OuterTooBig);
@@ -115,7 +116,7 @@ impl Engine {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
         let inner: Box<[u8]> = buf.data().into();
-        let packet = packet_in(tunnel, &inner);
+        let packet = tunnel.packet_in(&inner).unwrap_or_default();
         let link_header = &inner[..inner.len() - packet.len()];
         let Ok(pieces) = fragment::fragments(packet, room) else {
             return self.drop_in(record, DropReason::OuterTooBig);
