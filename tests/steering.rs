@@ -25,3 +25,5 @@ mod raw_socket;
 mod tables;
 #[path = "steering/udp.rs"]
 mod udp;
+#[path = "steering/wire.rs"]
+mod wire;

@@ -36,8 +36,11 @@ class End:
     wan: str
     files: str
     mac: str = ""
+    tunnel_mac: str = ""
     digest: str = ""
+    # The tunnel device's, and what a packet may have that goes through whole.
     mtu: int = 0
+    whole: int = 0
     sequence: int = 0
     other: "End" = field(default=None, repr=False)
     # The same router once more, as if it were another: for tunnels to several.
@@ -68,8 +71,7 @@ class Bed:
                      {4: "172.16.0.2", 6: "fd00:172::2"}, {4: "10.2.0.0/24", 6: "fd00:2::/64"}, "toB", "eth0", files)
         self.a.other, self.b.other = self.b, self.a
         self.b.second = replace(self.b, outer={4: "198.51.100.3", 6: "2001:db8:b::3"}, tunnel={4: "172.16.0.3", 6: "fd00:172::3"})
-        self.underlay = Place()
-        self.underlay.call = Namespace(f"{self.name}-underlay").call
+        self.underlay = Namespace(f"{self.name}-underlay")
         peer.must(f"ip link add lan type veth peer name eth0 netns {far_name}")
         self.build()
 
@@ -95,7 +97,7 @@ class Bed:
                                       for each in outer)
                             + f"ip route add default via {end.outer[4][:-1]}2; ip -6 route add default via {end.outer[6][:-1]}2;"
                             f"ping -c 1 -W 5 {end.outer[4][:-1]}2")
-            end.mac = end.router.must(f"cat /sys/class/net/{end.wan}/address")
+            _, end.mac = end.router.link(end.wan)
             end.digest = end.host.must(f"head -c {BYTES} /dev/urandom >{end.files}/sent; md5sum <{end.files}/sent", 60)
 
     # --- The tunnel
@@ -122,11 +124,11 @@ class Bed:
         """Makes the tunnel at both ends, and waits until a packet has passed."""
         self.set_mtu(tunnel.wan)
         self.start(self.configuration(tunnel, xdp))
-        self.b.router.must("; ".join(tunnel.commands(self.b)))
-        for end in (self.a, self.b):
+        for end, commands in ((self.a, []), (self.b, tunnel.commands(self.b))):
             end.sequence = 0x4000_0000
-            routes = tunnel.routes(end, end is self.b)
-            end.mtu = int(end.router.must("; ".join([*routes, f"cat /sys/class/net/{DEVICE}/mtu"])))
+            commands = [*commands, *tunnel.routes(end, end is self.b)]
+            end.mtu, end.tunnel_mac = end.router.link(DEVICE, "; ".join(commands))
+        self.a.whole = self.b.whole = min(self.a.mtu, self.b.mtu)
         for version in tunnel.payloads:
             self.a.host.until(f"ping -n -c 1 -W 1 {self.b.inner[version]}")
 

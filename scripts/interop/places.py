@@ -1,8 +1,8 @@
 """Where commands run: a network namespace of this host, or one in the virtual machine. Same words for both."""
 
-import base64
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -21,17 +21,11 @@ class Gone(Exception):
 
 
 class Place:
-    """Something with a shell. `prefix` is a shell in the network namespace that is meant."""
-
-    def __init__(self, prefix=""):
-        self.prefix = prefix
-
-    def call(self, command, seconds):
-        raise NotImplementedError
+    """Something with a shell in a network namespace. Not in its mounts: /sys shows other devices than it has."""
 
     def run(self, command, seconds=20):
-        """Exit status and output (both streams) of a shell command; 124 or 137 when it took too long."""
-        return self.call(f"{self.prefix} -c {shlex.quote(command)}" if self.prefix else command, seconds)
+        """Exit status and output (both streams) of a shell command; 137 when it took too long."""
+        raise NotImplementedError
 
     def must(self, command, seconds=20):
         status, output = self.run(f"set -e; {command}", seconds)
@@ -50,48 +44,71 @@ class Place:
                 raise Failed(f"{command}: {output.strip() or status}")
             time.sleep(0.05)
 
+    def link(self, device, before="true"):
+        """A device's MTU and link address, after some other command."""
+        words = self.must(f"{before}; ip -o link show {device}").split()
+        return int(words[words.index("mtu") + 1]), words[words.index("link/ether") + 1] if "link/ether" in words else ""
+
 
 class Namespace(Place):
-    def __init__(self, name):
-        super().__init__(f"ip netns exec {name} sh")
+    """One of this host's."""
 
-    def call(self, command, seconds):
-        done = subprocess.run(["timeout", "-s", "KILL", str(seconds), "sh", "-c", command], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-        return done.returncode, done.stdout.decode(errors="replace")
+    def __init__(self, name):
+        # Not by ip: it would mount another /sys for each command.
+        self.shell = ["nsenter", f"--net=/run/netns/{name}", "sh", "-c"]
+
+    def run(self, command, seconds=20):
+        with subprocess.Popen([*self.shell, command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              start_new_session=True) as process:
+            try:
+                output, _ = process.communicate(timeout=seconds)
+            except BaseException as why:
+                os.killpg(process.pid, signal.SIGKILL)
+                if not isinstance(why, subprocess.TimeoutExpired):
+                    raise
+                return 137, process.communicate()[0].decode(errors="replace")
+        return process.returncode, output.decode(errors="replace")
 
 
 class Guest(Place):
     """The virtual machine's own namespace, over the line protocol of `init`."""
 
-    def __init__(self, line, prefix=""):
-        super().__init__(prefix)
-        self.line = line
+    def __init__(self, line, shell=""):
+        self.line, self.shell = line, shell
 
     def inside(self, namespace):
-        # Cheaper than ip; by path, because busybox would start its own shell.
-        return Guest(self.line, f"busybox nsenter --net=/run/netns/{namespace} /sbin/dash")
+        # By path: busybox would start its own shell.
+        return Guest(self.line, f"busybox nsenter --net=/run/netns/{namespace} /sbin/dash -c ")
 
-    def call(self, command, seconds):
+    def run(self, command, seconds=20):
+        if self.shell:
+            command = self.shell + shlex.quote(command)
+        mark = os.urandom(8).hex()
         try:
             self.line.settimeout(seconds + 30)
-            self.line.sendall(b"%d %s\n" % (seconds, base64.b64encode(command.encode())))
-            status, _, output = read_line(self.line).partition(b" ")
+            self.line.sendall(f"{seconds} {mark} {escaped(command)}\n".encode())
+            output, _, status = read_until(self.line, mark.encode()).partition(mark.encode())
         except (OSError, Gone) as why:
             # An answer that comes yet would be taken for the next command's.
             self.line.close()
             raise Gone(f"no answer from the virtual machine to: {command}") from why
-        return int(status), base64.b64decode(output).decode(errors="replace")
+        return int(status), output.decode(errors="replace")
 
 
-def read_line(line):
+def escaped(command):
+    """As one line, for %b of a shell's printf."""
+    return "".join(f"\\0{ord(letter):03o}" if letter in "\\\n" else letter for letter in command)
+
+
+def read_until(line, mark):
+    """What comes up to the end of the line that has `mark`."""
     answer = bytearray()
-    while not answer.endswith(b"\n"):
+    while mark not in answer or not answer.endswith(b"\n"):
         piece = line.recv(65536)
         if not piece:
             raise Gone("the virtual machine is gone")
         answer += piece
-    return bytes(answer[:-1])
+    return bytes(answer)
 
 
 def boot(directory, cache, tap, mac):
@@ -120,14 +137,14 @@ def boot(directory, cache, tap, mac):
              "-device", f"virtio-net-pci,netdev=underlay,mac={mac},romfile="],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     line = socket.socket(socket.AF_UNIX)
-    line.settimeout(60)
-    deadline = time.monotonic() + 60
+    line.settimeout(150)
+    deadline = time.monotonic() + 150
     try:
         while line.connect_ex(path):
             if machine.poll() is not None or time.monotonic() > deadline:
                 raise NoMachine("QEMU does not start")
             time.sleep(0.05)
-        if read_line(line) != b"ready":
+        if read_until(line, b"ready") != b"ready\n":
             raise NoMachine("the virtual machine does not come up")
     except (NoMachine, Gone, OSError) as why:
         machine.kill()

@@ -12,7 +12,7 @@ logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 
 from scapy.all import (GRE, ICMP, IP, ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, Ether, Raw, UDP, bind_layers, conf)  # noqa: E402
 
-from tunnels import DEVICE, UDP_PORT  # noqa: E402
+from tunnels import UDP_PORT  # noqa: E402
 
 conf.ipv6_enabled = True
 bind_layers(UDP, GRE, dport=UDP_PORT)
@@ -100,8 +100,7 @@ class Prober:
         else:
             packet = IPv6(src=source[6], dst=target[6], tc=inner_tos, hlim=63) / ICMPv6EchoRequest(id=7, data=token)
         if self.tunnel.kind.layer2:
-            address = self.end.router.must(f"cat /sys/class/net/{DEVICE}/address")
-            packet = Ether(src="02:00:00:00:00:0f", dst=address) / packet
+            packet = Ether(src="02:00:00:00:00:0f", dst=self.end.tunnel_mac) / packet
         return packet
 
     def expects(self, name):

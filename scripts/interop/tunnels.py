@@ -103,8 +103,9 @@ class Tunnel:
         if self.group:
             remote = f"remote {self.group} dev {end.wan}"
             if family == 6:
-                # ip_gre joins the group; ip6_gre does not, and hears nothing unless somebody else has joined.
-                yield f"ip addr replace {self.group} dev {end.wan} autojoin"
+                # ip_gre joins the group; ip6_gre does not, and hears nothing unless somebody else has joined. This joins, but
+                # comes with a route that keeps the packets here.
+                yield f"ip addr replace {self.group} dev {end.wan} autojoin; ip -6 route del local {self.group} table local || true"
         yield self.device(DEVICE, end, remote)
         if self.many == "peers":
             yield self.device(f"{DEVICE}b", end.second, remote)

@@ -9,8 +9,6 @@ use rustix::thread::{
     CapabilitySet, capabilities, clear_ambient_capability_set, set_capabilities, set_no_new_privs,
 };
 
-use super::config::XdpMode;
-
 /// A capability, its name, and what the router does with it.
 type Needed = (CapabilitySet, &'static str, &'static str);
 
@@ -22,7 +20,7 @@ const ALWAYS: &[Needed] = &[
     ),
     (CapabilitySet::NET_RAW, "CAP_NET_RAW", "raw sockets"),
 ];
-const FOR_XDP: &[Needed] = &[
+const FOR_BPF: &[Needed] = &[
     (CapabilitySet::BPF, "CAP_BPF", "the steering program"),
     (
         CapabilitySet::PERFMON,
@@ -49,7 +47,7 @@ pub enum PrivilegeError {
 }
 
 /// Gives up everything that the router does not need. Must come before any other thread starts.
-pub fn reduce(xdp: XdpMode) -> Result<(), PrivilegeError> {
+pub fn reduce(needs_bpf: bool) -> Result<(), PrivilegeError> {
     let io = |what| {
         move |e: rustix::io::Errno| PrivilegeError::Io {
             what,
@@ -57,7 +55,7 @@ pub fn reduce(xdp: XdpMode) -> Result<(), PrivilegeError> {
         }
     };
     let mut sets = capabilities(None).map_err(io("read"))?;
-    let missing = missing(sets.effective, xdp);
+    let missing = missing(sets.effective, needs_bpf);
     if !missing.is_empty() {
         return Err(PrivilegeError::Missing(missing));
     }
@@ -70,9 +68,9 @@ pub fn reduce(xdp: XdpMode) -> Result<(), PrivilegeError> {
     set_no_new_privs(true).map_err(io("renounce new"))
 }
 
-fn missing(held: CapabilitySet, xdp: XdpMode) -> Vec<String> {
-    let for_xdp = if xdp == XdpMode::Off { &[] } else { FOR_XDP };
-    let needed = ALWAYS.iter().chain(for_xdp);
+fn missing(held: CapabilitySet, needs_bpf: bool) -> Vec<String> {
+    let for_bpf = if needs_bpf { FOR_BPF } else { &[] };
+    let needed = ALWAYS.iter().chain(for_bpf);
     // What came before them had both (Linux 5.8).
     let is_held = |set: CapabilitySet| {
         let bpf = CapabilitySet::BPF | CapabilitySet::PERFMON;
@@ -85,7 +83,7 @@ fn missing(held: CapabilitySet, xdp: XdpMode) -> Vec<String> {
 }
 
 fn kept() -> CapabilitySet {
-    let needed = ALWAYS.iter().chain(FOR_XDP);
+    let needed = ALWAYS.iter().chain(FOR_BPF);
     needed.fold(OF_USE, |all, (set, ..)| all | *set)
 }
 
@@ -96,18 +94,18 @@ mod tests {
     #[test]
     fn each_missing_capability_is_named_with_its_use() {
         let all = kept();
-        assert!(missing(all, XdpMode::Auto).is_empty());
-        assert!(missing(CapabilitySet::all(), XdpMode::Auto).is_empty());
+        assert!(missing(all, true).is_empty());
+        assert!(missing(CapabilitySet::all(), true).is_empty());
         let old = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::SYS_ADMIN;
-        assert!(missing(old, XdpMode::Auto).is_empty());
+        assert!(missing(old, true).is_empty());
         let few = all - CapabilitySet::BPF - CapabilitySet::NET_RAW;
         assert_eq!(
-            missing(few, XdpMode::Auto),
+            missing(few, true),
             [
                 "CAP_NET_RAW (raw sockets)",
                 "CAP_BPF (the steering program)"
             ]
         );
-        assert_eq!(missing(few, XdpMode::Off), ["CAP_NET_RAW (raw sockets)"]);
+        assert_eq!(missing(few, false), ["CAP_NET_RAW (raw sockets)"]);
     }
 }

@@ -102,6 +102,11 @@ pub struct TunnelReport {
     /// Passing TCP connections are held to what the tunnel carries.
     pub clamp_mss: bool,
     pub dev: Option<String>,
+    /// The device whose frames go into the tunnel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
+    /// The key is a virtual subnet identifier.
+    pub nvgre: bool,
     /// Where the outer packets go, as far as it is known.
     pub next_hop: Option<NextHopReport>,
     /// The other ends of a tunnel without a remote.
@@ -433,6 +438,8 @@ impl From<&TunnelConfig> for TunnelReport {
                     retries: tunnel.keepalive.map(|k| k.retries),
                     ..KeepaliveReport::default()
                 }),
+            bridge: tunnel.bridge.clone(),
+            nvgre: tunnel.nvgre,
             ..TunnelReport::default()
         }
     }

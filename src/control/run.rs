@@ -83,7 +83,7 @@ impl RunError {
 /// Runs the router in the foreground until SIGTERM or SIGINT, or until another process takes over; `path` is where the
 /// configuration came from. With `takeover` it goes on where the router that answers on the control socket is.
 pub fn run(config: Config, path: &Path, takeover: bool) -> Result<(), RunError> {
-    privileges::reduce(config.router.xdp)?;
+    privileges::reduce(config.needs_bpf())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -12,6 +12,8 @@ use etherparse::PacketBuilder;
 mod refusals;
 #[path = "forward_udp_tests.rs"]
 mod udp;
+#[path = "forward_wire_tests.rs"]
+mod wire;
 
 const UNDERLAY: PortId = PortId(0);
 const OVERLAY: PortId = PortId(1);

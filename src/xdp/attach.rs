@@ -96,8 +96,7 @@ pub(super) fn programs(ifindex: u32) -> io::Result<impl Iterator<Item = u32>> {
     Ok(attached.into_iter().filter(|id| *id != 0))
 }
 
-/// Whether the program of this id is one of ours, by its name.
-pub(super) fn is_ours(id: u32) -> io::Result<bool> {
+fn is_ours(id: u32) -> io::Result<bool> {
     // SAFETY: takes a number and returns a descriptor or an error.
     let fd = match check(unsafe { sys::bpf_prog_get_fd_by_id(id) }) {
         // Detached since the query.

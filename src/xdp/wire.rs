@@ -26,7 +26,8 @@ use skeleton::WireSkelBuilder;
 
 /// In front of everybody else's filters, which would see, and could keep, frames of the wire.
 const PRIORITY: u32 = 1;
-const HANDLE: u32 = 1;
+/// "greh": the filter that has this handle is ours. Asking for its program's name would take CAP_SYS_ADMIN.
+const HANDLE: u32 = 0x6772_6568;
 
 /// Why there is no wire.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +39,7 @@ pub enum WireError {
     )]
     Filter { device: String, source: io::Error },
     #[error(
-        "{0}: somebody else's tc filter has priority {PRIORITY}, which bridge needs; see: tc filter show dev {0} ingress"
+        "{0}: somebody else's tc filter has priority {PRIORITY}, which bridge needs; see: tc filter show dev {0} ingress pref {PRIORITY}"
     )]
     Taken(String),
     #[error("{device}: cannot be made promiscuous: {source}")]
@@ -153,9 +154,6 @@ impl End {
             id: 0,
         };
         let adopted = leftover(end.device.ifindex).is_some();
-        if !adopted && end.hook.query().is_ok() {
-            return Err(WireError::Taken(end.device.name));
-        }
         let made_qdisc = end.put()?;
         Ok((end, made_qdisc || adopted))
     }
@@ -171,7 +169,11 @@ impl End {
         };
         let made = attach::make_clsact(self.device.ifindex).map_err(&failed)?;
         let attached = self.hook.attach().and_then(|mut hook| hook.query());
-        self.id = attached.map_err(io::Error::other).map_err(&failed)?;
+        self.id = attached.map_err(|error| match error.kind() {
+            // "Specified filter kind does not match existing one" (net/sched/cls_api.c).
+            libbpf_rs::ErrorKind::InvalidInput => WireError::Taken(self.device.name.clone()),
+            _ => failed(io::Error::other(error)),
+        })?;
         Ok(made)
     }
 }
@@ -184,8 +186,7 @@ fn leftover(ifindex: u32) -> Option<TcHook> {
         .handle(HANDLE)
         .priority(PRIORITY)
         .attach_point(TC_INGRESS);
-    let id = hook.query().ok()?;
-    attach::is_ours(id).unwrap_or(false).then_some(hook)
+    hook.query().ok().map(|_| hook)
 }
 
 fn load(other_end: u32) -> libbpf_rs::Result<OwnedFd> {

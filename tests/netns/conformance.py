@@ -79,6 +79,15 @@ TUNNELS: dict[str, dict] = {
     "udp6-all": {"mode": "ip6gre", "encap": "gre-in-udp", "encaplimit": "none", **ALL},
     "udp6-none": {"mode": "ip6gre", "encap": "gre-in-udp", "encap_csum": False},
 }
+# Whose paths turn out to be narrow, or that hear other errors: they remember it.
+NARROW = {
+    "gre": {}, "gre-all": ALL, "ipip": {"mode": "ipip"}, "sit": {"mode": "sit"}, "ip6gre": {"mode": "ip6gre"},
+    "ip6ip6": {"mode": "ip6ip6"}, "ipip6": {"mode": "ipip6"}, "udp": {"encap": "gre-in-udp"},
+}  # fmt: skip
+TUNNELS |= {f"narrow-{kind}": options for kind, options in NARROW.items()}
+TUNNELS |= {f"thin-{kind}": NARROW[kind] for kind in ("gre", "gre-all", "sit", "ip6gre", "ip6ip6", "udp")}
+TUNNELS |= {"narrow-nopmtu": {"pmtudisc": False}, "least-gre": {}, "least-ip6gre": {"mode": "ip6gre"}, "expires": {}}
+TUNNELS |= {"heard-gre": {}, "heard-ip6gre": {"mode": "ip6gre"}, "quiet": {}}
 GRE_IN_UDP = 4754
 bind_layers(UDP, GRE, dport=GRE_IN_UDP)
 
@@ -161,7 +170,9 @@ class Router(Single):
             self._recorders = [self._stack.enter_context(contextlib.closing(Tap(ns, name))) for ns, name in ((self.far, "f0"), (self.host, "h0"))]
             self._prepare()
             self.greyhound.start([tunnel.configuration() for tunnel in self.tunnels.values()], xdp=xdp, **router)
-            self.ask = self._stack.enter_context(self.greyhound.connected())
+            self._asking = contextlib.ExitStack()
+            self._stack.callback(lambda: self._asking.close())
+            self._connect()
             self._recorded: dict[str, list[Ether]] = {"f0": [], "h0": []}
             self.sent: dict[str, int] = {}
             self._warm()
@@ -180,6 +191,11 @@ class Router(Single):
             self.router.ip("neigh", "replace", address, "lladdr", Bench.FAR_MAC, "dev", "outer0", "nud", "permanent")
         for address in ("10.1.0.2", "fd01::2"):
             self.router.ip("neigh", "replace", address, "lladdr", Bench.HOST_MAC, "dev", "inner0", "nud", "permanent")
+
+    def _connect(self) -> None:
+        with contextlib.suppress(OSError):
+            self._asking.close()
+        self.ask = self._asking.enter_context(self.greyhound.connected())
 
     def settle(self) -> None:
         """Until the kernel has said into a tunnel what it says when the device comes up."""
@@ -212,16 +228,22 @@ class Router(Single):
 
     def counters(self) -> dict[str, int]:
         """Everything that may rise by a packet, zeros left out: packets per tunnel, path and way, and drops by reason."""
-        stats = self.ask({"verb": "stats"})["ok"]
+        try:
+            stats = self.ask({"verb": "stats"})["ok"]
+        except OSError:  # The router closes a connection on which nothing is asked for a while.
+            self._connect()
+            stats = self.ask({"verb": "stats"})["ok"]
         found = {
             f"{tunnel['name']} {path} {way}x": tunnel[path][f"{way}x_packets"]
             for tunnel in stats["tunnels"] for path in ("fast", "slow") for way in ("r", "t")
         }
         found |= {f"drop {reason}": n for reason, n in stats["drops"].items()}
-        found |= {f"tunnel drop {reason}": 0 for reason in stats["drops"]}
         for tunnel in stats["tunnels"]:
             for reason, n in tunnel["drops"].items():
                 found[f"{tunnel['name']} drop {reason}"] = n
+            for kind, n in tunnel["errors"].items():
+                found[f"{tunnel['name']} error {kind}"] = n
+        found |= {f"icmp {what}": n for what, n in stats["slow_path"]["icmp"].items()}
         steering = stats["xdp"].get("all", {})
         found |= {f"steering {reason}": n for reason, n in steering.items() if not reason.startswith("redirected")}
         return {name: n for name, n in found.items() if n}
@@ -431,17 +453,19 @@ def told(bed: Router, row: Row, error: dict) -> None:
         packet, tap = row.inner.back(tunnel), bed.outside
         bed.send_far(tunnel, tunnel.around(packet, row.outer, row.gre, 0))
     layer, name = (IPv6, "ICMPv6") if row.inner.family == 6 else (IP, "ICMP")
-    quote = bytes(packet)[: 48 if row.inner.family == 6 else 28]
+    mine = payload_of(packet)[:20]
 
     def about_it(frame: Packet) -> bool:
-        return quote[8:] in frame.original and not delivers(frame)
+        return mine in frame.original and not delivers(frame)
 
     answer = layer(frame_with(tap.expect(about_it, f"an {name} error"), packet.src))
     assert answer.dst == packet.src and checksums_ok(answer)
     for field, value in error.items():
         got = getattr(answer if field in ("src", "ttl", "tos", "hlim") else answer.payload, field)
         assert got == value, f"{field}: {got}, not {value}"
-    limit = 1280 if row.inner.family == 6 else 576
+    header, limit = (48, 1280) if row.inner.family == 6 else (28, 576)
+    quoted = bytes(answer.payload.payload)
+    assert quoted[:header] in (bytes(packet)[:header], forwarded(packet)[:header]), "another packet is quoted"
     assert len(answer.original) <= limit, "longer than an error may be"
 
 

@@ -8,10 +8,7 @@ import pathlib
 from beds import token
 from greyhound import Greyhound
 from topology import Lab, wait_until
-from wire import ARP, IP, UDP, Ether, Packet, Tap, carries
-
-HOST_MTU = {"gretap": 1462, "ip6gretap": 1434}
-"""What a bridged tunnel over 1500 bytes carries behind a frame's Ethernet header."""
+from wire import ARP, IP, UDP, Ether, Packet, Tap
 
 
 class JoinedLan:
@@ -42,7 +39,6 @@ class JoinedLan:
             self.at_b = self._stack.enter_context(contextlib.closing(Tap(self.host_b, "b0")))
             self.wan = self._stack.enter_context(contextlib.closing(Tap(self.router_b, "wan")))
             self.xdp = router.get("xdp", "auto")
-            self.mode = (tunnels or ({},))[0].get("mode", "gretap")
             for greyhound, side in ((self.a, 1), (self.b, 2)):
                 mine = [self.tunnel(tunnel, n, side) for n, tunnel in enumerate(tunnels or ({},), 1)]
                 greyhound.configure(mine, **{"underlay": ["wan"], "overlay": ["lan"]} | router)
@@ -70,6 +66,12 @@ class JoinedLan:
         """What the hosts put behind an Ethernet header, at the most."""
         self.host_a.ip("link", "set", "a0", "mtu", str(mtu))
         self.host_b.ip("link", "set", "b0", "mtu", str(mtu))
+
+    def tag_room(self) -> None:
+        """Room for two VLAN tags in full frames: a veth has no more than for one."""
+        self.host_mtu(1508)
+        for ns in (self.router_a, self.router_b):
+            ns.ip("link", "set", "lan", "mtu", "1508")
 
     def ping(self, *options: str, to: str = "10.5.0.2", count: int = 3):
         """Pings from host A; every echo must come back."""
@@ -124,4 +126,4 @@ def arp() -> Packet:
     return Ether(src="02:00:00:00:00:0a", dst="ff:ff:ff:ff:ff:ff") / ARP(psrc="10.77.0.1", pdst="10.77.0.9")
 
 
-__all__ = ["HOST_MTU", "JoinedLan", "arp", "carries", "udp"]
+__all__ = ["JoinedLan", "arp", "udp"]

@@ -15,15 +15,18 @@ import subprocess
 import pytest
 from scapy.layers.inet import IP as IPv4
 from scapy.layers.inet import fragment
-from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop, PadN, fragment6
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach, ICMPv6PacketTooBig, ICMPv6ParamProblem, ICMPv6TimeExceeded, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop, PadN, fragment6,
+)  # fmt: skip
 from scapy.packet import Padding
 from scapy.utils import wrpcap
 
-from beds import delivers, payload_of, token
+from beds import Single, delivers, payload_of, token
 from conftest import need
-from conformance import LOCAL, Inner, Play, Router, into, out, padded, told
+from conformance import LOCAL, NARROW, Inner, Play, Router, into, out, padded, told
 from topology import Bench, wait_until
-from wire import GRE, IP, TCP, UDP, Ether, IPv6, Options, Raw, carries, forwarded, ip_bytes, sequence_of
+from wire import GRE, ICMP, IP, TCP, UDP, Dot1Q, Ether, IPv6, Options, Raw, carries, forwarded, ip_bytes, sequence_of
 
 
 @pytest.fixture(scope="module", params=["auto", "off"])
@@ -555,13 +558,223 @@ def test_mtu_2(play, router):
                 play.check(f"cut: {tunnel} {size}", functools.partial(cut, router, tunnel, size))
 
 
-def test_mtu_3(play):
-    """The outer DF: always with pmtudisc, as the inner packet has it without, never with ignore-df; IPv6 inside counts as none."""
+ON_THE_WAY = {4: "10.9.0.254", 6: "fd09::fe"}
+"""A router of the underlay."""
+
+
+def crossed(router: Router, name: str) -> bytes:
+    """An outer packet of the tunnel's, of 400 bytes inside."""
+    tunnel = router.tunnels[name]
+    packet = Inner(tunnel.families[0], {}, 400).there(tunnel)
+    router.send_inside(packet)
+    return router.outside.expect(carries(payload_of(packet)), "the outer packet").original[14:]
+
+
+def complaint(quoted: bytes, kind: int = 3, code: int = 4, mtu: int = 1400):
+    """What a router on the way says of the packet; in ICMPv6's words where it is one of IPv6's."""
+    if quoted[0] >> 4 == 4:
+        said = {"nexthopmtu": mtu} if (kind, code) == (3, 4) else {}
+        return IP(src=ON_THE_WAY[4], dst=LOCAL[4]) / ICMP(type=kind, code=code, **said) / Raw(quoted)
+    names = {3: ICMPv6DestUnreach(code=code), 11: ICMPv6TimeExceeded(code=code), 12: ICMPv6ParamProblem(code=code)}
+    error = ICMPv6PacketTooBig(mtu=mtu) if (kind, code) == (3, 4) else names[kind]
+    return IPv6(src=ON_THE_WAY[6], dst=LOCAL[6]) / error / Raw(quoted[:1232])
+
+
+def learn(play: Play, name: str, mtu: int, quoted: bytes | None = None, known: int | None = None) -> None:
+    """The tunnel learns that its path carries no more than `mtu`, or `known`."""
+    router, quoted = play.bed, quoted or crossed(play.bed, name)
+    router.settle()
+    before = router.counters()
+    router.send_outside(complaint(quoted, mtu=mtu))
+    play.risen(before, {f"{name} error too_big": 1})
+    path = lambda: [way["mtu"] for way in router.greyhound.tunnel(name)["path_mtu"]]  # noqa: E731
+    wait_until(lambda: path() == [known or mtu], f"{name}: the path is known to carry {known or mtu}")
+
+
+def forgeries(quoted: bytes, key_at: int | None) -> dict[str, bytes]:
+    """The beginning of packets that the tunnel cannot have sent, each nearly the one that it did send."""
+    v6 = quoted[0] >> 4 == 6
+    places = {"source": 23 if v6 else 15, "destination": 39 if v6 else 19, "protocol": 6 if v6 else 9}
+    places |= {"key": key_at} if key_at else {}
+    forged = {what: bytes([*quoted[:at], quoted[at] ^ 1, *quoted[at + 1:]]) for what, at in places.items()}
+    return forged | {"too little": quoted[: 40 if v6 else 24], "nothing": quoted[: 20 if v6 else 10]}
+
+
+def refused(play: Play, row, error: dict) -> None:
+    """The sender is told by us, and the packet counted."""
+    before = play.bed.counters()
+    told(play.bed, row, error)
+    play.risen(before, {"icmp answered": 1, "drop outer_too_big": 1})
+
+
+def test_mtu_3(play, router):
+    """The outer DF follows the kernel's rules. An error about an outer packet lowers the path's MTU if a tunnel can have sent that
+    packet; it is not believed below the minimum, and expires. Then senders are told the new limit, or packets cut.
+
+    Where the kernel drops an IPv4 packet without DF unheard because its outer packet carries DF (golden/README.md, "ICMP about
+    an outer packet"), ours cuts the inner packet, as for the device's MTU: mtu-2 asks for it.
+    """
     for tunnel, rule in (("gre", (1, 1)), ("ipip", (1, 1)), ("gre-nopmtu", (0, 1)), ("gre-ignore-df", (0, 0))):
         flags = ["DF" if df else "" for df in rule]
         play.rows(into(tunnel, 4, {"flags": inner}, {"flags": outer}) for inner, outer in zip(("", "DF"), flags))
         if tunnel != "ipip":
             play.rows([into(tunnel, 6, {}, {"flags": flags[0]})])
+    for kind in NARROW:
+        narrowed(play, kind)
+    mtu, size = 1400 - 24, MTUS["gre"]
+    play.check("narrow-nopmtu learns 1400", functools.partial(learn, play, "narrow-nopmtu", 1400))
+    row = into("narrow-nopmtu", 4, {"flags": "DF"}, size=size)
+    play.check(f"told: {row}", functools.partial(refused, play, row, {"nexthopmtu": mtu}))
+    for family in (4, 6):
+        play.check("narrow-nopmtu: cut outside", functools.partial(cut_outside, router, "narrow-nopmtu", family, size))
+    # 0 and less than 552 count as 552 (net.ipv4.route.min_pmtu); over IPv6 less than 1280 counts as nothing (RFC 8201 section 4).
+    for name, mtu, known in (("least-gre", 900, 900), ("least-gre", 0, 552), ("least-ip6gre", 1300, 1300), ("least-ip6gre", 600, 1300)):
+        play.check(f"{name}: {mtu} is taken as {known}", functools.partial(learn, play, name, mtu, None, known))
+
+    def expires() -> None:
+        router.router.sysctl("net.ipv4.route.mtu_expires", 1)
+        learn(play, "expires", 1400)
+        wait_until(lambda: router.greyhound.tunnel("expires")["path_mtu"] == [], "the path MTU is forgotten")
+        router.router.sysctl("net.ipv4.route.mtu_expires", 600)
+        play.rows([into("expires", 4, {"flags": "DF"}, size=MTUS["gre"])])
+
+    play.check("it expires", expires)
+
+
+def narrowed(play: Play, kind: str) -> None:
+    """A tunnel of the kind before and after its path is found to carry 1400 bytes."""
+    router, name = play.bed, f"narrow-{kind}"
+    tunnel, mtu = router.tunnels[name], MTUS[kind]
+    room = 1400 - (1500 - mtu)
+    key_at = 20 + 8 + 3 if kind == "gre-all" else None
+
+    def unbelieved() -> None:
+        quoted = crossed(router, name)
+        router.settle()
+        for what, begins in forgeries(quoted, key_at).items():
+            before = router.counters()
+            router.send_outside(complaint(begins))
+            play.risen(before, {"icmp ignored": 1})
+            assert router.greyhound.tunnel(name)["path_mtu"] == [], f"believed: another {what}"
+
+    play.check(f"{name}: errors about others' packets", unbelieved)
+    play.check(f"{name} learns 1400", functools.partial(learn, play, name, 1400))
+    for family in tunnel.families:
+        df = {"flags": "DF"} if family == 4 else {}
+        play.rows([into(name, family, df, size=room)])
+        error = {"type": 3, "code": 4, "nexthopmtu": room, "src": "10.1.0.1"} if family == 4 else {"type": 2, "mtu": room, "src": "fd01::1"}
+        for size in (room + 1, mtu):
+            row = into(name, family, df, size=size)
+            play.check(f"told: {row}", functools.partial(refused, play, row, error))
+            if family == 4:
+                play.check(f"cut: {name} {size}", functools.partial(cut, router, name, size))
+
+
+def cut_outside(router: Router, name: str, family: int, size: int) -> None:
+    """An inner packet crosses whole, in two outer fragments."""
+    tunnel = router.tunnels[name]
+    packet = Inner(family, {}, size).there(tunnel)
+    router.send_inside(packet)
+    over6 = tunnel.outer_family == 6
+
+    def is_part(frame) -> bool:
+        if over6:
+            return IPv6 in frame and frame[IPv6].dst == tunnel.far and frame.haslayer(IPv6ExtHdrFragment)
+        return IP in frame and frame[IP].dst == tunnel.far and (frame[IP].flags.MF or frame[IP].frag)
+
+    frames = router.outside.collect(is_part, 2, "outer fragments")
+    if over6:
+        parts = sorted((frame[IPv6ExtHdrFragment] for frame in frames), key=lambda part: part.offset)
+        assert parts[0].id == parts[1].id and [part.m for part in parts] == [1, 0]
+        whole = b"".join(bytes(part.payload) for part in parts)
+    else:
+        parts = sorted((frame[IP] for frame in frames), key=lambda part: part.frag)
+        assert parts[0].id == parts[1].id != 0 and not parts[0].flags.DF and [bool(part.flags.MF) for part in parts] == [True, False]
+        whole = b"".join(ip_bytes(part)[20:] for part in parts)
+    assert whole.endswith(forwarded(packet)) and len(whole) < len(packet) + 40
+
+
+def test_v6_2(play, router):
+    """1280 bytes of IPv6 get through whatever the path, in outer fragments where it must be, and no sender is told less.
+
+    RFC 8200 section 5 is followed; where the outer packet carries DF the kernel drops such packets unheard.
+    """
+    for kind in ("gre", "gre-all", "sit", "ip6gre", "ip6ip6", "udp"):
+        name = f"thin-{kind}"
+        play.check(f"{name} learns 1290", functools.partial(learn, play, name, 1290))
+        for size in (1279, 1280):
+            play.check(f"{name}: {size} bytes cross", functools.partial(cut_outside, router, name, 6, size))
+        row = into(name, 6, size=1281)
+        play.check(f"told: {row}", functools.partial(refused, play, row, {"type": 2, "mtu": 1280, "src": "fd01::1"}))
+
+
+def test_mtu_4(play, router):
+    """Other errors about outer packets are counted, each for its tunnel; unreachable is shown, and takes nothing down."""
+    for name in ("heard-gre", "heard-ip6gre"):
+
+        def heard(kind: int, code: int, counter: str) -> None:
+            quoted = crossed(router, name)
+            router.settle()
+            before = router.counters()
+            router.send_outside(complaint(quoted, kind, code))
+            play.risen(before, {f"{name} error {counter}": 1})
+            assert router.greyhound.tunnel(name)["state"] == "up"
+
+        for kind, code, counter in ((11, 0, "time_exceeded"), (12, 0, "parameter_problem"), (3, 1, "unreachable")):
+            play.check(f"{name}: {counter}", functools.partial(heard, kind, code, counter))
+
+        def shown() -> None:
+            wait_until(lambda: router.greyhound.tunnel(name)["unreachable"], "unreachable is noted")
+            noted = router.greyhound.tunnel(name)["unreachable"]
+            assert (noted["from"], noted["remote"]) == (ON_THE_WAY[router.tunnels[name].outer_family], router.tunnels[name].far)
+
+        play.check(f"{name}: it is shown", shown)
+        play.rows([into(name), into(name, 6), out(name)])
+        gone = lambda: wait_until(lambda: router.greyhound.tunnel(name)["unreachable"] is None, "it is forgotten")  # noqa: E731
+        play.check(f"{name}: and forgotten when something comes out", gone)
+
+
+def test_mtu_5(play, router):
+    """No ICMP error answers an error, a later fragment, or a source that cannot be; nor a flood with a flood."""
+    tunnel = router.tunnels["quiet"]
+    play.check("quiet learns 1000", functools.partial(learn, play, "quiet", 1000))
+    v4 = {"src": "10.1.0.2", "dst": tunnel.behind(4), "flags": "DF"}
+    v6 = {"src": "fd01::2", "dst": tunnel.behind(6)}
+    unanswered = {
+        "an error": IP(**v4) / ICMP(type=3, code=1) / Raw(token(1300)),
+        "a redirect": IP(**v4) / ICMP(type=5, code=1) / Raw(token(1300)),
+        "a later fragment": IP(**v4, frag=50, proto=17) / Raw(token(1300)),
+        "an error over IPv6": IPv6(**v6, nh=58) / Raw(b"\x01\0\0\0" + token(1300)),
+        "a later fragment over IPv6": IPv6(**v6, nh=44) / Raw(b"\x11\0\0\x51\0\0\0\x07" + token(1300)),
+    }
+
+    def no_answer(packet, rise: dict) -> None:
+        before = router.counters()
+        router.send_inside(packet)
+        came = router.fence_plain()
+        play.risen(before, rise)
+        answers = [frame.summary() for frame in came + router.inside.drain() if frame.haslayer(ICMP) or frame.haslayer(ICMPv6PacketTooBig)]
+        assert not answers, answers
+
+    for what, packet in unanswered.items():
+        play.check(what, functools.partial(no_answer, packet, {"icmp not_answered": 1, "drop outer_too_big": 1}))
+    for source in ("127.0.0.1", "224.0.0.1", "0.0.0.0", "255.255.255.255"):
+        packet = IP(**(v4 | {"src": source})) / UDP(sport=1000, dport=2000) / Raw(token(1300))
+        play.check(f"from {source}", functools.partial(no_answer, packet, {}))
+    row = into("quiet", 4, {"flags": "DF"}, size=977)
+    play.check("an honest host", functools.partial(refused, play, row, {"nexthopmtu": 976}))
+
+    def flood() -> None:
+        router.router.ip("neigh", "replace", "10.1.0.77", "lladdr", Bench.HOST_MAC, "dev", "inner0", "nud", "permanent")
+        router.send_inside(*[IP(**(v4 | {"src": "10.1.0.77"})) / UDP(sport=1000, dport=2000) / Raw(token(1300))] * 600)
+        rise = lambda name: router.counters().get(name, 0) - start.get(name, 0)  # noqa: E731
+        wait_until(lambda: rise("icmp answered") + rise("icmp rate_limited") == 600, "the flood is through")
+        assert rise("icmp rate_limited") > 0
+
+    start = router.counters()
+    play.check("a flood", flood)
+    play.check("an honest host beside it", functools.partial(refused, play, row, {"nexthopmtu": 976}))
+    router.inside.drain()
 
 
 def cut(router: Router, name: str, size: int) -> None:
@@ -612,6 +825,108 @@ def everything(router: Router) -> int:
                 sock.connect_ex((tunnel.behind(family), 4242))
                 router.outside.expect(lambda frame: frame.haslayer(TCP) and frame[TCP].dport == 4242)
     return count
+
+
+
+class Wire:
+    """A router whose inner device is the other end of an Ethernet tunnel, over either family."""
+
+    HEADERS = {"gretap": 20, "ip6gretap": 48}
+
+    def __init__(self, directory: pathlib.Path, xdp: str, mode: str, **options):
+        six = mode == "ip6gretap"
+        ends = {"local": "fd09::1", "remote": "fd09::2"} if six else {}
+        tunnel = {"mode": mode, "bridge": "inner0", "address": [], "routes": []} | ends | options
+        self.bed = bed = Single(directory, tunnel, start=False, xdp=xdp)
+        self.family, self.headers = (IPv6 if six else IP), self.HEADERS[mode]
+        for address in ("10.1.0.1/24", "fd01::1/64"):
+            bed.router.ip("address", "del", address, "dev", "inner0")
+        bed.router.ip("address", "add", "fd09::1/64", "dev", "outer0", "nodad")
+        bed.far.ip("address", "add", "fd09::2/64", "dev", "f0", "nodad")
+        bed.greyhound.start()
+
+    def goes_in(self, frame: bytes) -> GRE:
+        """What the frame has around it on the underlay; inside it is byte for byte what was sent."""
+        self.bed.inside.send(frame)
+        outer = self.bed.outside.expect(lambda f: f.original.endswith(frame) and f.haslayer(GRE), "the frame in the tunnel")
+        header = outer[self.family].original[self.headers:-len(frame)]
+        return GRE(header)
+
+    def comes_out(self, frame: bytes, **fields) -> None:
+        """A packet of the far end with the frame in it: the frame leaves by the inner device as it is."""
+        header = GRE(proto=0x6558, **fields)
+        ip = IPv6(src="fd09::2", dst="fd09::1", nh=47) if self.family is IPv6 else IP(src=Bench.REMOTE, dst=Bench.LOCAL, proto=47)
+        self.bed.outside.send(Ether(src=Bench.FAR_MAC, dst=Bench.OUTER_MAC) / ip / header / Raw(frame))
+        self.bed.inside.expect(lambda f: f.original == frame, "the frame out of the tunnel")
+
+
+@pytest.fixture
+def wire(tmp_path, router):
+    """Lays a wire, in the mode of the suite's router."""
+    wires: list[Wire] = []
+
+    def build(mode: str, **options) -> Wire:
+        wires.append(Wire(tmp_path, router.xdp, mode, **options))
+        return wires[-1]
+
+    yield build
+    for laid in wires:
+        laid.bed.close()
+
+
+def frames() -> dict[str, bytes]:
+    """Frames that a wire has to carry, each with a payload of its own."""
+    link = {"src": Bench.HOST_MAC, "dst": "02:00:00:00:77:77"}
+    data = IP(src="10.7.0.1", dst="10.7.0.2") / UDP(sport=1, dport=2)
+    return {name: bytes(frame / Raw(token(64))) for name, frame in {
+        "IPv4": Ether(**link) / data,
+        "IPv6": Ether(**link) / IPv6(src="fd07::1", dst="fd07::2") / UDP(sport=1, dport=2),
+        "802.1Q": Ether(**link) / Dot1Q(vlan=7, prio=3) / data,
+        "802.1ad": Ether(**link, type=0x88A8) / Dot1Q(vlan=9) / Dot1Q(vlan=7) / data,
+        "broadcast": Ether(src=Bench.HOST_MAC, dst="ff:ff:ff:ff:ff:ff", type=0x0806),
+        "LLDP": Ether(src=Bench.HOST_MAC, dst="01:80:c2:00:00:0e", type=0x88CC),
+        "spanning tree": Ether(src=Bench.HOST_MAC, dst="01:80:c2:00:00:00", type=0x0026),
+        "its own address": Ether(src=Bench.HOST_MAC, dst=Bench.INNER_MAC) / data,
+    }.items()}
+
+
+@pytest.mark.parametrize("mode", Wire.HEADERS)
+def test_tap_1(wire, play, mode):
+    """Protocol 0x6558 carries whole Ethernet frames, VLAN tags included, over both families."""
+    laid = wire(mode)
+    for name, frame in frames().items():
+        def both_ways(frame=frame) -> None:
+            header = laid.goes_in(frame)
+            assert (header.proto, header.key_present, header.chksum_present, header.seqnum_present) == (0x6558, 0, 0, 0)
+            laid.comes_out(frame[:6] + bytes.fromhex(Bench.FAR_MAC.replace(":", "")) + frame[12:])
+
+        play.check(f"{mode}: {name}", both_ways)
+
+
+def test_nvgre_1(wire, play):
+    """RFC 7637: the key is the virtual subnet, and in its last byte the flow, which a receiver does not look at."""
+    laid, vsid = wire("gretap", nvgre=True, key=0x5123), 0x5123
+    untagged = {name: frame for name, frame in frames().items() if "802.1" not in name}
+    for name, frame in untagged.items():
+        def both_ways(frame=frame) -> None:
+            header = laid.goes_in(frame)
+            assert (header.proto, header.key_present, header.key >> 8) == (0x6558, 1, vsid)
+            assert (header.chksum_present, header.seqnum_present) == (0, 0)
+            for flow in (0, 1, 0xFF):
+                answer = frame[:6] + bytes.fromhex(Bench.FAR_MAC.replace(":", "")) + frame[12:-1] + bytes([flow])
+                laid.comes_out(answer, key_present=1, key=vsid << 8 | flow)
+
+        play.check(f"nvgre: {name}", both_ways)
+
+    def another_subnet() -> None:
+        frame = frames()["IPv4"]
+        header = GRE(proto=0x6558, key_present=1, key=(vsid + 1) << 8)
+        packet = IP(src=Bench.REMOTE, dst=Bench.LOCAL, proto=47) / header / Raw(frame)
+        laid.bed.outside.send(Ether(src=Bench.FAR_MAC, dst=Bench.OUTER_MAC) / packet)
+        laid.comes_out(frames()["IPv6"], key_present=1, key=vsid << 8)
+        assert not [f for f in laid.bed.inside.drain() if f.original == frame]
+
+    play.check("nvgre: another subnet stays out", another_subnet)
 
 
 def test_the_third_judge(router, tmp_path):

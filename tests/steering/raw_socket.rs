@@ -112,7 +112,9 @@ fn the_ipv6_raw_sockets_get_only_our_tunnels() {
     let mut steer = Steer::load(Limits::default()).unwrap();
     let any = std::net::Ipv6Addr::UNSPECIFIED;
     let mut plan = family(UNDERLAY);
-    plan.tunnels.extend([bare(TunnelClass::Ipv4, ip6(other), any), tunnel(ip6(other), any, Some(7))]);
+    let slow = TunnelMatch { fast: false, ..tunnel(ip6(LOCAL6), ip6(REMOTE6), Some(9)) };
+    let subnet = TunnelMatch { class: TunnelClass::Nvgre, ..tunnel(ip6(LOCAL6), ip6(REMOTE6), Some(5000)) };
+    plan.tunnels.extend([bare(TunnelClass::Ipv4, ip6(other), any), tunnel(ip6(other), any, Some(7)), slow, subnet]);
     steer.apply(&plan).unwrap();
     let sender = host::raw_socket6(libc::IPPROTO_RAW);
     let third = "2001:db8:ffff::3";
@@ -122,6 +124,10 @@ fn the_ipv6_raw_sockets_get_only_our_tunnels() {
     let cases = [
         ("no key", ours6(0, 0), true),
         ("key", ours6(0x2000, 42), true),
+        ("key of a tunnel that is not steered", ours6(0x2000, 9), true),
+        ("virtual subnet", spoil(ours6(0x2000, 5000 << 8 | 3), |ip| ip[42..44].copy_from_slice(&[0x65, 0x58])), true),
+        ("its number, and no frame", ours6(0x2000, 5000 << 8 | 3), false),
+        ("another subnet", spoil(ours6(0x2000, 5001 << 8), |ip| ip[42..44].copy_from_slice(&[0x65, 0x58])), false),
         ("key behind a checksum", ours6(0xa000, 42), true),
         ("wrong key", ours6(0x2000, 43), false),
         ("wrong key behind a checksum", ours6(0xa000, 43), false),

@@ -41,7 +41,7 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
             .devices()
             .iter()
             .filter_map(|name| host.link(name))
-            .filter_map(|link| tc(host, link)),
+            .filter_map(|link| tc(config, host, link)),
     );
     findings.push(rules(host));
     findings
@@ -169,7 +169,7 @@ fn legacy(host: &Host) -> Option<Finding> {
     Some(Finding::warn("netfilter", "host", found).mend(mend))
 }
 
-fn tc(host: &Host, link: &Link) -> Option<Finding> {
+fn tc(config: &Config, host: &Host, link: &Link) -> Option<Finding> {
     let name = &link.name;
     let qdiscs = match &host.qdiscs {
         Ok(qdiscs) => qdiscs,
@@ -182,6 +182,15 @@ fn tc(host: &Host, link: &Link) -> Option<Finding> {
     let mut passed: Vec<&str> = kinds.filter(|kind| !PLAIN_QDISCS.contains(kind)).collect();
     passed.sort_unstable();
     passed.dedup();
+    // The running router's own wire.
+    if host.running.is_some()
+        && config
+            .tunnels
+            .iter()
+            .any(|t| t.bridge.as_ref() == Some(name))
+    {
+        passed.retain(|kind| *kind != "clsact");
+    }
     if passed.is_empty() {
         return Some(Finding::ok("tc", name, "no filters, no shaping"));
     }

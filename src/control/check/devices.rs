@@ -9,7 +9,7 @@ use crate::control::config::{Config, XdpMode};
 /// What fits one page beside the room that XDP and drivers want in it, in bytes.
 const SINGLE_BUFFER_MTU: u32 = 3498;
 /// The kernel that lets an XDP program read a tag that the device took off the frame (bpf_xdp_metadata_rx_vlan_tag).
-const READS_TAGS: (u32, u32) = (6, 8);
+pub(super) const READS_TAGS: (u32, u32) = (6, 8);
 /// The virtual kinds whose drivers run XDP themselves; all others have it done for them after the fact (generic).
 const NATIVE_KINDS: &[&str] = &["veth", "bond"];
 

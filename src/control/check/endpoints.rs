@@ -100,15 +100,21 @@ fn numbers(tunnel: &TunnelConfig) -> Option<Finding> {
 
 fn name(host: &Host, tunnel: &TunnelConfig) -> Option<Finding> {
     let link = host.link(&tunnel.name)?;
-    if link.is("tun") && !link.ethernet {
+    let frames = tunnel.mode.kind().payload == Payload::Ethernet;
+    let word = |ethernet| if ethernet { "TAP" } else { "TUN" };
+    let wanted = word(frames);
+    if link.is("tun") && link.ethernet == frames {
         let found = match host.running {
-            Some(_) => "its TUN device is there",
-            None => "its TUN device is there and will be adopted",
+            Some(_) => format!("its {wanted} device is there"),
+            None => format!("its {wanted} device is there and will be adopted"),
         };
         return Some(Finding::ok("name", &tunnel.name, found));
     }
-    let kind = link.kind.as_deref().unwrap_or("hardware");
-    let found = format!("a device of this name exists and is no TUN device ({kind})");
+    let kind = match (link.is("tun"), link.kind.as_deref()) {
+        (true, _) => word(link.ethernet),
+        (_, kind) => kind.unwrap_or("hardware"),
+    };
+    let found = format!("a device of this name exists and is no {wanted} device ({kind})");
     let mend = format!("ip link delete {}, or choose another name", tunnel.name);
     Some(Finding::fail("name", &tunnel.name, found).mend(mend))
 }

@@ -16,6 +16,10 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     let v6 = prefixes().any(|prefix| prefix.addr().is_ipv6());
     let v4 = !v6 || prefixes().any(|prefix| prefix.addr().is_ipv4());
     let mut findings = Vec::new();
+    // Over wires nothing is forwarded.
+    if !config.tunnels.is_empty() && config.tunnels.iter().all(|t| t.bridge.is_some()) {
+        return findings;
+    }
     for (family, wanted) in [("ipv4", v4), ("ipv6", v6)] {
         findings.extend(forwarding(config, host, family, wanted));
     }
@@ -30,8 +34,15 @@ fn forwarding(config: &Config, host: &Host, family: &str, wanted: bool) -> Vec<F
         _ => settings.forwarding_v6,
     };
     // Packets come in by the overlay devices, and out of the tunnels by the tunnel devices, if these exist already.
-    let tunnels = config.tunnels.iter().map(|tunnel| &tunnel.name);
-    let devices = config.router.overlay.iter().chain(tunnels);
+    let routed = config.tunnels.iter().filter(|t| t.bridge.is_none());
+    let is_wire = |name: &&String| {
+        config
+            .tunnels
+            .iter()
+            .any(|t| t.bridge.as_ref() == Some(*name))
+    };
+    let overlay = config.router.overlay.iter().filter(|name| !is_wire(name));
+    let devices = overlay.chain(routed.map(|tunnel| &tunnel.name));
     let mut off = Vec::new();
     for name in std::iter::once("all").chain(devices.map(String::as_str)) {
         if host.settings.get(name).and_then(of) == Some(0) {

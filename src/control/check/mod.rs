@@ -3,6 +3,7 @@
 //! [`examine`] first observes the host (netlink, /proc, /sys; nothing is changed), then judges what it saw: judging is a
 //! plain function of the configuration and the observation, one file per group of findings.
 
+mod bridge;
 mod bypass;
 mod devices;
 mod endpoints;
@@ -167,6 +168,7 @@ fn judge(config: &Config, host: &host::Host) -> Vec<Finding> {
     let mut findings = vec![Finding::ok("configuration", "host", valid)];
     findings.extend(system::judge(config, host));
     findings.extend(devices::judge(config, host));
+    findings.extend(bridge::judge(config, host));
     findings.extend(queues::judge(config, host));
     findings.extend(endpoints::judge(config, host));
     findings.extend(forwarding::judge(config, host));

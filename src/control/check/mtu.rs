@@ -63,13 +63,18 @@ impl<'h> Way<'h> {
     }
 }
 
+/// Whether the device is one that IPv6 has to find room on.
+fn carries_ipv6(tunnel: &TunnelConfig) -> bool {
+    matches!(tunnel.mode.kind().payload, Payload::Ip | Payload::Ipv6)
+}
+
 /// Judges the MTU of a tunnel whose narrowest way this is.
 pub(super) fn judge(tunnel: &TunnelConfig, way: &Way<'_>) -> Finding {
     let overhead = u32::from(tunnel.overhead());
     let room = way.mtu().saturating_sub(overhead);
     let (name, sum) = (&tunnel.name, way.sum(tunnel));
     match tunnel.mtu {
-        Mtu::Auto if room < IPV6_MTU && tunnel.mode.kind().payload != Payload::Ipv4 => {
+        Mtu::Auto if room < IPV6_MTU && carries_ipv6(tunnel) => {
             let found = format!(
                 "{IPV6_MTU}, which IPv6 needs, so larger packets than the underlay carries leave in fragments: {sum}"
             );

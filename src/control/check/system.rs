@@ -63,7 +63,7 @@ fn capabilities(config: &Config, host: &Host) -> Finding {
         }
     }
     let bpf = has(host, CAP_BPF) || has(host, CAP_SYS_ADMIN);
-    if !bpf && config.router.xdp != XdpMode::Off {
+    if !bpf && config.needs_bpf() {
         missing.push("CAP_BPF");
     }
     if missing.is_empty() {

@@ -23,7 +23,7 @@ fn config(router: &str, tunnel: &str) -> Config {
 }
 
 /// A host that is fit for `config("", "")`: two network cards of one queue each.
-fn host() -> Host {
+pub(super) fn host() -> Host {
     let card = |index: u32, name: &str| Link {
         index,
         name: name.to_owned(),
@@ -80,12 +80,12 @@ impl Host {
         self.routes.insert(key, route.map_err(str::to_owned));
     }
 
-    fn change(&mut self, name: &str, change: impl Fn(&mut Link)) {
+    pub(super) fn change(&mut self, name: &str, change: impl Fn(&mut Link)) {
         let links = self.links.as_mut().unwrap();
         change(links.iter_mut().find(|link| link.name == name).unwrap());
     }
 
-    fn veth_with_peer(&mut self, name: &str, peer_tx: u32) {
+    pub(super) fn veth_with_peer(&mut self, name: &str, peer_tx: u32) {
         self.change(name, |link| {
             link.kind = Some("veth".to_owned());
             link.lower = Some(9);
@@ -100,7 +100,7 @@ impl Host {
 }
 
 /// The findings that are not in order, as `severity subject check: found | mend`.
-fn complaints(config: &Config, host: &Host) -> Vec<String> {
+pub(super) fn complaints(config: &Config, host: &Host) -> Vec<String> {
     let mut host = host.clone();
     // What a test does not say is on the link.
     for tunnel in &config.tunnels {

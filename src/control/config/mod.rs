@@ -233,6 +233,13 @@ fn one_tunnel(
     Ok(tunnel)
 }
 
+impl Config {
+    /// Whether it takes BPF programs, and the right to load them.
+    pub fn needs_bpf(&self) -> bool {
+        self.router.xdp != XdpMode::Off || self.tunnels.iter().any(|t| t.bridge.is_some())
+    }
+}
+
 impl RouterConfig {
     /// Every device that the router takes packets from, once, underlay first.
     pub fn devices(&self) -> Vec<&str> {

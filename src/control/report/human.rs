@@ -139,6 +139,7 @@ fn options(t: &TunnelReport) -> Vec<String> {
         format!("local {}", t.local),
     ];
     words.extend(t.dev.as_ref().map(|dev| format!("dev {dev}")));
+    words.extend(t.bridge.as_ref().map(|name| format!("bridge {name}")));
     words.extend(match &t.encaplimit {
         Some(NumberOrWord::Number(n)) => Some(format!("encaplimit {n}")),
         Some(NumberOrWord::Word(word)) => Some(format!("encaplimit {word}")),
@@ -160,6 +161,7 @@ fn options(t: &TunnelReport) -> Vec<String> {
         _ => None,
     });
     words.extend(encap(t, is_v6));
+    words.extend(t.nvgre.then(|| "nvgre".to_owned()));
     match (t.ikey, t.okey) {
         (Some(ikey), Some(okey)) if ikey == okey => words.push(format!("key {ikey}")),
         (ikey, okey) => {
@@ -218,8 +220,10 @@ fn encap(t: &TunnelReport, is_v6: bool) -> Vec<String> {
 /// What is inside and what is outside, as `ip tunnel show` and `ip -6 tunnel show` name the kinds.
 fn protocols(mode: Mode) -> &'static str {
     match mode {
-        Mode::Gre | Mode::Gretap => "gre/ip",
-        Mode::Ip6gre | Mode::Ip6gretap => "gre/ipv6",
+        Mode::Gre => "gre/ip",
+        Mode::Gretap => "gretap/ip",
+        Mode::Ip6gre => "gre/ipv6",
+        Mode::Ip6gretap => "gretap/ipv6",
         Mode::Ipip => "ip/ip",
         Mode::Sit => "ipv6/ip",
         Mode::Ip6ip6 => "ipv6/ipv6",

@@ -4,6 +4,7 @@ mod ends;
 mod incremental;
 mod multipath;
 mod show;
+mod wire;
 
 use proptest::prelude::*;
 
