@@ -14,7 +14,7 @@ use greyhound::{
     packet::{GreKey, MacAddr},
     tunnel::{
         Family, FlowLabel, Mode, Payload, Peers, Sequences, Shim, Tos, Ttl, Tunnel, TunnelId,
-        TunnelTable,
+        TunnelTable, UdpEncap,
     },
 };
 
@@ -23,7 +23,14 @@ pub const UNDERLAY: PortId = PortId(0);
 pub const OVERLAY: PortId = PortId(1);
 pub const BOTH: PortId = PortId(2);
 pub const ODD: PortId = PortId(3);
-pub const PORTS: usize = 4;
+/// The other end of a tunnel's wire.
+pub const WIRE: PortId = PortId(4);
+pub const PORTS: usize = 5;
+
+/// The tunnel on that wire; the other Ethernet tunnels have devices of their own.
+fn is_wired(tunnel: &Tunnel) -> bool {
+    tunnel.mode == Mode::Gretap && tunnel.remote == end(Family::V4, 2)
+}
 
 /// The next hop on the underlay, and the hosts behind the overlay ports.
 pub const PEER: MacAddr = MacAddr([2, 0, 0, 0, 2, 2]);
@@ -68,6 +75,17 @@ fn one_way(tunnel: Tunnel) -> Tunnel {
     }
 }
 
+fn in_udp(tunnel: Tunnel, source_port: Option<u16>) -> Tunnel {
+    let checksum = source_port.is_some() || tunnel.local.is_ipv6();
+    Tunnel {
+        udp: Some(UdpEncap {
+            source_port,
+            checksum,
+        }),
+        ..tunnel
+    }
+}
+
 /// What any kind has.
 const COMMON: [Variant; 5] = [
     ("", |t| t),
@@ -97,7 +115,7 @@ const COMMON: [Variant; 5] = [
 ];
 
 /// What the kinds with a GRE header have besides.
-const GRE: [Variant; 6] = [
+const GRE: [Variant; 8] = [
     ("key", keyed),
     ("csum", summed),
     ("seq", numbered),
@@ -107,6 +125,8 @@ const GRE: [Variant; 6] = [
         ..summed(t)
     }),
     ("one-way", one_way),
+    ("udp", |t| in_udp(t, None)),
+    ("udp-fixed", |t| in_udp(keyed(summed(t)), Some(4754))),
 ];
 
 fn end(family: Family, n: usize) -> IpAddr {
@@ -150,6 +170,9 @@ fn tunnels() -> Vec<(String, Tunnel)> {
     special("unresolved", v4(UNRESOLVED));
     special("gre-peers", many(Mode::Gre, Ipv4Addr::UNSPECIFIED));
     special("ip6gre-peers", many(Mode::Ip6gre, Ipv6Addr::UNSPECIFIED));
+    for (name, mode) in [("nvgre", Mode::Gretap), ("ip6-nvgre", Mode::Ip6gretap)] {
+        special(name, nvgre(mode));
+    }
     special("sit-peers", many(Mode::Sit, Ipv4Addr::UNSPECIFIED));
     special("gre-group", many(Mode::Gre, Ipv4Addr::new(239, 1, 1, 1)));
     special("ip6gre-group", many(Mode::Ip6gre, GROUP6));
@@ -172,6 +195,18 @@ fn many(mode: Mode, remote: impl Into<IpAddr>) -> Tunnel {
         okey: key,
         peers: Arc::new(peers),
         ..Tunnel::new(mode, end(underlay, 1), remote)
+    }
+}
+
+/// A virtual subnet's frames (RFC 7637).
+fn nvgre(mode: Mode) -> Tunnel {
+    let underlay = mode.kind().underlay;
+    let vsid = Some(GreKey(0x0012_3456));
+    Tunnel {
+        ikey: vsid,
+        okey: vsid,
+        nvgre: true,
+        ..Tunnel::new(mode, end(underlay, 1), end(underlay, 210))
     }
 }
 
@@ -206,14 +241,14 @@ impl Bed {
             let egress = Egress {
                 adjacency: (tunnel.remote != end(Family::V4, UNRESOLVED)).then_some(adjacency),
                 forwards: Forwards { v4: true, v6: true },
-                wire: None,
+                wire: is_wired(tunnel).then_some(WIRE),
             };
-            // The configuration lets no such tunnel into a router yet.
-            let up = tunnel.up && tunnel.mode.kind().payload != Payload::Ethernet;
+            let wire = is_wired(tunnel).then_some(1500);
             let tunnel = tunnel.clone();
-            (Tunnel { up, ..tunnel }, egress)
+            (Tunnel { wire, ..tunnel }, egress)
         });
-        let mut fib = Fib::new(ports(), with_egress, &routes);
+        let wired = tunnels.iter().find(|tunnel| is_wired(tunnel));
+        let mut fib = Fib::new(ports(wired.map(|t| t.id)), with_egress, &routes);
         // The other peer is not resolved.
         let first = |tunnel: &Tunnel| (tunnel.id, end(tunnel.mode.kind().underlay, 101));
         fib.set_peers(tunnels.iter().map(|tunnel| (first(tunnel), adjacency)));
@@ -286,7 +321,7 @@ pub fn mac(port: PortId) -> MacAddr {
     MacAddr([0x52, 0x54, 0, 0x4b, 0x50, 0x10 + port.0 as u8])
 }
 
-fn ports() -> Vec<PortInfo> {
+fn ports(wired: Option<TunnelId>) -> Vec<PortInfo> {
     let port = |id: PortId, underlay, overlay| PortInfo {
         name: format!("eth{}", id.0).into(),
         ifindex: 10 + u32::from(id.0),
@@ -315,6 +350,10 @@ fn ports() -> Vec<PortInfo> {
             ..port(BOTH, true, true)
         },
         odd,
+        PortInfo {
+            wire: wired,
+            ..port(WIRE, false, true)
+        },
     ]
 }
 
@@ -336,7 +375,9 @@ fn routes(tunnels: &[Tunnel]) -> RouteTable {
     };
     add("10.6.0.0/16", gateway);
     add("10.7.0.0/16", NextHop::Kernel);
-    for tunnel in tunnels {
+    // Behind a tunnel of frames there are neighbours, not routes.
+    let routed = |tunnel: &&Tunnel| tunnel.mode.kind().payload != Payload::Ethernet;
+    for tunnel in tunnels.iter().filter(routed) {
         let number = tunnel.id.0 as u8;
         let hop = NextHop::Tunnel {
             id: tunnel.id,

@@ -49,7 +49,7 @@ pub fn encapsulate(bytes: &[u8]) {
         assert_eq!(near.sequences.next(), next, "a number was taken");
         return;
     }
-    let inner_len = buf.data().len() - tunnel.overhead();
+    let inner_len = buf.data().len() - tunnel.inner_at(buf.data());
     judge::outer(tunnel, remote, buf.data(), &packet[..inner_len], next);
     let quoted = Quoted::parse(buf.data()).expect("an error about it is understood");
     assert!(
@@ -138,8 +138,8 @@ fn again(tunnel: &Tunnel, inner: &[u8]) {
             received(tunnel, &state(0, 0), buf.data()).as_deref(),
             Ok(inner)
         ),
-        // It may have been in the tunnel before, or be that long already.
-        Err(Refusal::Recursion | Refusal::NoRoom) => {}
+        // It may have been in the tunnel before, or say that it goes into no further one, or be that long already.
+        Err(Refusal::Recursion | Refusal::NoRoom | Refusal::EncapLimit) => {}
         Err(refusal) => panic!("what came out does not go in: {refusal:?}"),
     }
 }

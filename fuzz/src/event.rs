@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use greyhound::{
     datapath::HandoverKind,
     fib::PortId,
-    packet::{Checksum, EtherType, GreHeader, Ipv4Header, Ipv6Header, ethernet},
-    tunnel::{Payload, Shim, Tunnel},
+    packet::{Checksum, EtherType, GreHeader, GreKey, Ipv4Header, Ipv6Header, ethernet},
+    tunnel::{GRE_IN_UDP_PORT, Payload, Shim, Tunnel},
 };
 
 use super::{
     Input,
-    bed::{self, BOTH, Bed, HOST, ODD, OVERLAY, UNDERLAY},
+    bed::{self, BOTH, Bed, HOST, ODD, OVERLAY, UNDERLAY, WIRE},
 };
 
 /// By which door a packet comes.
@@ -45,7 +45,7 @@ impl Event {
         let tos = input.byte();
         let bytes = input.take(len.min(60_000));
         let port = PortId(u16::from(mode >> 4) % bed::PORTS as u16);
-        let inside = [OVERLAY, BOTH, ODD, OVERLAY][port.index()];
+        let inside = [OVERLAY, BOTH, ODD, OVERLAY, WIRE][port.index()];
         let outside = [UNDERLAY, BOTH][port.index() % 2];
         let at = |port, packet: Vec<u8>| (Door::Port(port), framed(port, &packet));
         let handed = |kind, packet| (Door::Handover(kind), packet);
@@ -72,6 +72,7 @@ impl Event {
     /// The IP packet in it.
     pub fn packet(&self) -> &[u8] {
         match self.door {
+            Door::Port(WIRE) => &self.bytes,
             Door::Port(_) => self.bytes.get(ethernet::HEADER_LEN..).unwrap_or_default(),
             Door::Handover(_) => &self.bytes,
         }
@@ -129,6 +130,7 @@ pub fn sum_up(packet: &mut [u8]) {
 fn around(tunnel: &Tunnel, tos: u8, bytes: &[u8]) -> Vec<u8> {
     let version = bytes.first().map_or(4, |byte| byte >> 4);
     let protocol = match (tunnel.mode.kind().shim, version) {
+        (Shim::Gre, _) if tunnel.udp.is_some() => 17,
         (Shim::Gre, _) => 47,
         (Shim::None, 6) => 41,
         (Shim::None, _) => 4,
@@ -187,11 +189,33 @@ fn whole(tunnel: &Tunnel, tos: u8, inner: &[u8]) -> Vec<u8> {
     let header = GreHeader {
         protocol,
         checksum: tunnel.ocsum,
-        key: tunnel.okey,
+        key: match tunnel.nvgre {
+            true => tunnel.okey.map(|vsid| GreKey::nvgre(vsid, 7)),
+            false => tunnel.okey,
+        },
         sequence: tunnel.oseq.then_some(0),
     };
     let mut bytes = vec![0; header.len()];
     bytes.extend_from_slice(inner);
     header.emit(&mut bytes);
+    if tunnel.udp.is_some() {
+        bytes = behind_udp(tunnel, &bytes);
+    }
     around(tunnel, tos, &bytes)
+}
+
+/// The same behind a UDP header with a right checksum.
+fn behind_udp(tunnel: &Tunnel, gre: &[u8]) -> Vec<u8> {
+    let len = (8 + gre.len()) as u16;
+    let ports = [50_000u16, GRE_IN_UDP_PORT, len, 0];
+    let mut bytes: Vec<u8> = ports.iter().flat_map(|field| field.to_be_bytes()).collect();
+    bytes.extend_from_slice(gre);
+    let ends = [tunnel.local, tunnel.remote].into_iter();
+    let sum = ends.fold(Checksum::new(), |sum, address| match address {
+        IpAddr::V4(v4) => sum.add_bytes(&v4.octets()),
+        IpAddr::V6(v6) => sum.add_bytes(&v6.octets()),
+    });
+    let sum = sum.add_u16(17).add_u16(len).add_bytes(&bytes).finish();
+    bytes[6..8].copy_from_slice(&sum.to_be_bytes());
+    bytes
 }

@@ -9,12 +9,12 @@ use greyhound::{
     },
     fib::PortId,
     packet::{PacketBuf, VecBuf},
-    tunnel::{self, Outer, Sequences, Tunnel, TunnelState, keepalive},
+    tunnel::{self, Outer, Payload, Sequences, Tunnel, TunnelState, keepalive},
 };
 
 use super::{
     Input,
-    bed::{self, Bed, HOST, PEER, UNDERLAY},
+    bed::{self, Bed, HOST, PEER, UNDERLAY, WIRE},
     event::{Door, Event},
     judge::{self, Ip},
 };
@@ -41,12 +41,19 @@ pub fn forward(bytes: &[u8]) {
     let ways = counted(&state, verdict);
     match verdict {
         Verdict::Transmit(port) => transmitted(&event, ways, frame(port, buf.data())),
+        // The outer UDP checksum of such a packet may have been finished.
+        Verdict::Punt(_, PuntTo::Owner(_)) if may_be_finished(&event) => {
+            assert_eq!(buf.data().len(), event.packet().len());
+        }
         Verdict::Punt(_, PuntTo::Service | PuntTo::Owner(_) | PuntTo::Into(_)) => {
             assert_eq!(buf.data(), event.packet(), "punted, and changed");
         }
         Verdict::Punt(_, PuntTo::Tunnel(id)) => {
             let tunnel = bed.tunnel(id.0 as u8);
             let inner = taken_out(tunnel, event.packet());
+            if is_tap(tunnel) {
+                return assert_eq!(buf.data(), inner, "a frame, and changed");
+            }
             let clamped = tunnel.clamp_mss.is_some();
             assert_eq!(buf.data(), altered(&event, clamped, &inner, buf.data()));
         }
@@ -107,6 +114,10 @@ fn counted(state: &ForwardState, verdict: Verdict) -> Ways {
 /// A frame that leaves by `port`: between the right stations, of the right type, not larger than the device takes.
 /// Returns the packet in it.
 pub fn frame(port: PortId, frame: &[u8]) -> &[u8] {
+    if port == WIRE {
+        // Whatever came, it goes on as it came.
+        return frame;
+    }
     let to = if port == UNDERLAY { PEER } else { HOST };
     assert_eq!(frame[..6], to.0, "destination");
     assert_eq!(frame[6..12], bed::mac(port).0, "source");
@@ -141,6 +152,7 @@ fn transmitted(event: &Event, ways: Ways, packet: &[u8]) {
     );
     let clamped = tunnels.iter().flatten().any(|t| t.clamp_mss.is_some());
     match event.door {
+        _ if tunnels.iter().flatten().any(|tunnel| is_tap(tunnel)) => assert_eq!(got, came),
         // The kernel has forwarded it already.
         Door::Handover(HandoverKind::IntoTunnel(..)) => assert_eq!(got, came),
         _ => judge::forwarded(&altered(event, clamped, came, got), got),
@@ -149,7 +161,7 @@ fn transmitted(event: &Event, ways: Ways, packet: &[u8]) {
 
 /// Checks a packet that `tunnel` has sent; returns what is inside.
 fn sent<'p>(tunnel: &Tunnel, packet: &'p [u8]) -> &'p [u8] {
-    let inner = &packet[tunnel.overhead()..];
+    let inner = &packet[tunnel.inner_at(packet)..];
     judge::outer(tunnel, Ip::whole(packet).destination, packet, inner, 0);
     inner
 }
@@ -162,6 +174,11 @@ fn taken_out(tunnel: &Tunnel, packet: &[u8]) -> Vec<u8> {
     let state = TunnelState::new(0, 1, Arc::new(Sequences::default()));
     tunnel::decapsulate(tunnel, &outer, &mut buf, &state).expect("a packet in it");
     buf.data().to_vec()
+}
+
+/// Whether the tunnel carries frames, which nobody changes.
+fn is_tap(tunnel: &Tunnel) -> bool {
+    tunnel.mode.kind().payload == Payload::Ethernet
 }
 
 /// Whether a transport checksum may have been finished on the way.

@@ -111,13 +111,21 @@ pub fn outer(tunnel: &Tunnel, remote: IpAddr, packet: &[u8], inner: &[u8], seque
             40
         }
     };
-    let (protocol, at) = match (ip.v6, tunnel.encaplimit) {
-        (true, Some(limit)) => {
-            assert_eq!(ip.protocol, 60, "destination options");
+    let (protocol, at) = match ip.v6 && ip.protocol == 60 {
+        true => {
+            let limit = packet[at + 4];
             assert_eq!(packet[at + 1..at + 8], [0, 4, 1, limit, 1, 1, 0]);
+            // Another than the configured one comes from the packet inside, which then has extension headers.
+            assert!(
+                tunnel.encaplimit == Some(limit) || extended(tunnel, inner),
+                "limit {limit}"
+            );
             (packet[at], at + 8)
         }
-        _ => (ip.protocol, at),
+        false => {
+            assert!(!ip.v6 || tunnel.encaplimit.is_none(), "no limit");
+            (ip.protocol, at)
+        }
     };
     let kind = tunnel.mode.kind();
     if kind.payload != Payload::Ethernet {
@@ -130,13 +138,56 @@ pub fn outer(tunnel: &Tunnel, remote: IpAddr, packet: &[u8], inner: &[u8], seque
     }
     let at = match kind.shim {
         Shim::Gre => {
-            assert_eq!(protocol, 47);
+            let at = match tunnel.udp {
+                Some(_) => at + udp(tunnel, protocol, &ip, &packet[at..]),
+                None => {
+                    assert_eq!(protocol, 47);
+                    at
+                }
+            };
             at + gre(tunnel, &packet[at..], inner, sequence)
         }
         Shim::None => at,
     };
-    assert_eq!(at, tunnel.overhead(), "overhead");
+    assert_eq!(at, tunnel.inner_at(packet), "overhead");
     assert_eq!(&packet[at..], inner, "what is inside");
+}
+
+/// Whether a packet is IPv6 with extension headers, or a frame around one.
+fn extended(tunnel: &Tunnel, inner: &[u8]) -> bool {
+    let packet = match tunnel.mode.kind().payload {
+        Payload::Ethernet => &inner[14..],
+        _ => inner,
+    };
+    matches!(packet, [first, .., ] if first >> 4 == 6)
+        && matches!(packet.get(6), Some(0 | 43 | 44 | 51 | 60))
+}
+
+/// Checks the UDP header in front of GRE (RFC 8086 section 3.1); returns its length.
+fn udp(tunnel: &Tunnel, protocol: u8, ip: &Ip, bytes: &[u8]) -> usize {
+    let options = tunnel.udp.expect("GRE in UDP");
+    let field = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    assert_eq!(
+        (protocol, field(2), field(4)),
+        (17, 4754, bytes.len() as u16)
+    );
+    match options.source_port {
+        Some(port) => assert_eq!(field(0), port),
+        None => assert!(field(0) >= 49152, "source port"),
+    }
+    assert_eq!(field(6) != 0, options.checksum, "UDP checksum");
+    if options.checksum {
+        let ends = [ip.source, ip.destination].map(|address| match address {
+            IpAddr::V4(v4) => v4.octets().to_vec(),
+            IpAddr::V6(v6) => v6.octets().to_vec(),
+        });
+        let mut covered = ends.concat();
+        covered.extend([0, 17]);
+        covered.extend(field(4).to_be_bytes());
+        covered.extend(bytes);
+        assert!(sums_up(&covered), "UDP checksum");
+    }
+    8
 }
 
 /// Checks a GRE header and the sum over it and its payload; returns its length.
@@ -159,7 +210,11 @@ fn gre(tunnel: &Tunnel, bytes: &[u8], inner: &[u8], sequence: u32) -> usize {
         at += 4;
     }
     if let Some(key) = tunnel.okey {
-        assert_eq!(bytes[at..at + 4], key.0.to_be_bytes(), "key");
+        // A virtual subnet's identifier has 24 bits; the last eight are the flow's.
+        match tunnel.nvgre {
+            true => assert_eq!(bytes[at..at + 3], key.0.to_be_bytes()[1..], "VSID"),
+            false => assert_eq!(bytes[at..at + 4], key.0.to_be_bytes(), "key"),
+        }
         at += 4;
     }
     if tunnel.oseq {
@@ -169,12 +224,28 @@ fn gre(tunnel: &Tunnel, bytes: &[u8], inner: &[u8], sequence: u32) -> usize {
     at
 }
 
+/// A frame without what congestion on the way may change of an IP packet directly in it: TOS, and the header checksum with it.
+fn without_mark(frame: &[u8]) -> Vec<u8> {
+    let marked: &[usize] = match frame.get(12..14) {
+        Some([0x08, 0x00]) => &[15, 24, 25],
+        Some([0x86, 0xdd]) => &[14, 15],
+        _ => &[],
+    };
+    let mut frame = frame.to_vec();
+    for at in marked {
+        if let Some(byte) = frame.get_mut(*at) {
+            *byte = 0;
+        }
+    }
+    frame
+}
+
 /// Checks a packet that came out of `tunnel`: whole, of a family that the tunnel carries, and the bytes that it was in the
 /// outer packet, but for what RFC 6040 makes of its ECN bits.
 pub fn inner(tunnel: &Tunnel, packet: &[u8], was: &[u8], outer_tos: u8) {
     if tunnel.mode.kind().payload == Payload::Ethernet {
         assert!(packet.len() >= 14);
-        assert_eq!(packet, was);
+        assert_eq!(without_mark(packet), without_mark(was));
         return;
     }
     let ip = Ip::whole(packet);

@@ -184,7 +184,7 @@ fn sent(packet: &[u8], last: &mut [Option<u32>]) {
     let bed = Bed::get();
     let outer = Outer::parse(packet, &bed.far, None).expect("a packet for the far end");
     let tunnel = bed.tunnel(outer.tunnel.0 as u8);
-    let overhead = tunnel.overhead();
+    let overhead = tunnel.inner_at(packet);
     let number = u32::from_be_bytes(
         packet[overhead - 4..overhead]
             .try_into()

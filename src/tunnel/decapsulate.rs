@@ -8,8 +8,8 @@ use super::{
     table::Class,
 };
 use crate::packet::{
-    EtherType, Ethernet, Gre, GreKey, Ipv4, Ipv6, PacketBuf, ParseError, Udp, ipv4, ipv6, protocol,
-    transport, udp,
+    EtherType, Ethernet, Gre, GreKey, Ipv4, Ipv6, PacketBuf, ParseError, Udp, ethernet, ipv4, ipv6,
+    protocol, transport, udp,
 };
 
 /// A received tunnel packet's outer headers, parsed and matched to a tunnel; the packet is still whole.
@@ -171,12 +171,19 @@ pub fn decapsulate<B: PacketBuf>(
     }
     let inner = data.get(outer.inner_at..outer.end).ok_or(short)?;
     let (len, tos) = check_inner(tunnel, outer.payload, inner)?;
-    let new_tos = match outer.payload {
-        // The kernel does not look into frames either (`ip_tunnel_rcv`).
+    // As the kernel, which marks the IP packet in a frame too, where it is directly in it (`ip_tunnel_rcv`).
+    let (at, ether_type, tos) = match outer.payload {
+        EtherType::TRANSPARENT_ETHERNET => match ip_in_frame(inner) {
+            Some((ether_type, tos)) => (ethernet::HEADER_LEN, ether_type, tos),
+            None => (0, outer.payload, 0),
+        },
+        ether_type => (0, ether_type, tos),
+    };
+    let new_tos = match ether_type {
         EtherType::TRANSPARENT_ETHERNET => tos,
         _ => {
             let merged = ecn::decapsulate(outer.tos, tos).ok_or(Refusal::EcnCongestion)?;
-            match tunnel.copy_dscp {
+            match tunnel.copy_dscp && at == 0 {
                 true => outer.tos & !ecn::MASK | merged & ecn::MASK,
                 false => merged,
             }
@@ -187,9 +194,10 @@ pub fn decapsulate<B: PacketBuf>(
         return Err(short);
     }
     if new_tos != tos {
-        match outer.payload {
-            EtherType::IPV4 => ipv4::set_tos(packet.data_mut(), new_tos),
-            _ => ipv6::set_traffic_class(packet.data_mut(), new_tos),
+        let ip = packet.data_mut().get_mut(at..).unwrap_or_default();
+        match ether_type {
+            EtherType::IPV4 => ipv4::set_tos(ip, new_tos),
+            _ => ipv6::set_traffic_class(ip, new_tos),
         }
     }
     if let (true, Some(sequence)) = (tunnel.iseq, outer.sequence) {
@@ -229,6 +237,17 @@ fn check_gre(
         (true, Some(n)) if !state.sequences.acceptable(n) => Err(Refusal::SequenceOld),
         _ => Ok(()),
     }
+}
+
+/// Kind and TOS of an IP packet directly in a frame; none behind a VLAN tag.
+fn ip_in_frame(frame: &[u8]) -> Option<(EtherType, u8)> {
+    let frame = Ethernet::parse(frame).ok()?;
+    let tos = match frame.ether_type() {
+        EtherType::IPV4 => Ipv4::parse(frame.payload()).ok()?.tos(),
+        EtherType::IPV6 => Ipv6::parse(frame.payload()).ok()?.traffic_class(),
+        _ => return None,
+    };
+    Some((frame.ether_type(), tos))
 }
 
 /// The inner packet's length and TOS byte, after everything about it that can be checked has been.
