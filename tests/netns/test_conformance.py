@@ -324,7 +324,7 @@ def test_gre_11(play, router):
         out("gre-one", outer={"src": "10.9.0.77"}, counted="gre-many"),
         out("gre-many", gre={"key": 6}, **NOT_OURS),
         out("gre-many", gre={"options": BARE}, **NOT_OURS),
-        out("ip6gre-many", outer={"src": "fd09::77"}),
+        out("ip6gre-many", outer={"src": "fd09::7777"}),
         out("gre-unbound", counted="gre-bound"),
         out("gre-group"),
         out("gre-group", outer={"dst": LOCAL[4]}, ignored=True),
@@ -394,7 +394,7 @@ def test_v6_5(play, router):
     for tunnel, family in (("ip6gre", 4), ("ip6gre", 6), ("ip6ip6", 6), ("ipip6", 4)):
         play.rows(
             out(tunnel, family, outer=outer, **NOT_OURS)
-            for outer in ({"src": "fd09::99"}, {"dst": "fd01::1"})
+            for outer in ({"src": "fd09::9999"}, {"dst": "fd01::1"})
         )
         play.rows([out(tunnel, family)])
 
@@ -810,8 +810,10 @@ def everything(router: Router) -> int:
     """Sends something of everything through every tunnel, both ways; returns how many packets that are at each end."""
     count = 0
     for name, tunnel in router.tunnels.items():
+        # Other tests may have made the path narrow.
+        sizes = (60, 61) if router.greyhound.tunnel(name)["path_mtu"] else (60, 61, 1300)
         for family in tunnel.families:
-            for size in (60, 61, 1300):
+            for size in sizes:
                 for row in (into(name, family, size=size), out(name, family, size=size)):
                     row.run(router, tunnel)
                 count += 1
