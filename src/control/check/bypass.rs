@@ -181,23 +181,17 @@ fn ipsec(config: &Config, host: &Host) -> Finding {
         Ok(policies) => policies,
     };
     let off = config.router.xdp == XdpMode::Off;
-    // What is for this host itself is left to the kernel.
-    let goes_past = |policy: &&Policy| match off {
-        true => policy.direction == "out" && policy.protocol != 0,
-        false => policy.direction != "in" || clear_of(config, policy).is_some(),
+    let passed = |policy: &Policy| {
+        let tunnel = tunnel_of(config, policy);
+        let goes_past = match off {
+            true => policy.direction == "out" && policy.protocol != 0 && tunnel.is_some(),
+            // What comes in for this host itself is left to the kernel.
+            false => policy.direction != "in" || tunnel.is_some(),
+        };
+        let tunnel = tunnel.map_or(String::new(), |t| format!(" (tunnel {})", t.name));
+        goes_past.then(|| in_words(policy) + &tunnel)
     };
-    let clear = |policy: &Policy| match clear_of(config, policy) {
-        Some(tunnel) => format!("{} (tunnel {})", in_words(policy), tunnel.name),
-        None => in_words(policy),
-    };
-    let passed = policies.iter().filter(goes_past);
-    let passed: Vec<String> = match off {
-        true => passed
-            .filter(|policy| clear_of(config, policy).is_some())
-            .map(clear)
-            .collect(),
-        false => passed.map(clear).collect(),
-    };
+    let passed: Vec<String> = policies.iter().filter_map(passed).collect();
     match (passed.is_empty(), off) {
         (true, _) => Finding::ok("ipsec", "host", "no policies that packets would go past"),
         (false, true) => {
@@ -216,7 +210,7 @@ fn ipsec(config: &Config, host: &Host) -> Finding {
 }
 
 /// The tunnel whose outer packets a policy is about.
-fn clear_of<'c>(config: &'c Config, policy: &Policy) -> Option<&'c TunnelConfig> {
+fn tunnel_of<'c>(config: &'c Config, policy: &Policy) -> Option<&'c TunnelConfig> {
     let about = |tunnel: &&TunnelConfig| {
         let (from, to) = match policy.direction {
             "in" => (policy.destination, policy.source),

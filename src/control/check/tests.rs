@@ -952,6 +952,6 @@ fn ipsec_policies_that_packets_go_past_are_named() {
     one_change(|host| host.policies = Ok(vec![ssh.clone()]), &[]);
     one_change(
         |host| host.policies = Err("Permission denied".to_owned()),
-        &["warn host ipsec: could not look: Permission denied"],
+        &["warn host ipsec: could not look: Permission denied | "],
     );
 }

@@ -7,9 +7,8 @@ use std::{
 };
 
 use ipnet::IpNet;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, recv, sendto};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::host::{Policy, Seen};
 
@@ -42,12 +41,9 @@ pub(super) fn policies() -> Seen<Vec<Policy>> {
 }
 
 fn list() -> io::Result<Vec<Policy>> {
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkXFRM,
-    )?;
+    let domain = Domain::from(libc::AF_NETLINK);
+    let xfrm = Protocol::from(libc::NETLINK_XFRM);
+    let fd = Socket::new(domain, Type::RAW, Some(xfrm))?;
     let mut request = [0; HEADER];
     request[..4].copy_from_slice(&(HEADER as u32).to_ne_bytes());
     request[4..6].copy_from_slice(&GET_POLICY.to_ne_bytes());
