@@ -87,7 +87,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, STEER_REASON_COUNT);
+	__uint(max_entries, STEER_REASON_COUNT + 1);
 	__type(key, __u32);
 	__type(value, __u64);
 } counters SEC(".maps");
@@ -590,6 +590,17 @@ int greyhound_tags(struct xdp_md *ctx)
 /* What a raw socket's filter says: nothing of the packet, or all. */
 enum { DROP = 0, WHOLE = 0x7fffffff };
 
+/* For the sockets' filters: a packet of no tunnel. */
+static __always_inline int stranger(void)
+{
+	__u32 key = STEER_STRANGERS;
+	__u64 *count = bpf_map_lookup_elem(&counters, &key);
+
+	if (count)
+		++*count;
+	return DROP;
+}
+
 /* A key's worth of a GRE header at `offset`; true where `verdict` says what becomes of the packet already. */
 static __always_inline bool filter_gre(struct __sk_buff *skb, __u32 offset, struct steer_shim *shim,
 				       int *verdict)
@@ -641,7 +652,7 @@ int greyhound_raw(struct __sk_buff *skb)
 	if (!bpf_map_lookup_elem(&peers4, &peer)) {
 		peer.remote = 0;
 		if (!(self->flags & STEER_PORT_ANY_REMOTE) || !bpf_map_lookup_elem(&peers4, &peer))
-			return DROP;
+			return stranger();
 	}
 	if (ip.protocol != IPPROTO_GRE && ip.protocol != IPPROTO_UDP)
 		return WHOLE;
@@ -651,7 +662,7 @@ int greyhound_raw(struct __sk_buff *skb)
 	offset = ip.protocol == IPPROTO_UDP ? sizeof(struct udphdr) : ip.ihl * 4;
 	if (filter_gre(skb, offset, &tunnel.shim, &verdict))
 		return verdict;
-	return known_tunnel4(&tunnel, self->flags) ? WHOLE : DROP;
+	return known_tunnel4(&tunnel, self->flags) ? WHOLE : stranger();
 }
 
 /* The protocol behind the IPv6 header and the few extension headers that the kernel may have followed. */
@@ -694,7 +705,7 @@ int greyhound_raw6(struct __sk_buff *skb)
 	if (!bpf_map_lookup_elem(&peers6, &peer)) {
 		__builtin_memset(&peer.remote, 0, sizeof(peer.remote));
 		if (!any_remote || !bpf_map_lookup_elem(&peers6, &peer))
-			return DROP;
+			return stranger();
 	}
 	if (peer.protocol == IPPROTO_UDP) {
 		if (bpf_skb_load_bytes(skb, 0, &udp, sizeof(udp)))
@@ -712,5 +723,5 @@ int greyhound_raw6(struct __sk_buff *skb)
 	/* The socket takes packets without a checksum as soon as one tunnel does. */
 	if (offset && !udp.check && !(flags & STEER_TUNNEL_ZERO_CHECKSUM))
 		return DROP;
-	return flags ? WHOLE : DROP;
+	return flags ? WHOLE : stranger();
 }

@@ -43,6 +43,8 @@ enum steer_reason {
 	STEER_REASONS(STEER_ENUM)
 #undef STEER_ENUM
 	STEER_REASON_COUNT,
+	/* Beside the reasons: packets for this host that the socket filters kept away, because no tunnel is theirs. */
+	STEER_STRANGERS = STEER_REASON_COUNT,
 };
 
 enum steer_port_flags {

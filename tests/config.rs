@@ -550,6 +550,14 @@ const BROKEN_TUNNELS: &[(&str, &str)] = &[
         "9: encaplimit = 4: not with mode gre; accepted with ip6gre, ip6gretap, ip6ip6 and ipip6",
     ),
     (
+        "address = [\"192.0.2.2/30\"]",
+        r#"9: address = "192.0.2.2/30": a tunnel's remote: expected an address of this host's own"#,
+    ),
+    (
+        "routes = [\"192.0.2.2/32\"]",
+        r#"9: routes = "192.0.2.2/32": the way to the other end itself: expected prefixes behind it"#,
+    ),
+    (
         "clamp_mss = 1400",
         "9: clamp_mss = 1400: expected true or false",
     ),
@@ -750,6 +758,16 @@ const BROKEN_KINDS: &[(&str, &[&str], &str)] = &[
         "ip6ip6",
         &["encaplimit = \"none\"", "mtu = 1279"],
         r#"10: mtu = 1279: expected 1280..65495 or "auto""#,
+    ),
+    (
+        "gre",
+        &["mtu = 1279", "address = [\"10.0.0.1/30\", \"fd00::1/64\"]"],
+        r#"10: address = "fd00::1/64": not with mtu = 1279: IPv6 needs 1280 bytes: expected that mtu, or more"#,
+    ),
+    (
+        "ip6gre",
+        &["mtu = 68", "routes = [\"::/0\"]"],
+        r#"10: routes = "::/0": not with mtu = 68: IPv6 needs 1280 bytes: expected that mtu, or more"#,
     ),
     (
         "sit",
@@ -1109,6 +1127,10 @@ fn a_tunnel_without_a_name_is_counted() {
         "4: tunnel number 1: name is missing: expected a device name: 1 to 15 bytes without space, '/', ':' or '%'"
     );
     assert_eq!(
+        refusal(&with(&[], &["name = \"default\""])),
+        r#"5: tunnel "default": name = "default": what the kernel calls the settings of other devices: expected another name"#
+    );
+    assert_eq!(
         refusal(&with(&[], &["name = \"eth1\""])),
         r#"5: tunnel "eth1": name = "eth1": an underlay or overlay device already: expected a name of its own"#
     );
@@ -1151,6 +1173,18 @@ fn a_second_tunnel_must_differ() {
     assert_eq!(
         second(&format!("{other}routes = [\"10.2.0.0/16\"]")),
         r#"16: tunnel "gre2": routes = "10.2.0.0/16": tunnel "gre1" has it already: expected each once"#
+    );
+    assert_eq!(
+        second(&format!("{other}address = [\"192.0.2.2/30\"]")),
+        r#"16: tunnel "gre2": address = "192.0.2.2/30": a tunnel's remote: expected an address of this host's own"#
+    );
+    assert_eq!(
+        second("name = \"gre2\"\nremote = \"10.0.0.1\""),
+        r#"11: tunnel "gre2": 10.0.0.1 is an address of tunnel "gre1": expected the other end's"#
+    );
+    assert_eq!(
+        second(&format!("{other}dev = \"gre1\"")),
+        r#"11: tunnel "gre2": dev of tunnel "gre2" is tunnel "gre1": expected an underlay device"#
     );
 }
 

@@ -11,6 +11,8 @@
 
 #[path = "slowpath/limit.rs"]
 mod limit;
+#[path = "slowpath/refusals.rs"]
+mod refusals;
 #[path = "slowpath/too_big.rs"]
 mod too_big;
 #[path = "slowpath/udp.rs"]

@@ -68,7 +68,8 @@ pub fn reduce(needs_bpf: bool) -> Result<(), PrivilegeError> {
     set_no_new_privs(true).map_err(io("renounce new"))
 }
 
-fn missing(held: CapabilitySet, needs_bpf: bool) -> Vec<String> {
+/// What is missing of what the router needs, each with its use.
+pub(super) fn missing(held: CapabilitySet, needs_bpf: bool) -> Vec<String> {
     let for_bpf = if needs_bpf { FOR_BPF } else { &[] };
     let needed = ALWAYS.iter().chain(for_bpf);
     // What came before them had both (Linux 5.8).

@@ -265,6 +265,8 @@ pub struct SlowPathReport {
     pub fragmented: u64,
     /// Inner packets that were cut before they were encapsulated.
     pub inner_fragmented: u64,
+    /// Packets of the tunnels' protocols that came to this host, have no tunnel here, and were kept from the slow path.
+    pub filtered: Reasons,
     pub icmp: IcmpReport,
 }
 

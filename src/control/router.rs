@@ -528,7 +528,9 @@ impl Router {
             let all = fast.workers().iter();
             all.map(|worker| statistics::worker(worker, fast)).collect()
         });
-        let slow_path = statistics::slow_path(&self.slow.stats());
+        let mut slow_path = statistics::slow_path(&self.slow.stats());
+        let strangers = self.steer.as_ref().and_then(|s| s.strangers().ok());
+        slow_path.filtered = statistics::filtered(strangers.unwrap_or_default());
         let now = Instant::now();
         let tunnels = self.tunnels.iter().enumerate();
         Statistics {

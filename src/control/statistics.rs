@@ -20,7 +20,7 @@ use super::{
     worker_thread::{SocketHandle, WorkerHandle},
 };
 use crate::{
-    datapath::{DropCounts, ErrorCounts, PuntCounts},
+    datapath::{DropCounts, DropReason, ErrorCounts, PuntCounts},
     tunnel::Peers,
 };
 
@@ -216,6 +216,12 @@ pub fn slow_path(stats: &SlowStats) -> SlowPathReport {
     };
     drops(&mut report.drops, &stats.drops);
     report
+}
+
+/// What the sockets' filters kept away.
+pub fn filtered(strangers: u64) -> Reasons {
+    let word = DropReason::UnknownTunnel.as_str().to_owned();
+    BTreeMap::from([(word, strangers)])
 }
 
 /// Every drop of workers and slow path together.

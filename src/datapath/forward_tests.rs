@@ -8,6 +8,8 @@ use crate::{
 };
 use etherparse::PacketBuilder;
 
+#[path = "forward_refusal_tests.rs"]
+mod refusals;
 #[path = "forward_udp_tests.rs"]
 mod udp;
 #[path = "forward_wire_tests.rs"]

@@ -34,6 +34,9 @@ pub const REASONS: [&str; 24] = [
     "no_socket",
 ];
 
+/// The counter behind those of the reasons: `STEER_STRANGERS`.
+pub const STRANGERS: u32 = REASONS.len() as u32;
+
 pub const PORT_UNDERLAY: u16 = 1 << 0;
 pub const PORT_OVERLAY: u16 = 1 << 1;
 pub const PORT_FORWARD4: u16 = 1 << 2;

@@ -81,6 +81,15 @@ impl RingOptions {
     }
 }
 
+/// Bytes that one worker locks for its packets, with a port on each device of these MTUs; none where one of them does
+/// not fit a frame.
+pub fn locked_bytes(mtus: &[u32]) -> Option<u64> {
+    let sizes = mtus.iter().map(|mtu| umem::frame_size_for(*mtu).ok());
+    let frame_size = sizes.collect::<Option<Vec<u32>>>()?.into_iter().max()?;
+    let frames = RingOptions::default().frames(mtus.len());
+    Some(u64::from(frames) * u64::from(frame_size))
+}
+
 /// Why ports could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {

@@ -254,19 +254,29 @@ impl Steer {
 
     /// How many frames each reason has redirected or passed, on all devices since [`load`](Self::load).
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>> {
+        let mut counters = Vec::with_capacity(abi::REASONS.len());
+        for (index, name) in abi::REASONS.into_iter().enumerate() {
+            counters.push((name, self.counter(index as u32)?));
+        }
+        Ok(counters)
+    }
+
+    /// How many packets for this host the [filtered](Self::filter_raw_socket) sockets did not get, because no tunnel has
+    /// their addresses and their key.
+    pub fn strangers(&self) -> Result<u64> {
+        self.counter(abi::STRANGERS)
+    }
+
+    fn counter(&self, index: u32) -> Result<u64> {
         let error = |source| SteerError::Map {
             what: "read the steering counters",
             source,
         };
-        let mut counters = Vec::with_capacity(abi::REASONS.len());
-        for (index, name) in abi::REASONS.into_iter().enumerate() {
-            let key = (index as u32).to_ne_bytes();
-            let values = self.maps.counters.lookup_percpu(&key, MapFlags::ANY);
-            let sum = values.map_err(error)?.into_iter().flatten();
-            let sum = sum.filter_map(|v| v.try_into().ok().map(u64::from_ne_bytes));
-            counters.push((name, sum.sum()));
-        }
-        Ok(counters)
+        let counters = &self.maps.counters;
+        let values = counters.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY);
+        let sum = values.map_err(error)?.into_iter().flatten();
+        let sum = sum.filter_map(|v| v.try_into().ok().map(u64::from_ne_bytes));
+        Ok(sum.sum())
     }
 
     /// Lets a raw socket, of either family and for protocol 4, 41 or 47, receive only packets of the plan's tunnels, and malformed

@@ -31,13 +31,16 @@ const fn largest_mtu(frame_size: u32) -> u32 {
     frame_size - XDP_HEADROOM - LINK_OVERHEAD
 }
 
+/// The largest device MTU that any frame can receive.
+pub const LARGEST_MTU: u32 = largest_mtu(FRAME_SIZES[FRAME_SIZES.len() - 1]);
+
 /// The smallest frame size, in bytes, that receives what a device with this MTU delivers; otherwise the largest
 /// MTU that works.
 pub(super) fn frame_size_for(mtu: u32) -> Result<u32, u32> {
     FRAME_SIZES
         .into_iter()
         .find(|&size| mtu <= largest_mtu(size))
-        .ok_or(largest_mtu(FRAME_SIZES[FRAME_SIZES.len() - 1]))
+        .ok_or(LARGEST_MTU)
 }
 
 /// Where one worker's frames are, at this moment. A frame is in exactly one place, so the places always add

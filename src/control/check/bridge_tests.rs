@@ -145,8 +145,8 @@ fn the_programs_need_their_capability_without_xdp_too() {
         "xdp = \"off\"",
         |host| host.capabilities = Ok(1 << 12 | 1 << 13),
         &[
-            "fail host capabilities: missing: CAP_BPF | run as root, or: setcap \
-             cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock+ep \"$(command -v greyhound)\"",
+            "fail host capabilities: missing: CAP_BPF (the steering program), CAP_PERFMON (the steering program's packet pointers) | \
+             run as root, or: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock+ep \"$(command -v greyhound)\"",
         ],
     );
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Finding,
-    host::{Chain, Host, Link},
+    host::{Chain, Host, Link, Policy},
 };
 use crate::{
     control::config::{Config, TunnelConfig, XdpMode},
@@ -30,6 +30,7 @@ const SLOW_PATH_KEEPS: &str = "keep it from tunnels that need it with xdp = \"of
 
 pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     let mut findings = input(config, host);
+    findings.push(ipsec(config, host));
     if config.router.xdp == XdpMode::Off {
         return findings;
     }
@@ -142,19 +143,22 @@ fn protocols(config: &Config, family: &str) -> (BTreeSet<u8>, bool) {
         Family::V4 => matches!(family, "inet" | "ip"),
         Family::V6 => matches!(family, "inet" | "ip6"),
     };
-    let of = |tunnel: &TunnelConfig| -> &'static [u8] {
-        let kind = tunnel.mode.kind();
-        match (kind.shim, kind.payload) {
-            (Shim::Gre, _) if tunnel.udp.is_some() => &[],
-            (Shim::Gre, _) => &[protocol::GRE],
-            (Shim::None, Payload::Ipv4) => &[protocol::IPIP],
-            (Shim::None, Payload::Ipv6) => &[protocol::IPV6],
-            (Shim::None, _) => &[protocol::IPIP, protocol::IPV6],
-        }
-    };
     let tunnels = || config.tunnels.iter().filter(seen);
-    let protocols = tunnels().flat_map(of).copied().collect();
+    let bare = tunnels().filter(|tunnel| tunnel.udp.is_none());
+    let protocols = bare.flat_map(outer_protocols).copied().collect();
     (protocols, tunnels().any(|tunnel| tunnel.udp.is_some()))
+}
+
+/// What a tunnel's outer headers name as the protocol behind them.
+fn outer_protocols(tunnel: &TunnelConfig) -> &'static [u8] {
+    let kind = tunnel.mode.kind();
+    match (kind.shim, kind.payload) {
+        (Shim::Gre, _) if tunnel.udp.is_some() => &[protocol::UDP],
+        (Shim::Gre, _) => &[protocol::GRE],
+        (Shim::None, Payload::Ipv4) => &[protocol::IPIP],
+        (Shim::None, Payload::Ipv6) => &[protocol::IPV6],
+        (Shim::None, _) => &[protocol::IPIP, protocol::IPV6],
+    }
 }
 
 fn legacy(host: &Host) -> Option<Finding> {
@@ -167,6 +171,73 @@ fn legacy(host: &Host) -> Option<Finding> {
     );
     let mend = format!("iptables-legacy-save; ip6tables-legacy-save; {SLOW_PATH_KEEPS}");
     Some(Finding::warn("netfilter", "host", found).mend(mend))
+}
+
+/// Policies that packets are to obey and do not: on the fast path all of them, and on the slow path those that name the
+/// protocol of a packet that leaves by a raw socket.
+fn ipsec(config: &Config, host: &Host) -> Finding {
+    let policies = match &host.policies {
+        Err(why) => return Finding::warn("ipsec", "host", format!("could not look: {why}")),
+        Ok(policies) => policies,
+    };
+    let off = config.router.xdp == XdpMode::Off;
+    let passed = |policy: &Policy| {
+        let tunnel = tunnel_of(config, policy);
+        let goes_past = match off {
+            true => policy.direction == "out" && policy.protocol != 0 && tunnel.is_some(),
+            // What comes in for this host itself is left to the kernel.
+            false => policy.direction != "in" || tunnel.is_some(),
+        };
+        let tunnel = tunnel.map_or(String::new(), |t| format!(" (tunnel {})", t.name));
+        goes_past.then(|| in_words(policy) + &tunnel)
+    };
+    let passed: Vec<String> = policies.iter().filter_map(passed).collect();
+    match (passed.is_empty(), off) {
+        (true, _) => Finding::ok("ipsec", "host", "no policies that packets would go past"),
+        (false, true) => {
+            let found = format!(
+                "outer packets leave by a raw socket, past policies that name their protocol: {}",
+                passed.join("; ")
+            );
+            Finding::warn("ipsec", "host", found).mend("name the addresses alone: ip xfrm policy")
+        }
+        (false, false) => {
+            let found = format!("the fast path goes past, in clear: {}", passed.join("; "));
+            let mend = format!("ip xfrm policy; {SLOW_PATH_KEEPS}");
+            Finding::warn("ipsec", "host", found).mend(mend)
+        }
+    }
+}
+
+/// The tunnel whose outer packets a policy is about.
+fn tunnel_of<'c>(config: &'c Config, policy: &Policy) -> Option<&'c TunnelConfig> {
+    let about = |tunnel: &&TunnelConfig| {
+        let (from, to) = match policy.direction {
+            "in" => (policy.destination, policy.source),
+            _ => (policy.source, policy.destination),
+        };
+        let remotes = tunnel.remotes();
+        let protocol = outer_protocols(tunnel).contains(&policy.protocol);
+        from.contains(&tunnel.local)
+            && remotes.iter().any(|remote| to.contains(remote))
+            && (policy.protocol == 0 || protocol)
+    };
+    config.tunnels.iter().find(about)
+}
+
+fn in_words(policy: &Policy) -> String {
+    let Policy {
+        direction,
+        source,
+        destination,
+        ..
+    } = policy;
+    let protocol = match policy.protocol {
+        0 => String::new(),
+        n => format!(" proto {n}"),
+    };
+    let blocks = if policy.blocks { " block" } else { "" };
+    format!("{direction} {source} to {destination}{protocol}{blocks}")
 }
 
 fn tc(config: &Config, host: &Host, link: &Link) -> Option<Finding> {

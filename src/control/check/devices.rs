@@ -4,7 +4,10 @@ use super::{
     Finding,
     host::{Host, Link, Offloads},
 };
-use crate::control::config::{Config, XdpMode};
+use crate::{
+    control::config::{Config, XdpMode},
+    xdp::LARGEST_MTU,
+};
 
 /// What fits one page beside the room that XDP and drivers want in it, in bytes.
 const SINGLE_BUFFER_MTU: u32 = 3498;
@@ -124,6 +127,17 @@ fn program(host: &Host, link: &Link) -> Option<Finding> {
 fn jumbo(link: &Link) -> Option<Finding> {
     if link.mtu <= SINGLE_BUFFER_MTU {
         return None;
+    }
+    if link.mtu > LARGEST_MTU {
+        let found = format!(
+            "MTU {} does not fit an AF_XDP frame; {LARGEST_MTU} is the largest that works",
+            link.mtu
+        );
+        let mend = format!(
+            "ip link set {} mtu {LARGEST_MTU}, or set xdp = \"off\"",
+            link.name
+        );
+        return Some(Finding::fail("mtu", &link.name, found).mend(mend));
     }
     let found = format!(
         "MTU {} may not fit one buffer per packet; {SINGLE_BUFFER_MTU} does",

@@ -47,6 +47,8 @@ pub(super) struct Host {
     pub chains: Seen<Vec<Chain>>,
     /// Tables of the old iptables that are in use.
     pub legacy_tables: Vec<String>,
+    /// IPsec policies.
+    pub policies: Seen<Vec<Policy>>,
 }
 
 /// A network device.
@@ -114,6 +116,19 @@ pub(super) struct Chain {
     pub device: Option<String>,
     pub drops_by_default: bool,
     pub rules: usize,
+}
+
+/// An IPsec policy, in the words of `ip xfrm policy`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Policy {
+    /// `in`, `out` or `fwd`.
+    pub direction: &'static str,
+    pub source: IpNet,
+    pub destination: IpNet,
+    /// 0 means any.
+    pub protocol: u8,
+    /// Such packets are dropped.
+    pub blocks: bool,
 }
 
 impl Host {

@@ -17,6 +17,7 @@ mod queues;
 mod system;
 #[cfg(test)]
 mod tests;
+mod xfrm;
 
 use std::fmt;
 

@@ -96,14 +96,6 @@ pub(super) fn judge(tunnel: &TunnelConfig, way: &Way<'_>) -> Finding {
             }
             .mend(mend)
         }
-        Mtu::Fixed(mtu) => {
-            let mut prefixes = tunnel.address.iter().chain(&tunnel.routes);
-            if u32::from(mtu) < IPV6_MTU && prefixes.any(|prefix| prefix.addr().is_ipv6()) {
-                let found = format!("{mtu} is too small for IPv6, which needs {IPV6_MTU}");
-                return Finding::fail("mtu", name, found)
-                    .mend(format!("set mtu = {IPV6_MTU} or \"auto\""));
-            }
-            Finding::ok("mtu", name, format!("{mtu} of {sum}"))
-        }
+        Mtu::Fixed(mtu) => Finding::ok("mtu", name, format!("{mtu} of {sum}")),
     }
 }

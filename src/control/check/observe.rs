@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{
     host::{Host, IpSettings, Link, Seen},
-    netlink, programs,
+    netlink, programs, xfrm,
 };
 use crate::{
     control::{
@@ -63,6 +63,7 @@ pub(super) async fn host(config: &Config) -> Host {
         settings: settings(config),
         chains: programs::chains(),
         legacy_tables: legacy_tables(),
+        policies: xfrm::policies(),
         links: tables.links,
         addresses: tables.addresses,
         rules: tables.rules,

@@ -1,33 +1,35 @@
 //! The process and the kernel: privileges, version, drivers.
 
+use rustix::thread::CapabilitySet;
+
 use super::{
     Finding,
     host::{Host, Seen},
 };
 use crate::{
-    control::config::{Config, Workers, XdpMode},
+    control::{
+        config::{Config, Workers, XdpMode},
+        privileges,
+    },
     tunnel::{Family, GRE_IN_UDP_PORT, Mode},
+    xdp,
 };
 
 // linux/capability.h
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 const CAP_IPC_LOCK: u32 = 14;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_BPF: u32 = 39;
 
 /// The oldest kernel that this is tested on (Debian 12 has 6.1, Ubuntu 22.04 has 5.15).
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
-/// Locked memory that a worker's packet buffers may take, in bytes.
-const LOCKED_PER_WORKER: u64 = 64 << 20;
 
-const RUN_AS_ROOT: &str = "run as root, or: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock+ep \"$(command -v greyhound)\"";
+const RUN_AS_ROOT: &str = "run as root, or: setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock+ep \"$(command -v greyhound)\"";
 
 pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     let mut findings = vec![capabilities(config, host), kernel(host), tun(host)];
     if config.router.xdp != XdpMode::Off {
         findings.push(af_xdp(host));
-        findings.extend(memlock(host));
+        findings.extend(memlock(config, host));
     }
     findings.extend(cpus(config, host));
     findings.extend(kernel_tunnels(config, host));
@@ -50,22 +52,13 @@ fn has(host: &Host, capability: u32) -> bool {
 }
 
 fn capabilities(config: &Config, host: &Host) -> Finding {
-    if let Err(why) = &host.capabilities {
-        return Finding::warn("capabilities", "host", format!("could not look: {why}"));
-    }
-    let mut missing = Vec::new();
-    for (capability, name) in [
-        (CAP_NET_ADMIN, "CAP_NET_ADMIN"),
-        (CAP_NET_RAW, "CAP_NET_RAW"),
-    ] {
-        if !has(host, capability) {
-            missing.push(name);
+    let held = match &host.capabilities {
+        Ok(held) => CapabilitySet::from_bits_retain(*held),
+        Err(why) => {
+            return Finding::warn("capabilities", "host", format!("could not look: {why}"));
         }
-    }
-    let bpf = has(host, CAP_BPF) || has(host, CAP_SYS_ADMIN);
-    if !bpf && config.needs_bpf() {
-        missing.push("CAP_BPF");
-    }
+    };
+    let missing = privileges::missing(held, config.needs_bpf());
     if missing.is_empty() {
         return Finding::ok("capabilities", "host", "all that are needed");
     }
@@ -120,20 +113,30 @@ fn af_xdp(host: &Host) -> Finding {
     }
 }
 
-fn memlock(host: &Host) -> Option<Finding> {
+/// The kernel counts what all workers lock, for the user, and refuses what goes beyond (net/xdp/xdp_umem.c).
+fn memlock(config: &Config, host: &Host) -> Option<Finding> {
     let limit = host.memlock.filter(|_| !has(host, CAP_IPC_LOCK))?;
-    if limit >= LOCKED_PER_WORKER {
+    let devices = config.router.devices();
+    let links: Option<Vec<_>> = devices.iter().map(|name| host.link(name)).collect();
+    let links = links?;
+    let workers = links.first()?.queues.0;
+    let mtus: Vec<u32> = links.iter().map(|link| link.mtu).collect();
+    let needed = xdp::locked_bytes(&mtus)? * u64::from(workers);
+    if limit >= needed {
         return None;
     }
     let found = format!(
-        "at most {} KiB may be locked, and CAP_IPC_LOCK is missing: packet buffers need up to {} KiB per worker",
+        "at most {} KiB may be locked, and CAP_IPC_LOCK is missing: {workers} {} {} KiB for packets",
         limit >> 10,
-        LOCKED_PER_WORKER >> 10
+        if workers == 1 {
+            "worker locks"
+        } else {
+            "workers lock"
+        },
+        needed >> 10
     );
-    Some(
-        Finding::warn("memlock", "host", found)
-            .mend("ulimit -l unlimited (systemd: LimitMEMLOCK=infinity)"),
-    )
+    let mend = "ulimit -l unlimited (systemd: LimitMEMLOCK=infinity)";
+    Some(Finding::fail("memlock", "host", found).mend(mend))
 }
 
 fn cpus(config: &Config, host: &Host) -> Vec<Finding> {

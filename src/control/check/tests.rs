@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Finding, Report, Severity,
-    host::{Chain, Host, IpSettings, Link, Offloads, RouteTo},
+    host::{Chain, Host, IpSettings, Link, Offloads, Policy, RouteTo},
     judge,
 };
 use crate::{control::config::Config, tunnel::Family};
@@ -61,6 +61,7 @@ pub(super) fn host() -> Host {
         offloads: BTreeMap::from(offloads),
         chains: Ok(Vec::new()),
         legacy_tables: Vec::new(),
+        policies: Ok(Vec::new()),
     }
 }
 
@@ -152,10 +153,35 @@ fn privileges_and_kernel() {
     one_change(
         |host| host.capabilities = Ok(1 << 13),
         &[
-            "fail host capabilities: missing: CAP_NET_ADMIN, CAP_BPF | run as root, or: setcap \
-             cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock+ep \"$(command -v greyhound)\"",
-            "warn host memlock: at most 64 KiB may be locked, and CAP_IPC_LOCK is missing: packet buffers need up to \
-             65536 KiB per worker | ulimit -l unlimited (systemd: LimitMEMLOCK=infinity)",
+            "fail host capabilities: missing: CAP_NET_ADMIN (devices, addresses and routes), \
+             CAP_BPF (the steering program), CAP_PERFMON (the steering program's packet pointers) | run as root, or: \
+             setcap cap_net_admin,cap_net_raw,cap_bpf,cap_perfmon,cap_ipc_lock+ep \"$(command -v greyhound)\"",
+            "fail host memlock: at most 64 KiB may be locked, and CAP_IPC_LOCK is missing: 1 worker locks 25600 KiB for \
+             packets | ulimit -l unlimited (systemd: LimitMEMLOCK=infinity)",
+        ],
+    );
+    // All but CAP_IPC_LOCK.
+    let unlocked = |host: &mut Host| host.capabilities = Ok(!(1 << 14));
+    one_change(
+        |host| {
+            unlocked(host);
+            host.memlock = Some(25600 << 10);
+        },
+        &[],
+    );
+    one_change(
+        |host| {
+            unlocked(host);
+            host.memlock = Some(50 << 20);
+            for name in ["eth0", "eth1"] {
+                host.change(name, |link| link.queues = (2, 2));
+            }
+            // The widest of them says how large the buffers of all are.
+            host.change("eth1", |link| link.mtu = 3000);
+        },
+        &[
+            "fail host memlock: at most 51200 KiB may be locked, and CAP_IPC_LOCK is missing: 2 workers lock 102400 KiB \
+             for packets | ulimit -l unlimited (systemd: LimitMEMLOCK=infinity)",
         ],
     );
     one_change(
@@ -459,14 +485,6 @@ fn the_tunnel_mtu_must_fit_the_underlay() {
         ],
     );
     with_config("", "", narrow_route, &[]);
-    with_config(
-        "",
-        "routes = [\"2001:db8::/32\"]\nmtu = 1200",
-        |_| {},
-        &[
-            "fail gre1 mtu: 1200 is too small for IPv6, which needs 1280 | set mtu = 1280 or \"auto\"",
-        ],
-    );
 }
 
 #[test]
@@ -556,9 +574,9 @@ fn each_peer_must_be_within_reach() {
         peer("10.0.3.0/24", "192.0.2.3"),
         peer("172.16.0.4", "192.0.2.4"),
     ];
-    let config = without_remote(&format!("routes = [\"192.0.2.4/32\"]\n{}", peers.concat()));
+    let config = without_remote(&format!("routes = [\"192.0.2.4/31\"]\n{}", peers.concat()));
     let mut host = host();
-    let swallowed = "fail gre1 peer: route 192.0.2.4/32 will lead 192.0.2.4 into tunnel gre1 | ip route add 192.0.2.4 \
+    let swallowed = "fail gre1 peer: route 192.0.2.4/31 will lead 192.0.2.4 into tunnel gre1 | ip route add 192.0.2.4 \
                      via GATEWAY dev eth0";
     assert_eq!(complaints(&config, &host), [swallowed]);
     host.route([192, 0, 2, 3], Ok(ROUTE));
@@ -843,5 +861,97 @@ fn the_table_is_aligned_and_ends_with_the_verdict() {
         "ok    host  tun     opens\n\
          fail  eth0  device  is down\n      ip link set eth0 up\n\
          not fit: 1 failed, 0 to look at, 1 in order\n"
+    );
+}
+
+#[test]
+fn a_device_that_no_frame_fits_is_refused_as_the_start_would() {
+    for (mtu, complaint) in [
+        (3498, None),
+        (
+            3499,
+            Some(
+                "warn eth1 mtu: MTU 3499 may not fit one buffer per packet; 3498 does | ip link set eth1 mtu 3498",
+            ),
+        ),
+        (
+            3815,
+            Some(
+                "fail eth1 mtu: MTU 3815 does not fit an AF_XDP frame; 3814 is the largest that works | ip link set eth1 \
+                 mtu 3814, or set xdp = \"off\"",
+            ),
+        ),
+    ] {
+        let expected: Vec<&str> = complaint.into_iter().collect();
+        one_change(|host| host.change("eth1", |link| link.mtu = mtu), &expected);
+    }
+    let jumbo = |host: &mut Host| host.change("eth1", |link| link.mtu = 9000);
+    with_config("xdp = \"off\"", "", jumbo, &[]);
+}
+
+fn policy(direction: &'static str, ends: [&str; 2], protocol: u8) -> Policy {
+    let [source, destination] = ends.map(|net| net.parse().unwrap());
+    Policy {
+        direction,
+        source,
+        destination,
+        protocol,
+        blocks: false,
+    }
+}
+
+#[test]
+fn ipsec_policies_that_packets_go_past_are_named() {
+    let outer = ["192.0.2.1/32", "192.0.2.0/24"];
+    let inner = ["10.1.0.0/16", "10.2.0.0/16"];
+    let past = |list: &str| {
+        format!(
+            "warn host ipsec: the fast path goes past, in clear: {list} | ip xfrm policy; keep it from tunnels that need it \
+             with xdp = \"off\""
+        )
+    };
+    let cases = [
+        (
+            policy("out", outer, 0),
+            past("out 192.0.2.1/32 to 192.0.2.0/24 (tunnel gre1)"),
+            None,
+        ),
+        (
+            policy("out", outer, 47),
+            past("out 192.0.2.1/32 to 192.0.2.0/24 proto 47 (tunnel gre1)"),
+            Some(
+                "warn host ipsec: outer packets leave by a raw socket, past policies that name their protocol: \
+                 out 192.0.2.1/32 to 192.0.2.0/24 proto 47 (tunnel gre1) | name the addresses alone: ip xfrm policy",
+            ),
+        ),
+        // Of another protocol between the same ends; and of forwarded packets.
+        (
+            policy("out", outer, 6),
+            past("out 192.0.2.1/32 to 192.0.2.0/24 proto 6"),
+            None,
+        ),
+        (
+            policy("fwd", inner, 0),
+            past("fwd 10.1.0.0/16 to 10.2.0.0/16"),
+            None,
+        ),
+        (
+            policy("in", ["192.0.2.0/24", "192.0.2.1/32"], 0),
+            past("in 192.0.2.0/24 to 192.0.2.1/32 (tunnel gre1)"),
+            None,
+        ),
+    ];
+    for (policy, complaint, off) in cases {
+        let have = |host: &mut Host| host.policies = Ok(vec![policy.clone()]);
+        one_change(have, &[&complaint]);
+        let expected: Vec<&str> = off.into_iter().collect();
+        with_config("xdp = \"off\"", "", have, &expected);
+    }
+    // What comes in for this host itself is the kernel's.
+    let ssh = policy("in", ["0.0.0.0/0", "10.1.0.1/32"], 6);
+    one_change(|host| host.policies = Ok(vec![ssh.clone()]), &[]);
+    one_change(
+        |host| host.policies = Err("Permission denied".to_owned()),
+        &["warn host ipsec: could not look: Permission denied | "],
     );
 }

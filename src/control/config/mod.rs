@@ -7,6 +7,7 @@
 mod encap;
 mod ends;
 mod frames;
+mod inside;
 mod keepalive;
 mod reader;
 mod router;

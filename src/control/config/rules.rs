@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{ConfigError, RouterConfig, TunnelConfig, frames, reader::Section};
+use super::{ConfigError, RouterConfig, TunnelConfig, frames, inside, reader::Section};
 use crate::tunnel::{Mode, Shim, Ttl};
 
 /// The kernel's rules for one tunnel by itself.
@@ -12,6 +12,11 @@ pub(super) fn tunnel_alone(
     section: &Section<'_>,
     tunnel: &TunnelConfig,
 ) -> Result<(), ConfigError> {
+    // sysctl_dev_name_is_allowed()
+    if matches!(&*tunnel.name, "all" | "default") {
+        let expected = "what the kernel calls the settings of other devices: expected another name";
+        return Err(complain(section, "name", expected));
+    }
     if tunnel.remote == tunnel.local {
         let expected = "same as local: expected the other end's address";
         return Err(complain(section, "remote", expected));
@@ -56,6 +61,7 @@ pub(super) fn tunnel_alone(
         let expected = "not with pmtudisc = true: expected pmtudisc = false beside it";
         return Err(complain(section, "ignore_df", expected));
     }
+    inside::alone(section, tunnel)?;
     frames::alone(section, tunnel)
 }
 
@@ -131,18 +137,28 @@ pub(super) fn tunnel_beside(
         )));
     }
     frames::beside(section, tunnel, other)?;
+    inside::beside(section, tunnel, other)?;
+    for (bound, by) in [(tunnel, other), (other, tunnel)] {
+        if bound.dev.as_ref() == Some(&by.name) {
+            let message = format!(
+                "dev of tunnel {:?} is tunnel {:?}: expected an underlay device",
+                bound.name, by.name
+            );
+            return Err(section.error(&message));
+        }
+    }
     let address = tunnel.address.iter().find(|address| {
         !may_be_shared(address) && other.address.iter().any(|a| a.addr() == address.addr())
     });
     if let Some(address) = address {
-        return Err(complain_about(section, "address", address, &other.name));
+        return Err(complain_about(section, "address", address, &taken(other)));
     }
     match tunnel
         .routes
         .iter()
         .find(|route| other.routes.contains(route))
     {
-        Some(route) => Err(complain_about(section, "routes", route, &other.name)),
+        Some(route) => Err(complain_about(section, "routes", route, &taken(other))),
         None => Ok(()),
     }
 }
@@ -167,16 +183,24 @@ pub(super) fn complain(section: &Section<'_>, key: &str, message: &str) -> Confi
     }
 }
 
-/// Complains about the one item of a list that another tunnel has already.
-fn complain_about(section: &Section<'_>, key: &str, item: &IpNet, other: &str) -> ConfigError {
-    let message = format!("tunnel {other:?} has it already: expected each once");
+fn taken(other: &TunnelConfig) -> String {
+    format!("tunnel {:?} has it already: expected each once", other.name)
+}
+
+/// Complains about one item of a list.
+pub(super) fn complain_about(
+    section: &Section<'_>,
+    key: &str,
+    item: &IpNet,
+    message: &str,
+) -> ConfigError {
     let items = section
         .get(key)
         .and_then(|list| list.items())
         .unwrap_or_default();
     let parses = |text: Option<&str>| text.and_then(|t| t.parse().ok()) == Some(*item);
     match items.iter().find(|value| parses(value.text())) {
-        Some(value) => value.complain(&message),
-        None => complain(section, key, &message),
+        Some(value) => value.complain(message),
+        None => complain(section, key, message),
     }
 }

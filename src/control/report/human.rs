@@ -31,6 +31,10 @@ pub fn statistics(statistics: &Statistics) -> String {
         ("drops".to_owned(), &statistics.drops),
         ("slow path punts".to_owned(), &statistics.slow_path.punts),
         ("slow path drops".to_owned(), &statistics.slow_path.drops),
+        (
+            "slow path filtered".to_owned(),
+            &statistics.slow_path.filtered,
+        ),
         ("slow path icmp".to_owned(), &icmp),
     ];
     for (device, counters) in &statistics.xdp {
