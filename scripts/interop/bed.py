@@ -13,29 +13,35 @@ import time
 from dataclasses import dataclass, field, replace
 
 from places import Failed, Namespace, Place, boot
-from tunnels import DEVICE, WAN
+from tunnels import BRIDGE, DEVICE, WAN
 
 # Of a TCP connection each way: enough to tell the paths apart. A virtual machine without KVM takes some time for it.
 BYTES = 3_000_000
-UNDERLAY = "br0"
+UNDERLAY = "transit"
 MAC_B = "02:00:00:00:b0:01"
 
 
 @dataclass
 class End:
-    """One end of the tunnel: its router and the host behind it, their addresses by family, and its port of the underlay."""
+    """One end of the tunnel: its router and the host behind it, their addresses by family, and its port of the underlay.
+
+    `behind` is the host's address in its own network, `joined` the one in a network of both hosts; `inner` the one in use.
+    """
 
     name: str
     router: Place
     host: Place
     outer: dict
-    inner: dict
+    behind: dict
+    joined: dict
     tunnel: dict
     net: dict
     port: str
     wan: str
     files: str
+    inner: dict = field(default_factory=dict)
     mac: str = ""
+    host_mac: str = ""
     tunnel_mac: str = ""
     digest: str = ""
     # The tunnel device's, and what a packet may have that goes through whole.
@@ -47,7 +53,11 @@ class End:
     second: "End" = field(default=None, repr=False)
 
     def gateway(self, family):
-        return self.inner[family][:-1] + "1"
+        return self.behind[family][:-1] + "1"
+
+    def lan(self):
+        """A shell command that gives the router its addresses towards the host."""
+        return f"ip addr add {self.gateway(4)}/24 dev lan; ip addr add {self.gateway(6)}/64 dev lan nodad"
 
 
 class Bed:
@@ -64,10 +74,10 @@ class Bed:
             far_name, files = f"{self.name}-far", f"{self.dir}/b"
             peer, far = Namespace(f"{self.name}-peer"), Namespace(far_name)
         self.a = End("Greyhound", Namespace(f"{self.name}-router"), Namespace(f"{self.name}-host"),
-                     {4: "192.0.2.1", 6: "2001:db8:a::1"}, {4: "10.1.0.2", 6: "fd00:1::2"},
+                     {4: "192.0.2.1", 6: "2001:db8:a::1"}, {4: "10.1.0.2", 6: "fd00:1::2"}, {4: "10.5.0.1", 6: "fd00:5::1"},
                      {4: "172.16.0.1", 6: "fd00:172::1"}, {4: "10.1.0.0/24", 6: "fd00:1::/64"}, "toA", "wan", f"{self.dir}/a")
         self.b = End("the kernel", peer, far,
-                     {4: "198.51.100.1", 6: "2001:db8:b::1"}, {4: "10.2.0.2", 6: "fd00:2::2"},
+                     {4: "198.51.100.1", 6: "2001:db8:b::1"}, {4: "10.2.0.2", 6: "fd00:2::2"}, {4: "10.5.0.2", 6: "fd00:5::2"},
                      {4: "172.16.0.2", 6: "fd00:172::2"}, {4: "10.2.0.0/24", 6: "fd00:2::/64"}, "toB", "eth0", files)
         self.a.other, self.b.other = self.b, self.a
         self.b.second = replace(self.b, outer={4: "198.51.100.3", 6: "2001:db8:b::3"}, tunnel={4: "172.16.0.3", 6: "fd00:172::3"})
@@ -82,22 +92,25 @@ class Bed:
                         "for f in ipv4/icmp_ratelimit ipv6/icmp/ratelimit ipv4/icmp_echo_ignore_broadcasts ipv4/conf/all/send_redirects"
                         " ipv4/conf/default/send_redirects ipv4/conf/all/rp_filter ipv4/conf/default/rp_filter;"
                         " do echo 0 >/proc/sys/net/$f; done")
+        for host in (self.a.host, self.b.host):
+            host.must("echo 0 >/proc/sys/net/ipv4/icmp_echo_ignore_broadcasts")
         self.underlay.must(f"ip link add {UNDERLAY} type bridge mcast_snooping 0; ip link set {UNDERLAY} up;"
                            f"for p in toA toB; do ip link set $p master {UNDERLAY}; done")
         for end in (self.a, self.b):
-            end.host.must(f"mkdir -p {end.files}; ip link set lo up; ip link set eth0 up; ip addr add {end.inner[4]}/24 dev eth0;"
-                          f"ip addr add {end.inner[6]}/64 dev eth0 nodad; ip route add default via {end.gateway(4)};"
-                          f"ip -6 route add default via {end.gateway(6)}")
+            addresses = "".join(f"ip addr add {host[4]}/24 dev eth0; ip addr add {host[6]}/64 dev eth0 nodad;"
+                                for host in (end.behind, end.joined))
+            end.host.must(f"mkdir -p {end.files}; ip link set lo up; ip link set eth0 up; {addresses}"
+                          f"ip route add default via {end.gateway(4)}; ip -6 route add default via {end.gateway(6)}")
             self.underlay.must(f"ip addr add {end.outer[4][:-1]}2/29 dev {UNDERLAY};"
                                f"ip addr add {end.outer[6][:-1]}2/64 dev {UNDERLAY} nodad")
             outer = [each.outer for each in (end, end.second) if each]
-            end.router.must(f"ip link set lan up; ip link set {end.wan} up; ip addr add {end.gateway(4)}/24 dev lan;"
-                            f"ip addr add {end.gateway(6)}/64 dev lan nodad;"
+            end.router.must(f"ip link set lan up; ip link set {end.wan} up; {end.lan()};"
                             + "".join(f"ip addr add {each[4]}/29 dev {end.wan}; ip addr add {each[6]}/64 dev {end.wan} nodad;"
                                       for each in outer)
                             + f"ip route add default via {end.outer[4][:-1]}2; ip -6 route add default via {end.outer[6][:-1]}2;"
                             f"ping -c 1 -W 5 {end.outer[4][:-1]}2")
             _, end.mac = end.router.link(end.wan)
+            _, end.host_mac = end.host.link("eth0")
             end.digest = end.host.must(f"head -c {BYTES} /dev/urandom >{end.files}/sent; md5sum <{end.files}/sent", 60)
 
     # --- The tunnel
@@ -123,12 +136,19 @@ class Bed:
     def up(self, tunnel, xdp):
         """Makes the tunnel at both ends, and waits until a packet has passed."""
         self.set_mtu(tunnel.wan)
+        if tunnel.bridge:
+            self.a.router.must("ip addr flush dev lan")
         self.start(self.configuration(tunnel, xdp))
         for end, commands in ((self.a, []), (self.b, tunnel.commands(self.b))):
             end.sequence = 0x4000_0000
+            end.inner = end.joined if tunnel.bridge else end.behind
             commands = [*commands, *tunnel.routes(end, end is self.b)]
-            end.mtu, end.tunnel_mac = end.router.link(DEVICE, "; ".join(commands))
+            end.mtu, end.tunnel_mac = end.router.link(DEVICE, "; ".join(commands) or "true")
         self.a.whole = self.b.whole = min(self.a.mtu, self.b.mtu)
+        if tunnel.bridge:
+            # No router between them tells the hosts.
+            for end in (self.a, self.b):
+                end.host.must(f"ip link set eth0 mtu {end.whole}")
         for version in tunnel.payloads:
             self.a.host.until(f"ping -n -c 1 -W 1 {self.b.inner[version]}")
 
@@ -180,6 +200,12 @@ class Bed:
             self.process = None
         for place in (self.a.router, self.a.host, self.b.host):
             place.run(forget)
+        if self.a.inner is self.a.joined:
+            self.b.router.run(f"ip link del {BRIDGE}")
+            for end in (self.a, self.b):
+                # Down and up: for a link-local address, without which a router finds no neighbour.
+                end.router.run(f"ip link set lan down; ip link set lan up; {end.lan()}")
+                end.host.run(f"ip link set eth0 mtu {self.mtu}")
 
     def close(self):
         if self.process:

@@ -60,8 +60,15 @@ def check_fragments(bed, tunnel, _):
         ping(end.host, [f"{options[version]} {other.inner[version]}" for version in tunnel.payloads])
 
 
+def only_routed(tunnel):
+    """Frames have no router between the hosts that would say anything."""
+    if tunnel.bridge:
+        raise NotApplicable
+
+
 def check_too_big(bed, tunnel, _):
     """One byte more than the tunnel carries, DF set: the router says so to the host, with the tunnel's MTU."""
+    only_routed(tunnel)
     for end, other in both(bed):
         hear_of_mtu(end, other, tunnel.payloads, end.whole + 1, end.whole)
 
@@ -80,6 +87,7 @@ def check_path(bed, tunnel, _):
 
     Without DF outside, the underlay fragments instead. Errors about multicast there are none (RFC 1122 section 3.2.2).
     """
+    only_routed(tunnel)
     if tunnel.mtu or tunnel.group:
         raise NotApplicable
     complaints = {}
@@ -123,7 +131,7 @@ def check_path_taken(bed, tunnel, xdp):
     counted = next(t for t in bed.stats()["tunnels"] if t["name"] == DEVICE)
     for way in ("rx", "tx"):
         fast, slow = counted["fast"][f"{way}_packets"], counted["slow"][f"{way}_packets"]
-        if tunnel.kind.layer2 and xdp != "off":
+        if tunnel.kind.layer2 and not tunnel.bridge and xdp != "off":
             # A worker numbers its packets where there are numbers.
             assert fast + slow > 100, f"{way}: {fast} fast, {slow} slow"
         elif xdp == "off":
@@ -133,13 +141,16 @@ def check_path_taken(bed, tunnel, xdp):
 
 
 def check_multicast(bed, tunnel, _):
-    """A group that both routers are in: all-hosts, as a routing daemon's hello. No loopback: who answers is the other.
+    """A group that both are in: all-hosts, as a routing daemon's hello. No loopback: who answers is the other.
 
     With a TTL beyond the usual 1, which a tunnel that inherits it would take no further than the underlay's first router.
     """
     if tunnel.many == "via":
         raise NotApplicable
     for end, _other in both(bed):
+        if tunnel.bridge:
+            ping(end.host, [f"-L -t 8 -I eth0 -I {end.inner[version]} {ALL_HOSTS[version]}" for version in tunnel.payloads])
+            continue
         if tunnel.many == "neigh" and end is bed.b:
             # The kernel sends it to 224.0.0.1 of the underlay: arp_mc_map() of a tunnel's device.
             continue
@@ -171,6 +182,7 @@ def check_expired(bed, tunnel, _):
 
     Where the tunnel inherits the TTL, the outer packet ends one router earlier.
     """
+    only_routed(tunnel)
     if tunnel.kind.delivery == 4 and tunnel.options.get("ttl", "inherit") == "inherit":
         raise NotApplicable
     for end, other in both(bed):
@@ -178,6 +190,20 @@ def check_expired(bed, tunnel, _):
         said = set(re.findall(r"From ([0-9a-f.:]+?):? icmp_seq=\d Time (?:to live )?exceeded", output))
         wanted = {other.tunnel[version] for version in tunnel.payloads}
         assert said == wanted, f"{other.name}: {said or 'nobody'} says time exceeded, not {wanted}"
+
+
+def check_keepalive(bed, tunnel, _):
+    """The kernel sends our keepalives back while it takes packets with its own address as source, and no longer."""
+    if not tunnel.keepalive:
+        raise NotApplicable
+    switch = f"/proc/sys/net/ipv4/conf/{DEVICE}/accept_local"
+    counted = next(t for t in bed.stats()["tunnels"] if t["name"] == DEVICE)["keepalive"]
+    assert counted["received"] > 0, f"no keepalive came back: {counted}"
+    show = f"{bed.greyhound} tunnel show --socket {bed.dir}/control.sock"
+    bed.b.router.must(f"echo 0 >{switch}")
+    bed.a.router.until(f"{show} | grep 'state no-keepalive' && ip link show {DEVICE} | grep NO-CARRIER")
+    bed.b.router.must(f"echo 1 >{switch}")
+    bed.a.router.until(f"{show} | grep 'state up' && ! ip link show {DEVICE} | grep NO-CARRIER")
 
 
 CHECKS = {
@@ -191,5 +217,6 @@ CHECKS = {
     "mcast": check_multicast,
     "many": check_many,
     "hops": check_expired,
+    "keep": check_keepalive,
     "pmtu": check_path,
 }

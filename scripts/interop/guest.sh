@@ -3,7 +3,7 @@
 # Sourced, never run.
 
 # All that a tunnel endpoint with a network behind it needs; what these depend on comes along.
-GUEST_MODULES=(virtio_pci virtio_net virtio_console veth ip_gre ip6_gre ipip sit ip6_tunnel fou fou6)
+GUEST_MODULES=(virtio_pci virtio_net virtio_console veth ip_gre ip6_gre ipip sit ip6_tunnel fou fou6 bridge)
 # Not busybox's: its ip knows no tunnel types, its ping no DF, and its sh would prefer both to these.
 GUEST_PROGRAMS=(dash ip ping ethtool)
 

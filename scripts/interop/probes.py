@@ -28,10 +28,13 @@ class Reply:
         self.gre = frame.getlayer(GRE)
         self.options = frame.getlayer(IPv6ExtHdrDestOpt)
 
-    def gre_is(self, key, csum, seq):
+    def gre_is(self, key, csum, seq, nvgre):
         """Whether the GRE header carries these, and nothing else."""
         gre, key = self.gre, None if key is None else int(key)
-        present = (gre.key if gre.key_present else None, bool(gre.chksum_present), bool(gre.seqnum_present))
+        sent = gre.key if gre.key_present else None
+        if nvgre and sent is not None:
+            sent &= ~0xFF
+        present = (sent, bool(gre.chksum_present), bool(gre.seqnum_present))
         rest = (gre.routing_present, gre.strict_route_source, gre.recursion_control, gre.flags, gre.version)
         return present == (key, bool(csum), bool(seq)) and not any(rest)
 
@@ -100,7 +103,8 @@ class Prober:
         else:
             packet = IPv6(src=source[6], dst=target[6], tc=inner_tos, hlim=63) / ICMPv6EchoRequest(id=7, data=token)
         if self.tunnel.kind.layer2:
-            packet = Ether(src="02:00:00:00:00:0f", dst=self.end.tunnel_mac) / packet
+            target = self.end.host_mac if self.tunnel.bridge else self.end.tunnel_mac
+            packet = Ether(src=self.end.other.host_mac, dst=target) / packet
         return packet
 
     def expects(self, name):

@@ -7,6 +7,9 @@ Words that have a direction are Greyhound's: its `ikey` is the kernel's `okey`. 
     peers    Greyhound without a remote and with a table of peers, the kernel being two of them
     via      Greyhound without a remote, which is the route's next hop; so the kernel, where it can
     neigh    the kernel without a remote, which is a neighbour's link address
+    bridge   the hosts of both ends in one network, joined by Ethernet frames
+    nvgre    Greyhound's key as a virtual subnet
+    keepalive    Greyhound sends keepalives
 """
 
 import sys
@@ -29,12 +32,16 @@ TUNNELS = [
     "gre peers",
     "gre via",
     "gre key 42 neigh",
+    "gre keepalive",
     "gre mtu 576",
     "gre wan 1280",
     "gre wan 3500",
     "gretap",
     "gretap key 42 csum seq",
     "gretap ttl 64 tos inherit",
+    "gretap bridge",
+    "gretap ttl 64 tos inherit key 42 csum seq bridge",
+    "gretap key 5000 nvgre bridge",
     "ip6gre",
     "ip6gre encaplimit none",
     "ip6gre key 42 csum seq",
@@ -44,7 +51,7 @@ TUNNELS = [
     "ip6gre encap fou noencap-udp6-csum key 42 csum seq",
     "ip6gre peers",
     "ip6gretap",
-    "ip6gretap encaplimit none key 42 csum seq",
+    "ip6gretap encaplimit none key 42 csum seq bridge",
     "ipip",
     "ipip ttl 64 tos inherit",
     "ipip nopmtudisc",
@@ -69,11 +76,12 @@ SLOW = [
     "gre remote 239.1.1.1 ttl 64",
     "gre peers",
     "gretap",
+    "gretap bridge",
     "ip6gre",
     "ip6gre key 42 csum seq",
     "ip6gre encap fou encap-udp6-csum",
     "ip6gre peers",
-    "ip6gretap",
+    "ip6gretap bridge",
     "ipip",
     "sit",
     "ip6ip6",

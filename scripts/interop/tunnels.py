@@ -4,6 +4,7 @@ import ipaddress
 from dataclasses import dataclass
 
 DEVICE = "t0"
+BRIDGE = "br0"
 PREFIX = {4: 29, 6: 64}
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ FLAGS = {name: f"{name} = true" for name in ("csum", "icsum", "ocsum", "seq", "i
     "encap-udp6-csum": "encap_csum6 = true", "noencap-udp6-csum": "encap_csum6 = false"}
 MIRRORED = {f"{a}{name}": f"{b}{name}" for name in ("key", "csum", "seq") for a, b in ("io", "oi")}
 MANY = ("peers", "via", "neigh")
+OURS = ("bridge", "nvgre", "keepalive")
 # GRE in UDP (RFC 8086). Linux's receiver is not the tunnel's, and is made beside it.
 UDP_PORT = 4754
 FOU = f"fou encap-dport {UDP_PORT}"
@@ -54,10 +56,11 @@ class Tunnel:
         self.options = {}
         while rest:
             word = rest.pop(0)
-            self.options[word] = True if word in FLAGS or word in MANY else rest.pop(0)
+            self.options[word] = True if word in FLAGS or word in MANY or word in OURS else rest.pop(0)
         self.wan = int(self.options.pop("wan", WAN))
         self.mtu = int(self.options.pop("mtu", 0))
         self.group = self.options.pop("remote", None)
+        self.bridge, self.nvgre, self.keepalive = (bool(self.options.pop(word, None)) for word in OURS)
         self.many = next((word for word in MANY if self.options.pop(word, None)), None)
         small = (self.mtu or self.wan - MOST) < IPV6_MIN
         self.payloads = tuple(version for version in self.kind.payloads if version == 4 or not small)
@@ -69,7 +72,9 @@ class Tunnel:
         """The file; `router` is what it says for the router as a whole, a line each."""
         family, other = self.kind.delivery, end.other
         lines = ["[router]", *router, "[[tunnel]]", f'name = "{DEVICE}"', f'mode = "{self.mode}"', f'local = "{end.outer[family]}"',
-                 f'address = {[f"{end.tunnel[version]}/{PREFIX[version]}" for version in self.payloads]}', *self.keys()]
+                 *self.keys()]
+        if not self.bridge:
+            lines.append(f'address = {[f"{end.tunnel[version]}/{PREFIX[version]}" for version in self.payloads]}')
         if self.many not in ("peers", "via"):
             lines.append(f'remote = "{self.group or other.outer[family]}"')
         if self.many == "peers":
@@ -81,6 +86,12 @@ class Tunnel:
     def keys(self):
         if self.mtu:
             yield f"mtu = {self.mtu}"
+        if self.bridge:
+            yield 'bridge = "lan"'
+        if self.nvgre:
+            yield "nvgre = true"
+        if self.keepalive:
+            yield "keepalive = {interval = 1, retries = 2}"
         for word, value in self.options.items():
             if word in FLAGS:
                 yield FLAGS[word]
@@ -109,6 +120,16 @@ class Tunnel:
         yield self.device(DEVICE, end, remote)
         if self.many == "peers":
             yield self.device(f"{DEVICE}b", end.second, remote)
+        if self.nvgre:
+            # The flow is in the key's last byte: one device to send with one key, another to receive any.
+            yield f"ip link add {DEVICE}b type {self.kind.link} external; ip link set {DEVICE}b up"
+        if self.bridge:
+            yield f"ip link add {BRIDGE} type bridge; ip link set {BRIDGE} up; ip addr flush dev lan"
+            yield from (f"ip link set {port} master {BRIDGE}" for port in ("lan", DEVICE))
+        if self.nvgre:
+            yield f"ip link set {DEVICE}b master {BRIDGE}; ip link set {DEVICE}b type bridge_slave learning off"
+        if self.keepalive and family == 4:
+            yield f"echo 1 >/proc/sys/net/ipv4/conf/{DEVICE}/accept_local"
         if self.many == "neigh":
             for version in self.payloads:
                 yield f"ip neigh replace {other.tunnel[version]} lladdr {other.outer[family]} dev {DEVICE}"
@@ -116,8 +137,11 @@ class Tunnel:
     def device(self, name, end, remote):
         mtu = f"mtu {self.mtu} " if self.mtu else ""
         values = {word: "" if value is True else FOU if word == "encap" else value for word, value in self.options.items()}
+        if self.nvgre:
+            values["key"] = int(values["key"]) << 8
         words = " ".join(f"{MIRRORED.get(word, word)} {value}" for word, value in values.items())
-        addresses = "".join(f"; ip addr add {end.tunnel[version]}/{PREFIX[version]} dev {name}" for version in self.payloads)
+        versions = () if self.bridge else self.payloads
+        addresses = "".join(f"; ip addr add {end.tunnel[version]}/{PREFIX[version]} dev {name}" for version in versions)
         return (f"ip link add {name} {mtu}type {self.kind.link} local {end.outer[self.kind.delivery]} {remote} {words};"
                 f"echo 0 >/proc/sys/net/ipv6/conf/{name}/accept_dad 2>/dev/null || true; ip link set {name} up{addresses}")
 
@@ -125,7 +149,7 @@ class Tunnel:
 
     def routes(self, end, is_kernel):
         """Shell commands that lead to the other end's network."""
-        for version in self.payloads:
+        for version in () if self.bridge else self.payloads:
             hop = ""
             if self.kind.layer2 or self.many == ("neigh" if is_kernel else "peers"):
                 hop = f"via {end.other.tunnel[version]}"
@@ -142,4 +166,5 @@ class Tunnel:
         if name == "key" and self.group and self.kind.delivery == 4 and "key" not in self.options:
             # iproute2 makes the group a tunnel's key where none is given.
             return int(ipaddress.ip_address(self.group))
-        return self.options.get(name) or self.options.get(("o" if by_kernel else "i") + name)
+        value = self.options.get(name) or self.options.get(("o" if by_kernel else "i") + name)
+        return int(value) << 8 if name == "key" and self.nvgre else value
