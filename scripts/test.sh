@@ -15,6 +15,7 @@ case ${1:-} in
 esac
 
 cd "$ROOT"
+AGAIN=()
 PASSED=0 FAILED=0 SKIPPED=0
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
@@ -152,7 +153,28 @@ test_namespaces() {
     fi
     GREYHOUND=$ROOT/target/release/greyhound PYTHONDONTWRITEBYTECODE=1 timeout 3000 /usr/bin/python3 -m pytest \
         -p no:cacheprovider -q --tb=short --color=no --junit-xml="$WORK/junit.xml" tests/netns </dev/null || status=$?
+    if [[ $status -eq 1 ]]; then ask_again; fi
     count_pytest "$status"
+}
+
+# A machine whose CPUs somebody else uses for a second fails a test that waits for packets. Up to five tests that failed are
+# tried once more, each alone, and are named when they pass then: they want looking at all the same.
+ask_again() {
+    local tests=() test
+    mapfile -t tests < <(/usr/bin/python3 - "$WORK/junit.xml" <<'END'
+import sys, xml.etree.ElementTree as tree
+for case in tree.parse(sys.argv[1]).iter("testcase"):
+    if case.find("failure") is not None or case.find("error") is not None:
+        print(case.get("classname").replace(".", "/") + ".py::" + case.get("name"))
+END
+    )
+    [[ ${#tests[@]} -le 5 ]] || return 0
+    for test in "${tests[@]}"; do
+        GREYHOUND=$ROOT/target/release/greyhound PYTHONDONTWRITEBYTECODE=1 timeout 300 /usr/bin/python3 -m pytest \
+            -p no:cacheprovider -q --tb=short --color=no "$test" </dev/null || continue
+        note "failed among the others, passed alone: $test"
+        AGAIN+=("$test")
+    done
 }
 
 count_pytest() {
@@ -174,6 +196,7 @@ END
     read -r passed failed skipped <"$WORK/out"
     tail -n +2 "$WORK/out" | quote
     [[ $1 -eq 0 || $failed -gt 0 ]] || failed=1
+    failed=$((failed - ${#AGAIN[@]})) passed=$((passed + ${#AGAIN[@]}))
     if [[ $failed -eq 0 ]]; then ok "tests/netns: $passed passed"; else bad "tests/netns: $failed failed"; fi
     count "$passed" "$failed" "$skipped"
 }
