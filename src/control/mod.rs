@@ -5,6 +5,7 @@
 //! control plane: what routes and neighbours there are is read from it ([`mirror`]), never from configuration, and compiled
 //! ([`compile`]) into what the workers and the steering program decide by.
 
+pub mod accelerate;
 mod apply;
 pub mod change;
 pub mod check;

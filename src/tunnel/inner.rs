@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Family, GRE_IN_UDP_PORT, Payload, Refusal, Shim, Tunnel, ecn};
+use super::{Family, GRE_IN_UDP_PORT, Mode, Payload, Refusal, Shim, Tunnel, ecn};
 use crate::packet::{
     EtherType, Ethernet, Gre, Ipv4, Ipv6, ethernet, flow,
     ipv6::EncapsulationLimit,
@@ -146,7 +146,13 @@ impl Inner {
             super::Tos::Inherit => self.tos,
             super::Tos::Fixed(tos) => tos,
         };
-        dscp & !ecn::MASK | ecn::encapsulate(self.tos)
+        let ecn = match (tunnel.kernels, tunnel.mode) {
+            (false, _) => ecn::encapsulate(self.tos),
+            // `prepare_ip6gre_xmit_ipv4`, and its sibling, take the whole byte as it is.
+            (true, Mode::Ip6gre) => return dscp,
+            (true, _) => ecn::encapsulate_as_kernel(self.tos),
+        };
+        dscp & !ecn::MASK | ecn
     }
 
     #[inline]

@@ -130,7 +130,7 @@ fn icmp(statistics: &Statistics) -> Reasons {
 
 /// The first line of a tunnel, in iproute2's words; what is the default goes unsaid, as there.
 fn options(t: &TunnelReport) -> Vec<String> {
-    let mode = Mode::from_word(&t.mode);
+    let mode = Mode::from_report(&t.mode);
     let is_v6 = mode.is_some_and(|mode| mode.kind().underlay == Family::V6);
     let (ttl, tos) = if is_v6 {
         ("hoplimit", "tclass")
@@ -229,7 +229,8 @@ fn protocols(mode: Mode) -> &'static str {
         Mode::Ip6gre => "gre/ipv6",
         Mode::Ip6gretap => "gretap/ipv6",
         Mode::Ipip => "ip/ip",
-        Mode::Sit => "ipv6/ip",
+        Mode::Sit | Mode::Sit6 => "ipv6/ip",
+        Mode::Ip6tnl => "any/ipv6",
         Mode::Ip6ip6 => "ipv6/ipv6",
         Mode::Ipip6 => "ip/ipv6",
     }
