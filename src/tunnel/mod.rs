@@ -17,7 +17,7 @@ mod size;
 mod state;
 mod table;
 
-pub use decapsulate::{Outer, decapsulate};
+pub use decapsulate::{Inside, Outer, decapsulate, look_inside, take_out};
 pub use encapsulate::encapsulate;
 pub use kind::{Family, Kind, Mode, Payload, Shim};
 pub use outer::{GRE_IN_UDP_PORT, Overhead, overhead};
