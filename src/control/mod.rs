@@ -6,6 +6,7 @@
 //! ([`compile`]) into what the workers and the steering program decide by.
 
 pub mod accelerate;
+mod accelerated;
 mod apply;
 pub mod change;
 pub mod check;
@@ -18,6 +19,7 @@ mod handover;
 mod heard;
 mod heirs;
 mod keepalive;
+mod link_stats;
 pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;

@@ -51,6 +51,11 @@ pub fn statistics(statistics: &Statistics) -> String {
 }
 
 fn tunnel(t: &TunnelReport) -> String {
+    if let Some(why) = &t.left_to_kernel {
+        let kind = Some(t.mode.as_str()).filter(|kind| !kind.is_empty());
+        let kind = kind.unwrap_or("no device");
+        return format!("{}: {kind}  left to the kernel: {why}\n", t.name);
+    }
     let mut text = format!("{}: {}\n", t.name, options(t).join("  "));
     let _ = writeln!(text, "    {}", state(t));
     for p in &t.peers {
@@ -197,6 +202,9 @@ fn options(t: &TunnelReport) -> Vec<String> {
     }
     if t.clamp_mss {
         words.push("clamp_mss".to_owned());
+    }
+    if t.accelerated {
+        words.push("accelerated".to_owned());
     }
     if t.mtu != 0 {
         words.push(format!("mtu {}", t.mtu));
