@@ -103,7 +103,6 @@ class Site(Bed):
             self.neighbours()
             self.greyhound = self.keep(Greyhound(self.router, directory))
             self.greyhound.start([], accelerate=False)
-            self.ask = self._stack.enter_context(self.greyhound.connected())
         except BaseException:
             self._stack.close()
             raise
@@ -130,6 +129,11 @@ class Site(Bed):
         nets = ("10.2.0.0/24", "fd02::/64") if near else ("10.1.0.0/24", "fd01::/64")
         batch(ns, f"link set {name} multicast off up", *(f"route replace {net} dev {name}" for net in nets))
         ns.sysctl(f"net.ipv4.conf.{name}.rp_filter", 0)
+
+    def ask(self, request: dict) -> dict:
+        """On a connection of its own: one that is silent is closed."""
+        with self.greyhound.connected() as ask:
+            return ask(request)
 
     def accelerate(self, value, tunnels: list[dict] | None = None) -> None:
         self.greyhound.configure(tunnels or [], accelerate=value)
@@ -512,7 +516,6 @@ def taken_over(directory: pathlib.Path) -> None:
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             assert first.wait(20) == 0
             s.greyhound.wait_ready()
-            s.ask = s._stack.enter_context(s.greyhound.connected())
             s.wait_fast()
             after = len(flow.arrived)
             wait_until(lambda: len(flow.arrived) > after + 100, "the flow goes on")
