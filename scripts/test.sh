@@ -63,12 +63,12 @@ install_tools() {
 
 # Prometheus's judge of metrics, out of its package: installing that would start a server.
 fetch_promtool() {
-    local tools=$ROOT/target/tools
-    command -v promtool >/dev/null || [[ -x $tools/promtool ]] && return
+    local place=$ROOT/target/tools
+    command -v promtool >/dev/null || [[ -x $place/promtool ]] && return
     command -v apt-get >/dev/null || return 0
-    mkdir -p "$tools" "$WORK/prometheus"
+    mkdir -p "$place" "$WORK/prometheus"
     if (cd "$WORK/prometheus" && { apt-get download -qq prometheus || { is_root && apt_update && apt-get download -qq prometheus; }; }) >/dev/null 2>&1; then
-        dpkg-deb --fsys-tarfile "$WORK"/prometheus/*.deb | tar -xO ./usr/bin/promtool >"$tools/promtool" && chmod 755 "$tools/promtool"
+        dpkg-deb --fsys-tarfile "$WORK"/prometheus/*.deb | tar -xO ./usr/bin/promtool >"$place/promtool" && chmod 755 "$place/promtool"
     else
         note "promtool: no package to be had"
     fi
