@@ -230,10 +230,12 @@ fn router_difference(old: &RouterConfig, new: &RouterConfig) -> Result<Change, C
         control,
         persist,
         accelerate,
+        metrics,
     } = old;
     for (key, same) in [
         ("control", *control == new.control),
         ("persist", *persist == new.persist),
+        ("metrics", *metrics == new.metrics),
     ] {
         if !same {
             return Err(ChangeError::Fixed(key));

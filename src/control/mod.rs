@@ -8,6 +8,7 @@
 pub mod accelerate;
 mod accelerated;
 mod apply;
+mod books;
 pub mod change;
 pub mod check;
 mod claim;
@@ -20,6 +21,7 @@ mod heard;
 mod heirs;
 mod keepalive;
 mod link_stats;
+pub mod metrics;
 pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;

@@ -18,7 +18,7 @@ mod words;
 
 use std::{
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -64,6 +64,8 @@ pub struct RouterConfig {
     pub persist: bool,
     /// Tunnel devices of the kernel's whose packets are taken over.
     pub accelerate: Accelerate,
+    /// Where monitoring systems are answered, if they are.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Which of the kernel's own tunnel devices get a fast path.
