@@ -58,7 +58,7 @@ impl FakeRouter {
                 let socket = ControlSocket::bind(&path).unwrap();
                 ready.send(()).unwrap();
                 tokio::select! {
-                    _ = serve(&socket, async |request| statistics.clone().answer(&request)) => {}
+                    _ = serve(&socket, async |request| statistics.clone().answer(&request), |_, _| ()) => {}
                     _ = stopped => {}
                 }
             });

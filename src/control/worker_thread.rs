@@ -16,7 +16,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::wake::Waker;
 use crate::{
-    datapath::{Handover, Links, PuntQueue, Snapshot, Spent, Worker, WorkerStats},
+    datapath::{
+        Handover, Links, PuntQueue, Snapshot, Spent, TAPS, Worker, WorkerStats, capture::Tap,
+    },
     xdp::{Memory, Mode, PortSet, XskPort, XskStatistics},
 };
 
@@ -110,6 +112,7 @@ pub struct WorkerHandle {
     pub frames: Arc<FrameGauges>,
     pub sockets: Vec<SocketHandle>,
     pub handovers: Sender<Handover>,
+    pub taps: Sender<Box<Tap>>,
     pub waker: Waker,
     snapshots: Sender<Snapshot>,
     spent: Receiver<Spent>,
@@ -129,10 +132,12 @@ impl WorkerHandle {
             .collect::<io::Result<_>>()?;
         let (snapshots, snapshot_rx) = bounded(SNAPSHOTS);
         let (handovers, handover_rx) = bounded(HANDOVERS);
+        let (taps, tap_rx) = bounded(TAPS);
         let (spent_tx, spent) = bounded(SPENT);
         let links = Links {
             snapshots: snapshot_rx,
             handovers: handover_rx,
+            taps: tap_rx,
             spent: spent_tx,
             punts,
         };
@@ -161,6 +166,7 @@ impl WorkerHandle {
             frames,
             sockets,
             handovers,
+            taps,
             waker,
             snapshots,
             spent,
