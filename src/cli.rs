@@ -71,12 +71,7 @@ pub enum Verb {
     #[command(subcommand, infer_subcommands = true, arg_required_else_help = true)]
     Route(RouteVerb),
     /// Packets of the fast path, before and after, as pcapng or as lines
-    Capture {
-        #[command(flatten)]
-        options: capture::Options,
-        #[command(flatten)]
-        ask: Ask,
-    },
+    Capture(capture::Options),
     /// Counters per tunnel, worker and drop reason
     Stats {
         /// One tunnel only

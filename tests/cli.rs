@@ -248,9 +248,7 @@ fn usage_errors_end_with_2_and_help_with_0() {
         assert_eq!(greyhound(right).status.code(), Some(0), "{right:?}");
     }
     let help = greyhound(&["--help"]).stdout;
-    for later in ["capture", "trace"] {
-        assert!(!text(&help).contains(later), "{later} is not built yet");
-    }
+    assert!(!text(&help).contains("trace"), "it is not built yet");
 }
 
 #[test]

@@ -21,10 +21,10 @@ use pcap_file::pcapng::{
     },
 };
 
-use super::Ask;
 use crate::{
     control::{
         capture::{SNAPLEN, Wanted},
+        config::DEFAULT_CONTROL,
         socket::{Client, Request},
     },
     datapath::filter::Instruction,
@@ -39,8 +39,8 @@ pub struct Options {
     /// Only packets of this tunnel
     #[arg(long, value_name = "NAME")]
     tunnel: Option<String>,
-    /// in: out of a tunnel; out: into one
-    #[arg(short = 'Q', long, value_enum, value_name = "DIRECTION")]
+    /// in: what comes out of a tunnel; out: what goes into one; inout
+    #[arg(short = 'Q', long, value_enum, value_name = "DIRECTION", hide_possible_values = true)]
     direction: Option<Direction>,
     /// Only packets that were dropped, for this reason or for any
     #[arg(long, value_name = "REASON", num_args = 0..=1, require_equals = true, default_missing_value = "any")]
@@ -57,6 +57,9 @@ pub struct Options {
     /// One packet of so many
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     sample: Option<u32>,
+    /// The running router's control socket
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL)]
+    socket: PathBuf,
     /// A filter in tcpdump's words; the packet as it came or as it left has to match
     filter: Vec<String>,
 }
@@ -69,7 +72,7 @@ enum Direction {
 }
 
 /// Captures until enough packets came, the router ends, or the user interrupts.
-pub fn capture(options: &Options, ask: &Ask) -> anyhow::Result<()> {
+pub fn capture(options: &Options) -> anyhow::Result<()> {
     let wanted = Wanted {
         tunnel: options.tunnel.clone(),
         direction: match options.direction {
@@ -90,7 +93,7 @@ pub fn capture(options: &Options, ask: &Ask) -> anyhow::Result<()> {
         Some(_) => Sink::Pipe(io::stdout()),
         None => Sink::Lines(io::stdout(), None),
     };
-    let mut client = Client::connect(&ask.socket)?;
+    let mut client = Client::connect(&options.socket)?;
     let () = client.ask(&Request::Capture(wanted))?;
     let stream = client.into_stream()?;
     end_at_signal(stream.get_ref().try_clone()?)?;

@@ -112,7 +112,7 @@ pub struct WorkerHandle {
     pub frames: Arc<FrameGauges>,
     pub sockets: Vec<SocketHandle>,
     pub handovers: Sender<Handover>,
-    pub taps: Sender<Box<Tap>>,
+    pub taps: Sender<Tap>,
     pub waker: Waker,
     snapshots: Sender<Snapshot>,
     spent: Receiver<Spent>,

@@ -36,7 +36,7 @@ pub struct Snapshot {
 pub enum Spent {
     Snapshot(Snapshot),
     Handover(Handover),
-    Tap(Box<Tap>),
+    Tap(Tap),
 }
 
 /// The worker's connections to the rest of the router.
@@ -44,7 +44,7 @@ pub struct Links {
     pub snapshots: Receiver<Snapshot>,
     pub handovers: Receiver<Handover>,
     /// Captures that begin; each ends when its reader is gone.
-    pub taps: Receiver<Box<Tap>>,
+    pub taps: Receiver<Tap>,
     pub spent: Sender<Spent>,
     pub punts: PuntQueue,
 }
@@ -60,7 +60,7 @@ pub struct Worker<P: Port> {
     /// Frames that are done with.
     done: Vec<P::Buf>,
     burst: Vec<P::Buf>,
-    taps: Vec<Box<Tap>>,
+    taps: Vec<Tap>,
 }
 
 impl<P: Port> Worker<P> {

@@ -23,7 +23,7 @@ type Seen = (Option<PortId>, Verdict, Trail, usize, usize);
 
 fn begin(bed: &Bed, choice: Choice, every: u32, capacity: usize) -> TapSource {
     let (tap, source) = tap(choice, every, (capacity, 2048), Arc::new(Ticks::default()));
-    bed.taps.send(Box::new(tap.of(3))).unwrap();
+    bed.taps.send(tap.of(3)).unwrap();
     source
 }
 

@@ -26,7 +26,7 @@ struct Bed {
     stats: Arc<WorkerStats>,
     snapshots: Sender<Snapshot>,
     handovers: Sender<Handover>,
-    taps: Sender<Box<Tap>>,
+    taps: Sender<Tap>,
     spent: Receiver<Spent>,
     punts: PuntSource,
 }

@@ -115,7 +115,7 @@ pub(super) struct Captures(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    workers: Vec<Sender<Box<Tap>>>,
+    workers: Vec<Sender<Tap>>,
     running: Vec<Running>,
 }
 
@@ -153,16 +153,16 @@ impl Inner {
     }
 }
 
-fn give(tap: &Tap, workers: &[Sender<Box<Tap>>]) {
+fn give(tap: &Tap, workers: &[Sender<Tap>]) {
     for (id, worker) in workers.iter().enumerate() {
         // A worker that does not take it hangs.
-        let _ = worker.try_send(Box::new(tap.of(id as u32)));
+        let _ = worker.try_send(tap.of(id as u32));
     }
 }
 
 impl Captures {
     /// These are the workers now, in the order of their numbers.
-    pub fn set_workers(&self, workers: Vec<Sender<Box<Tap>>>) {
+    pub fn set_workers(&self, workers: Vec<Sender<Tap>>) {
         let mut inner = lock(&self.0);
         inner.forget_ended();
         for capture in &inner.running {
