@@ -40,7 +40,13 @@ pub struct Options {
     #[arg(long, value_name = "NAME")]
     tunnel: Option<String>,
     /// in: what comes out of a tunnel; out: what goes into one; inout
-    #[arg(short = 'Q', long, value_enum, value_name = "DIRECTION", hide_possible_values = true)]
+    #[arg(
+        short = 'Q',
+        long,
+        value_enum,
+        value_name = "DIRECTION",
+        hide_possible_values = true
+    )]
     direction: Option<Direction>,
     /// Only packets that were dropped, for this reason or for any
     #[arg(long, value_name = "REASON", num_args = 0..=1, require_equals = true, default_missing_value = "any")]

@@ -6,6 +6,7 @@
 //! ([`compile`]) into what the workers and the steering program decide by.
 
 mod apply;
+mod books;
 pub mod capture;
 pub mod change;
 pub mod check;
