@@ -19,6 +19,7 @@ mod handover;
 mod heard;
 mod heirs;
 mod keepalive;
+pub mod metrics;
 pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;
