@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs, runs, upgrades, removes and purges the Debian package in a clean root, and says what was wrong. Needs root.
+# Installs, runs, upgrades, removes and purges the Debian package in a clean root, and runs the tarball's program in one that
+# has nothing else. Needs root.
 #
 # The root is made once (mmdebstrap) and kept in $GREYHOUND_ROOT_TAR. It runs in namespaces of its own: no device, address or
 # file of this host is touched.
@@ -18,6 +19,7 @@ trap 'rm -rf "$WORK"' EXIT
 step "Packages"
 scripts/deb.sh
 scripts/deb.sh --revision 2
+scripts/tarball.sh
 FIRST=(target/deb/greyhound_"$VERSION"-1_*.deb)
 SECOND=(target/deb/greyhound_"$VERSION"-2_*.deb)
 lintian --allow-root --fail-on warning "${FIRST[0]}"
@@ -34,6 +36,8 @@ mkdir "$WORK/root"
 tar -C "$WORK/root" -xf "$ROOT_TAR" --exclude './dev/*'
 cp "${FIRST[0]}" "$WORK/root/first.deb"
 cp "${SECOND[0]}" "$WORK/root/second.deb"
+mkdir "$WORK/root/tarball"
+tar -C "$WORK/root/tarball" --strip-components 1 -xf target/greyhound-"$VERSION"-"$(uname -m)".tar.xz
 cp scripts/try_package_inside.sh "$WORK/root/inside.sh"
 ok "$ROOT_TAR"
 

@@ -24,7 +24,8 @@ until_it_works() {
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
 quiet dpkg --install /first.deb
-greyhound --version | grep -q '^greyhound .*libbpf-sys .*libxdp-sys '
+greyhound --version >/tmp/log
+grep -q '^greyhound .*libbpf-sys .*libxdp-sys ' /tmp/log
 for file in /usr/sbin/greyhound /etc/greyhound/greyhound.toml /lib/systemd/system/greyhound.service \
     /usr/share/bash-completion/completions/greyhound /usr/share/zsh/vendor-completions/_greyhound \
     /usr/share/fish/vendor_completions.d/greyhound.fish; do
@@ -52,7 +53,8 @@ quiet dpkg --audit
 greyhound run 2>/tmp/router.log &
 ROUTER=$!
 until_it_works greyhound tunnel show gre1
-ip route show 10.2.0.0/24 | grep -q 'dev gre1'
+ip route show 10.2.0.0/24 >/tmp/log
+grep -q 'dev gre1' /tmp/log
 greyhound stats >/tmp/log
 grep -q eth0 /tmp/log
 done_with "runs"
@@ -60,7 +62,7 @@ done_with "runs"
 echo '# by the operator' >>/etc/greyhound/greyhound.toml
 cp /etc/greyhound/greyhound.toml /tmp/mine.toml
 quiet dpkg --install /second.deb
-dpkg-query -W -f '${Version}' greyhound | grep -q -- '-2$'
+[[ $(dpkg-query -W -f '${Version}' greyhound) == *-2 ]]
 cmp /etc/greyhound/greyhound.toml /tmp/mine.toml
 kill -0 "$ROUTER"
 quiet greyhound tunnel show gre1
@@ -86,3 +88,20 @@ quiet dpkg --purge greyhound
 left=$(find /etc /usr /var /lib -iname '*greyhound*' 2>/dev/null)
 [[ -z $left ]] || failed "$LINENO" "left behind: $left"
 done_with "removed and purged"
+
+# Nothing but the program: no library, no shell.
+mkdir /empty
+cp /tarball/sbin/greyhound /empty/
+chroot /empty /greyhound --version >/tmp/log
+grep -q '^greyhound ' /tmp/log
+/tarball/sbin/greyhound run --config /tarball/share/greyhound/greyhound.toml 2>/tmp/router.log &
+ROUTER=$!
+until_it_works /tarball/sbin/greyhound tunnel show gre1
+kill -TERM "$ROUTER"
+wait "$ROUTER"
+for file in share/man/man8/greyhound.8 share/man/man5/greyhound.toml.5 share/bash-completion/completions/greyhound \
+    lib/systemd/system/greyhound.service share/doc/greyhound/LICENSE-MIT; do
+    [[ -s /tarball/$file ]]
+done
+grep -q '^ExecStart=/usr/local/sbin/greyhound ' /tarball/lib/systemd/system/greyhound.service
+done_with "the tarball's program runs by itself"
