@@ -22,7 +22,7 @@ use super::{
     handover,
     mirror::{Nud, Parts, State, Touched},
     netlink::Device,
-    report::{MirrorReport, Reasons, Statistics, Status, routes::RoutePage},
+    report::{MirrorReport, Problem, Reasons, Statistics, Status, routes::RoutePage},
     run::{KernelRequest, RunError, find_devices},
     slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
@@ -71,6 +71,8 @@ pub(super) struct Router {
     pub(super) devices: Vec<FoundDevice>,
     /// Why and when the fast path was refused, while it is.
     refused: Option<Refused>,
+    /// The device that the fast path waits for, in words.
+    missing: Option<String>,
     /// Names of the devices that outer packets leave by.
     outgoing: BTreeMap<u32, Box<str>>,
     compiler: Compiler,
@@ -140,6 +142,7 @@ impl Router {
             books: Books::default(),
             devices,
             refused: None,
+            missing: None,
             outgoing: BTreeMap::new(),
             compiler: Compiler::default(),
             touched: Touched::all(),
@@ -346,6 +349,7 @@ impl Router {
         let found = match find_devices(&self.config.router, state) {
             Ok(found) => found,
             Err(why) => {
+                self.missing = Some(why.to_string());
                 if self.fast.is_some() {
                     tracing::warn!("fast path off: {why}");
                 }
@@ -355,6 +359,7 @@ impl Router {
                 return;
             }
         };
+        self.missing = None;
         if found != self.devices {
             self.stop_fast_path();
             self.devices = found;
@@ -492,6 +497,23 @@ impl Router {
         stale.into_iter().filter_map(request).collect()
     }
 
+    /// Why the router is not as it was configured to be.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let problem = |what, hangs| Problem { what, hangs };
+        if self.config.router.xdp == XdpMode::Off {
+            return Vec::new();
+        }
+        let Some(fast) = &self.fast else {
+            let refused = self.refused.as_ref().map(|refused| refused.why.clone());
+            let why = self.missing.clone().or(refused);
+            let why = why.unwrap_or_else(|| "it starts".to_owned());
+            return vec![problem(format!("fast path off: {why}"), false)];
+        };
+        let hung = fast.hung();
+        hung.map(|id| problem(format!("worker {id} hangs"), true))
+            .collect()
+    }
+
     /// One line on how it is.
     pub(super) fn summary(&self) -> String {
         let up = self.statuses.iter().filter(|status| status.word() == "up");
@@ -554,6 +576,7 @@ impl Router {
                 pid: std::process::id(),
                 uptime_seconds: self.started.elapsed().as_secs(),
                 config: self.path.clone(),
+                problems: self.problems(),
             },
         }
     }
