@@ -10,11 +10,14 @@ use ipnet::IpNet;
 
 use crate::control::config::{DEFAULT_CONFIG, DEFAULT_CONTROL};
 
+/// The version, the commit, and the versions of what is built in (`build.rs`).
+pub const VERSION: &str = env!("GREYHOUND_VERSION");
+
 /// A kernel-bypass tunnel router for Linux: GRE over AF_XDP
 #[derive(Debug, Parser)]
 #[command(
     name = "greyhound",
-    version,
+    version = VERSION,
     infer_subcommands = true,
     arg_required_else_help = true
 )]
