@@ -9,6 +9,7 @@ pub mod accelerate;
 mod accelerated;
 mod apply;
 mod books;
+pub mod capture;
 pub mod change;
 pub mod check;
 mod claim;
