@@ -27,6 +27,7 @@ pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;
 mod privileges;
+mod quiet;
 pub mod report;
 mod router;
 mod run;
