@@ -5,6 +5,7 @@
 
 pub mod human;
 pub mod routes;
+pub mod trace;
 
 use std::{collections::BTreeMap, path::PathBuf};
 

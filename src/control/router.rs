@@ -22,17 +22,24 @@ use super::{
     handover,
     mirror::{Nud, Parts, State, Touched},
     netlink::Device,
-    report::{MirrorReport, Problem, Reasons, Statistics, Status, routes::RoutePage},
+    report::{
+        MirrorReport, Problem, Reasons, Statistics, Status,
+        routes::RoutePage,
+        trace::{Probe, TraceReport},
+    },
     run::{KernelRequest, RunError, find_devices},
     slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
     statistics,
     takeover::Taken,
+    trace,
     tunnels::{TunnelEntry, TunnelError},
     wires,
 };
 use crate::{
-    tunnel::Family,
+    datapath::TunnelRecord,
+    fib::Fib,
+    tunnel::{Family, Sequences},
     xdp::{Limits, Plan, PrefixPlan, Steer},
 };
 
@@ -80,6 +87,8 @@ pub(super) struct Router {
     touched: Touched,
     pub(super) mirror: MirrorReport,
     pub(super) claims: Claims,
+    /// The table in force.
+    fib: Arc<Fib>,
 }
 
 /// A fast path that did not come up.
@@ -148,6 +157,7 @@ impl Router {
             touched: Touched::all(),
             mirror: MirrorReport::default(),
             claims,
+            fib: Arc::default(),
             config,
         };
         let (entries, tuns): (Vec<_>, Vec<_>) = made.into_iter().unzip();
@@ -249,6 +259,7 @@ impl Router {
             .filter_map(|outer| Some((outer.ifindex, state.link(outer.ifindex)?.name.clone())))
             .collect();
         let fib = Arc::new(fib);
+        self.fib = fib.clone();
         let slots = self.tunnels.iter().map(|t| t.id.index() + 1).max();
         let records = |thread: u32| {
             let mut by_slot = vec![None; slots.unwrap_or(0)];
@@ -545,6 +556,41 @@ impl Router {
             limit: PAGE,
         };
         self.compiler.show(input, query)
+    }
+
+    /// What would become of a packet. Nothing is counted or numbered.
+    pub(super) fn trace(&self, state: &State, probe: &Probe) -> Result<TraceReport, String> {
+        let slots = self.tunnels.iter().map(|t| t.id.index() + 1).max();
+        let mut records = vec![None; slots.unwrap_or(0)];
+        for tunnel in &self.tunnels {
+            let (tx, rx) = tunnel.sequences.now();
+            let numbers = Arc::new(Sequences::starting_at(tx, rx));
+            records[tunnel.id.index()] = Some(Arc::new(TunnelRecord::new(0, 1, numbers)));
+        }
+        let router = &self.config.router;
+        let scene = trace::Scene {
+            fib: &self.fib,
+            records,
+            devices: router.devices(),
+            overlay: &router.overlay,
+            judge: &|ifindex, frame| {
+                let judged = self.steer.as_ref().map(|steer| steer.trace(ifindex, frame));
+                let judged = judged.transpose().map_err(|why| why.to_string())?;
+                Ok(judged.flatten().unwrap_or("not_attached"))
+            },
+        };
+        let mut report = trace::trace(probe, &scene)?;
+        let within = IpNet::from(probe.destination);
+        report.route = self.routes(state, Some(within), None).routes.pop();
+        let into = report.tunnel.as_ref();
+        let into = into.and_then(|name| self.tunnels.iter().position(|t| t.config.name == *name));
+        if let (Some(n), Some(_)) = (into, &report.leaves) {
+            let entry = &self.tunnels[n];
+            let status = self.statuses.get(n);
+            let tunnel = statistics::tunnel(entry, status, &self.outgoing, Instant::now());
+            report.next_hop = tunnel.next_hop.or(report.next_hop);
+        }
+        Ok(report)
     }
 
     pub(super) fn statistics(&self) -> Statistics {
