@@ -78,6 +78,7 @@ pub fn act(cli: Cli) -> anyhow::Result<ExitCode> {
             };
             trace(probe, &ask)
         }
+        Verb::Capture(options) => super::capture::capture(&options),
         Verb::Stats { name, watch, ask } => stats(name, watch, &ask),
     };
     closed_pipe_is_fine(done.map(|()| ExitCode::SUCCESS))

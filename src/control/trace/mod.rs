@@ -186,6 +186,7 @@ fn state(scene: &Scene<'_>) -> ForwardState {
         tunnels: scene.records.clone(),
         owns_sequences: true,
         resolutions: ResolutionCache::default(),
+        trail: Default::default(),
     }
 }
 
