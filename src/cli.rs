@@ -1,6 +1,7 @@
 //! The command line: what can be typed, as types. The words follow iproute2. What the verbs do is in [`act`].
 
 pub mod act;
+mod top;
 
 use std::{collections::HashSet, ffi::OsString, net::IpAddr, path::PathBuf};
 
@@ -78,6 +79,12 @@ pub enum Verb {
         watch: bool,
         #[command(flatten)]
         ask: Ask,
+    },
+    /// A live view of tunnels, workers and drops; `?` shows its keys
+    Top {
+        /// The running router's control socket
+        #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL)]
+        socket: PathBuf,
     },
 }
 
