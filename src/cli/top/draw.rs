@@ -84,7 +84,11 @@ fn waiting(model: &Model) -> String {
 
 fn header(model: &Model, view: &View, look: Look) -> Vec<Line<'static>> {
     let router = &model.router;
-    let up = model.tunnels.iter().filter(|t| t.now.state == "up").count();
+    // What is left to the kernel is in no state of ours.
+    let ours = model.tunnels.iter().filter(|t| t.now.state != "kernel");
+    let (all, up) = ours.fold((0, 0), |(all, up), t| {
+        (all + 1, up + usize::from(t.now.state == "up"))
+    });
     let sum = model.sum();
     let mut first = vec![Span::styled(
         format!(" greyhound {}", router.version),
@@ -95,9 +99,8 @@ fn header(model: &Model, view: &View, look: Look) -> Vec<Line<'static>> {
             "  up {}",
             duration(router.uptime_seconds)
         )));
-        let text = format!("  tunnels {up}/{} up", model.tunnels.len());
-        let all_up = up == model.tunnels.len();
-        let style = if all_up { look.plain() } else { look.warn() };
+        let text = format!("  tunnels {up}/{all} up");
+        let style = if up == all { look.plain() } else { look.warn() };
         first.push(Span::styled(text, style));
     }
     if view.paused {

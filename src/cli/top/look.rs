@@ -68,7 +68,7 @@ impl Look {
         match word {
             "up" => self.colour(Color::Green),
             "unresolved" => self.warn(),
-            "-" => self.plain(),
+            "-" | "kernel" => self.plain(),
             _ => self.bad(),
         }
     }
