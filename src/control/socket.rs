@@ -30,6 +30,8 @@ use tokio::{
     time::timeout,
 };
 
+use super::report::trace::Probe;
+
 /// The longest request, in bytes, with its newline.
 const REQUEST_LIMIT: u64 = 64 * 1024;
 /// The longest answer that a client takes, in bytes: some ten thousand tunnels.
@@ -54,6 +56,9 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
     },
+    /// All counters at a glance.
+    #[serde(rename = "top")]
+    Top {},
     /// All tunnels, or one.
     #[serde(rename = "tunnel show")]
     TunnelShow {
@@ -68,6 +73,9 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<IpNet>,
     },
+    /// What would become of a packet.
+    #[serde(rename = "trace")]
+    Trace { probe: Probe },
     /// Who answers, and since when.
     #[serde(rename = "status")]
     Status {},
@@ -92,8 +100,10 @@ impl Request {
     pub fn changes(&self) -> bool {
         match self {
             Request::Stats { .. }
+            | Request::Top {}
             | Request::TunnelShow { .. }
             | Request::RouteShow { .. }
+            | Request::Trace { .. }
             | Request::Status {}
             | Request::Capture(_) => false,
             Request::Reload {} | Request::Takeover {} => true,
@@ -101,12 +111,19 @@ impl Request {
         }
     }
 
+    /// Whether the answer stands in the mirror of the kernel.
+    pub fn asks_mirror(&self) -> bool {
+        matches!(self, Request::RouteShow { .. } | Request::Trace { .. })
+    }
+
     /// What is typed for it.
     pub fn verb(&self) -> &'static str {
         match self {
             Request::Stats { .. } => "stats",
+            Request::Top {} => "top",
             Request::TunnelShow { .. } => "tunnel show",
             Request::RouteShow { .. } => "route show",
+            Request::Trace { .. } => "trace",
             Request::Status {} => "status",
             Request::Reload {} => "reload",
             Request::TunnelAdd { .. } => "tunnel add",
