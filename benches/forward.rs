@@ -97,8 +97,10 @@ fn fib(others: u32) -> Fib {
         forwards,
         partial_checksums: true,
         wire: None,
+        vlan: None,
     };
     let adjacency = Some(Adjacency {
+        vlan: None,
         port: UNDERLAY,
         destination: PEER,
         source: MAC,

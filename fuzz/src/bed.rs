@@ -232,6 +232,7 @@ impl Bed {
         let far = TunnelTable::new(tunnels.iter().map(Tunnel::far_end));
         let routes = routes(&tunnels);
         let adjacency = Adjacency {
+            vlan: None,
             port: UNDERLAY,
             destination: PEER,
             source: mac(UNDERLAY),
@@ -332,6 +333,7 @@ fn ports(wired: Option<TunnelId>) -> Vec<PortInfo> {
         forwards: Forwards { v4: true, v6: true },
         partial_checksums: false,
         wire: None,
+        vlan: None,
     };
     let odd = PortInfo {
         mtu: 600,

@@ -20,6 +20,7 @@ mod keepalive;
 pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;
+mod ports;
 mod privileges;
 pub mod report;
 mod router;

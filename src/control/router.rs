@@ -17,12 +17,13 @@ use super::{
     claim::Claims,
     compile::{Compiled, Compiler, Input, Query, TunnelDevice, TunnelStatus},
     config::{Config, RouterConfig, TunnelConfig, XdpMode},
-    fastpath::{self, FastPath, FoundDevice},
+    fastpath::{self, FastPath},
     handover,
     mirror::{Nud, Parts, State, Touched},
     netlink::Device,
+    ports::{self, Found, FoundDevice},
     report::{MirrorReport, Statistics, Status, routes::RoutePage},
-    run::{KernelRequest, RunError, find_devices},
+    run::{KernelRequest, RunError},
     slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
     statistics,
@@ -67,6 +68,8 @@ pub(super) struct Router {
     pub(super) fast: Option<FastPath>,
     /// The devices that the fast path runs on, or was last refused on.
     pub(super) devices: Vec<FoundDevice>,
+    /// Configured devices that the fast path leaves to the kernel, and why.
+    left: Vec<(String, String)>,
     /// Why and when the fast path was refused, while it is.
     refused: Option<Refused>,
     /// Names of the devices that outer packets leave by.
@@ -106,7 +109,7 @@ impl Router {
         claims: Claims,
         mut taken: Option<&mut Taken>,
     ) -> Result<Self, RunError> {
-        let devices = find_devices(&config.router, state)?;
+        let Found { devices, left } = ports::find(&config.router, state)?;
         let off = config.router.xdp == XdpMode::Off;
         let steer = match Steer::load(Limits::default()) {
             Ok(steer) => Some(steer),
@@ -136,6 +139,7 @@ impl Router {
             steer,
             fast: None,
             devices,
+            left: Vec::new(),
             refused: None,
             outgoing: BTreeMap::new(),
             compiler: Compiler::default(),
@@ -158,6 +162,7 @@ impl Router {
         }
         router.hear(&router.config.tunnels.clone())?;
         if !off {
+            router.leave_out(left);
             router.start_fast_path()?;
         }
         if let Some(taken) = taken {
@@ -177,7 +182,19 @@ impl Router {
         &self.path
     }
 
+    /// Says once why devices are left to the kernel.
+    fn leave_out(&mut self, left: Vec<(String, String)>) {
+        for (name, why) in left.iter().filter(|one| !self.left.contains(one)) {
+            tracing::warn!("{name}: left to the kernel: {why}");
+        }
+        self.left = left;
+    }
+
+    /// There is none where all devices are left to the kernel.
     fn start_fast_path(&mut self) -> Result<(), fastpath::FastPathError> {
+        if self.devices.is_empty() {
+            return Ok(());
+        }
         if let Some(steer) = &mut self.steer {
             self.fast = Some(FastPath::start(
                 &self.config.router,
@@ -340,7 +357,12 @@ impl Router {
 
     /// Ends the fast path when a device of it is gone or another one, and starts it again when all are there.
     fn follow_devices(&mut self, state: &State) {
-        let found = match find_devices(&self.config.router, state) {
+        let found = ports::find(&self.config.router, state).and_then(|found| {
+            self.claims
+                .set(&ports::claimed(&self.config.router, &found))?;
+            Ok(found)
+        });
+        let Found { devices, left } = match found {
             Ok(found) => found,
             Err(why) => {
                 if self.fast.is_some() {
@@ -352,9 +374,10 @@ impl Router {
                 return;
             }
         };
-        if found != self.devices {
+        self.leave_out(left);
+        if devices != self.devices {
             self.stop_fast_path();
-            self.devices = found;
+            self.devices = devices;
             self.refused = None;
             // The new workers must know what they forward by before anything is steered to them, and until then the
             // slow path numbers the packets.
@@ -370,13 +393,18 @@ impl Router {
         new: RouterConfig,
         state: &State,
     ) -> Result<(), RunError> {
-        let found = find_devices(&new, state)?;
+        let found = ports::find(&new, state)?;
         if new.xdp != XdpMode::Off {
             self.prepare_fast_path()?;
         }
-        self.claims.set(&new.devices())?;
+        let held: Vec<String> = self
+            .claims
+            .held()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        self.claims.set(&ports::claimed(&new, &found))?;
         let old = std::mem::replace(&mut self.config.router, new);
-        let devices = std::mem::replace(&mut self.devices, found);
+        let devices = std::mem::replace(&mut self.devices, found.devices);
         self.stop_fast_path();
         // The new workers must know what they forward by before anything is steered to them.
         self.publish(state);
@@ -384,12 +412,14 @@ impl Router {
         if self.config.router.xdp == XdpMode::Off {
             return Ok(());
         }
+        self.leave_out(found.left);
         let Err(why) = self.start_fast_path() else {
             return Ok(());
         };
         self.config.router = old;
         self.devices = devices;
-        self.claims.set(&self.config.router.devices())?;
+        let held: Vec<&str> = held.iter().map(String::as_str).collect();
+        self.claims.set(&held)?;
         if self.config.router.xdp != XdpMode::Off {
             self.restart_fast_path();
         }
@@ -415,7 +445,9 @@ impl Router {
     pub(super) fn restart_fast_path(&mut self) -> bool {
         let before = self.refused.take();
         let Err(why) = self.start_fast_path() else {
-            tracing::info!("fast path on again");
+            if self.fast.is_some() {
+                tracing::info!("fast path on again");
+            }
             return true;
         };
         let why = why.to_string();

@@ -56,6 +56,7 @@ fn table(mode: Mode) -> (Bed, Fib) {
     let mut fib = bed.fib();
     fib.set_peers([(3, 1500), (5, 1300)].map(|(n, mtu)| {
         let adjacency = Adjacency {
+            vlan: None,
             port: UNDERLAY,
             destination: peer_mac(n),
             source: mac(UNDERLAY),
@@ -188,6 +189,7 @@ fn mcast_1_a_group_takes_what_any_member_sends() {
         let mut bed = Bed::new();
         bed.tunnels[0].0 = Tunnel::new(mode, us, group);
         bed.tunnels[0].1.adjacency = Some(Adjacency {
+            vlan: None,
             port: UNDERLAY,
             destination: MacAddr::of_group(group),
             source: mac(UNDERLAY),

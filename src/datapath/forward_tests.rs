@@ -12,6 +12,8 @@ use etherparse::PacketBuilder;
 mod refusals;
 #[path = "forward_udp_tests.rs"]
 mod udp;
+#[path = "forward_vlan_tests.rs"]
+mod vlan;
 #[path = "forward_wire_tests.rs"]
 mod wire;
 
@@ -47,9 +49,11 @@ impl Bed {
             forwards: on,
             partial_checksums: false,
             wire: None,
+            vlan: None,
         };
         let egress = Egress {
             adjacency: Some(Adjacency {
+                vlan: None,
                 port: UNDERLAY,
                 destination: PEER,
                 source: mac(UNDERLAY),

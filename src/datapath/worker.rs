@@ -6,7 +6,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::{
     DropReason, ForwardState, Handover, Port, PuntQueue, PuntReason, PuntTo, Verdict, WorkerStats,
-    forward, forward::HandoverKind, forward_handover, stats::TunnelRecord,
+    forward, forward::HandoverKind, forward_handover, receiver, stats::TunnelRecord,
 };
 use crate::{
     fib::{Fib, PortId, ResolutionCache},
@@ -141,13 +141,9 @@ impl<P: Port> Worker<P> {
         let n = self.ports[index].rx_burst(&mut burst, BURST);
         self.state.stats.rx_packets.add(n as u64);
         for mut packet in burst.drain(..) {
-            let verdict = forward(
-                &mut packet,
-                PortId(index as u16),
-                &self.fib,
-                &mut self.state,
-            );
-            self.carry_out(packet, verdict, PortId(index as u16));
+            let from = receiver(packet.data(), PortId(index as u16), &self.fib);
+            let verdict = forward(&mut packet, from, &self.fib, &mut self.state);
+            self.carry_out(packet, verdict, from);
         }
         self.burst = burst;
         n

@@ -46,8 +46,10 @@ fn fib() -> Fib {
         forwards,
         partial_checksums: false,
         wire: None,
+        vlan: None,
     };
     let adjacency = Adjacency {
+        vlan: None,
         port: PortId(0),
         destination: mac(9),
         source: mac(0),

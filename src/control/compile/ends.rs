@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use super::{Scene, TunnelDevice, clamp, ports::can_send};
+use super::{Scene, TunnelDevice, clamp};
 use crate::{
     control::{
         config::TunnelConfig,
@@ -261,7 +261,7 @@ impl Scene<'_> {
             adjacency: self.adjacency(status.outer.filter(|_| status.sends())),
             forwards: self.forwards(t.ifindex),
             wire: bridge
-                .filter(|link| can_send(link))
+                .filter(|link| self.sends(link.index))
                 .and_then(|link| self.port(link.index)),
         }
     }
@@ -272,8 +272,9 @@ impl Scene<'_> {
         let port = self.port(outer.ifindex)?;
         let device = &self.devices[port.index()];
         let link = self.state.link(outer.ifindex)?;
-        (device.underlay && can_send(link)).then_some(Adjacency {
-            port,
+        (device.underlay && self.sends(link.index)).then_some(Adjacency {
+            port: device.vlan.map_or(port, |on| on.port),
+            vlan: device.vlan.map(|on| on.vid),
             destination: outer.mac?,
             source: link.mac?,
             mtu: outer.mtu,

@@ -27,7 +27,7 @@ mod touched;
 
 pub use apply::Effect;
 pub use event::{Event, NetConfChange, RouteEvent};
-pub use model::{Address, Link, Neighbour, NetConf, Nud, Rule};
+pub use model::{Address, Link, Neighbour, NetConf, Nud, Rule, Vlan};
 pub use monitor::{Change, Monitor, Options};
 pub use nexthop::Nexthop;
 pub use parts::Parts;
