@@ -75,8 +75,9 @@ class Site(Bed):
         veth(self.host, "h0", link, "p1")
         veth(self.far, "f0", link, "p2")
         if card:
-            for device, ns, name in (("eth0", self.router, "trunk"), ("eth1", link, "p0")):
-                wait_until(lambda d=device: pathlib.Path(f"/sys/class/net/{d}").exists(), f"card {device} is here")
+            # They come back here, under whatever name, when the namespaces that had them go.
+            found = wait_until(lambda: (c := cards())[1:] and c, "both cards are here")
+            for device, ns, name in zip(found, (self.router, link), ("trunk", "p0")):
                 ns_move(device, ns, name)
         else:
             veth(self.router, "trunk", link, "p0")
@@ -154,6 +155,11 @@ class Site(Bed):
         """What `check` says of a device that is left to the kernel."""
         found = [f["found"] for f in self.check() if f["subject"] == device and "left to the kernel" in f["found"]]
         return found[0] if found else ""
+
+
+def cards() -> list[str]:
+    """This machine's network cards, by name."""
+    return sorted(path.name for path in pathlib.Path("/sys/class/net").iterdir() if (path / "device").exists())
 
 
 def ns_move(device: str, ns: Namespace, name: str) -> None:
@@ -272,7 +278,7 @@ def tenants_are_kept_apart(device: str, directory: pathlib.Path) -> None:
             [], [(0x8100, 8)], [(0x8100, 9)], [(0x8100, 0)], [(0x8100, 0xE000)], [(0x88A8, OVER)],
             [(0x8100, OVER), (0x8100, OVER)], [(0x8100, 8), (0x8100, OVER)], [(0x88A8, 8), (0x8100, OVER)])))
         outer = ipv4("10.9.0.2", "10.9.0.1", 47, b"\0\0\x08\0" + ipv4("10.2.0.2", "10.1.0.2", 17, udp(b"<stranger>")))
-        far.send(*(frame(router, tags, outer) for tags in ([(0x8100, OVER)], [(0x8100, 9)], [(0x88A8, UNDER)])))
+        far.send(*(frame(router, tags, outer) for tags in ([(0x8100, 9)], [(0x88A8, UNDER)])))
         # What is the tenant's, whatever its priority, is the first that arrives, and all that was redirected.
         wire.send(frame(router, [(0x8100, 0xF000 | OVER)], packet(b"<tenant's>")))
         control, got = far.seen(b"<")
