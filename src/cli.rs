@@ -32,7 +32,13 @@ pub enum Verb {
         #[arg(long)]
         takeover: bool,
         /// How log lines are written to stderr
-        #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+        #[arg(
+            long,
+            value_name = "text|json",
+            value_enum,
+            hide_possible_values = true,
+            default_value_t = LogFormat::Text
+        )]
         log_format: LogFormat,
         /// error, warn, info, debug or trace, or tracing's filter syntax
         #[arg(
@@ -108,6 +114,7 @@ pub enum TunnelVerb {
     },
     /// Remove a tunnel and its device; one of the configuration file's comes back with the next reload
     Del {
+        /// The device's name
         name: String,
         #[command(flatten)]
         ask: Ask,

@@ -301,6 +301,7 @@ six: gre/ipv6  remote 2001:db8::2  local 2001:db8::1  encaplimit 4  hoplimit 64 
                        0            0            0            0       -
     TX:            bytes      packets         fast         slow   share
                        0            0            0            0       -
+(`ip -s link` and tcpdump on these devices see the slow column alone)
 "
     );
     let output = greyhound(&["--json", "--socket", path, "tunnel", "show", "gre2"]);

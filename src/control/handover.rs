@@ -98,7 +98,9 @@ impl Router {
                 steer.detach(device.ifindex);
             }
         }
-        drop(parted);
+        if let Some(released) = parted.and_then(|parted| parted.released) {
+            self.books.close(released.ended);
+        }
         if self.config.router.xdp != XdpMode::Off {
             self.restart_fast_path();
         }

@@ -6,6 +6,7 @@
 //! ([`compile`]) into what the workers and the steering program decide by.
 
 mod apply;
+mod books;
 pub mod change;
 pub mod check;
 mod claim;

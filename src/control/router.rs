@@ -14,6 +14,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
+    books::{Books, add_reasons},
     claim::Claims,
     compile::{Compiled, Compiler, Input, Query, TunnelDevice, TunnelStatus},
     config::{Config, RouterConfig, TunnelConfig, XdpMode},
@@ -22,7 +23,7 @@ use super::{
     mirror::{Nud, Parts, State, Touched},
     netlink::Device,
     ports::{self, Found, FoundDevice},
-    report::{MirrorReport, Statistics, Status, routes::RoutePage},
+    report::{MirrorReport, Reasons, Statistics, Status, routes::RoutePage},
     run::{KernelRequest, RunError},
     slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
@@ -66,6 +67,7 @@ pub(super) struct Router {
     /// None where BPF is not to be had and not needed (`xdp = "off"`).
     pub(super) steer: Option<Steer>,
     pub(super) fast: Option<FastPath>,
+    pub(super) books: Books,
     /// The devices that the fast path runs on, or was last refused on.
     pub(super) devices: Vec<FoundDevice>,
     /// Configured devices that the fast path leaves to the kernel, and why.
@@ -138,6 +140,7 @@ impl Router {
             foreign_rules: false,
             steer,
             fast: None,
+            books: Books::default(),
             devices,
             left: Vec::new(),
             refused: None,
@@ -460,7 +463,7 @@ impl Router {
 
     fn stop_fast_path(&mut self) {
         if let (Some(fast), Some(steer)) = (self.fast.take(), &mut self.steer) {
-            fast.stop(&self.slow, steer);
+            self.books.close(fast.stop(&self.slow, steer));
         }
     }
 
@@ -560,6 +563,7 @@ impl Router {
             let all = fast.workers().iter();
             all.map(|worker| statistics::worker(worker, fast)).collect()
         });
+        let ended = self.books.ended();
         let mut slow_path = statistics::slow_path(&self.slow.stats());
         let strangers = self.steer.as_ref().and_then(|s| s.strangers().ok());
         slow_path.filtered = statistics::filtered(strangers.unwrap_or_default());
@@ -571,8 +575,9 @@ impl Router {
                     statistics::tunnel(entry, self.statuses.get(n), &self.outgoing, now)
                 })
                 .collect(),
-            drops: statistics::all_drops(&workers, &slow_path),
+            drops: statistics::all_drops(workers.iter().chain(&ended), &slow_path),
             workers,
+            ended,
             slow_path,
             xdp: self.steering_counters(),
             mirror: self.mirror.clone(),
@@ -585,13 +590,18 @@ impl Router {
         }
     }
 
-    fn steering_counters(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
-        let Some(steer) = self.steer.as_ref().filter(|_| self.fast.is_some()) else {
-            return BTreeMap::new();
-        };
-        let counters = steer.counters().unwrap_or_default().into_iter();
-        let counters = counters.map(|(name, n)| (name.to_owned(), n)).collect();
-        BTreeMap::from([("all".to_owned(), counters)])
+    fn steering_counters(&self) -> BTreeMap<String, Reasons> {
+        let counted = self.steer.as_ref().map(Steer::counters_by_device);
+        let counted = counted.and_then(Result::ok).unwrap_or_default();
+        let mut reports = BTreeMap::new();
+        for (device, counts) in counted {
+            let counts: Reasons = (counts.into_iter())
+                .map(|(reason, n)| (reason.to_owned(), n))
+                .collect();
+            add_reasons(reports.entry("all".to_owned()).or_default(), &counts);
+            reports.insert(device, counts);
+        }
+        reports
     }
 
     /// Leaves everything to the kernel and ends the threads. The tunnels' devices are still there.

@@ -16,6 +16,6 @@ mod worker;
 pub use forward::{ForwardState, HandoverKind, forward, forward_handover, receiver};
 pub use port::Port;
 pub use punt::{Handover, PuntBuf, PuntQueue, PuntSource, Punted, Wake, punt_queue};
-pub use stats::{DropCounts, ErrorCounts, PuntCounts, TunnelRecord, WorkerStats};
+pub use stats::{DropCounts, ErrorCounts, PortStats, PuntCounts, TunnelRecord, WorkerStats};
 pub use verdict::{DropReason, PuntReason, PuntTo, Verdict};
 pub use worker::{BURST, Links, Snapshot, Spent, Worker};

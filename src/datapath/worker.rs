@@ -102,6 +102,9 @@ impl<P: Port> Worker<P> {
             handled += self.receive(index);
         }
         handled += self.take_handovers();
+        if handled > 0 {
+            self.state.stats.busy_turns.add(1);
+        }
         self.transmit();
         if let Some(port) = self.ports.first_mut() {
             port.recycle(&mut self.done);
@@ -140,6 +143,9 @@ impl<P: Port> Worker<P> {
         let mut burst = mem::take(&mut self.burst);
         let n = self.ports[index].rx_burst(&mut burst, BURST);
         self.state.stats.rx_packets.add(n as u64);
+        if let Some(port) = self.state.stats.ports.get(index) {
+            port.rx_packets.add(n as u64);
+        }
         for mut packet in burst.drain(..) {
             let from = receiver(packet.data(), PortId(index as u16), &self.fib);
             let verdict = forward(&mut packet, from, &self.fib, &mut self.state);
@@ -220,20 +226,26 @@ impl<P: Port> Worker<P> {
 
     /// Offers every finished frame to its port, and drops what a full ring does not take in a few attempts.
     fn transmit(&mut self) {
-        for (port, queue) in self.ports.iter_mut().zip(&mut self.outgoing) {
+        let stats = &self.state.stats;
+        for (index, (port, queue)) in self.ports.iter_mut().zip(&mut self.outgoing).enumerate() {
+            let offered = queue.len();
             for _ in 0..TX_ATTEMPTS {
                 if queue.is_empty() {
                     break;
                 }
                 let sent = port.tx_burst(queue);
-                self.state.stats.tx_packets.add(sent as u64);
+                stats.tx_packets.add(sent as u64);
                 if !queue.is_empty() && port.service().is_err() {
-                    self.state.stats.port_errors.add(1);
+                    stats.port_errors.add(1);
                     break;
                 }
             }
+            if let Some(port) = stats.ports.get(index) {
+                port.tx_packets.add((offered - queue.len()) as u64);
+                port.tx_dropped.add(queue.len() as u64);
+            }
             for packet in queue.drain(..) {
-                self.state.stats.drops.count(DropReason::TxRingFull);
+                stats.drops.count(DropReason::TxRingFull);
                 self.done.push(packet);
             }
         }

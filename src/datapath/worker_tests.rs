@@ -1,13 +1,13 @@
 use super::*;
 use crate::{
     datapath::{
-        PuntSource, Wake,
+        PortStats, PuntSource, Wake,
         memory::{self, HEADROOM, MemoryPort, Pool},
         punt_queue,
     },
     fib::{Adjacency, Egress, Forwards, NextHop, PortInfo, RouteTable},
     packet::MacAddr,
-    tunnel::{TunnelId, tests::tunnel},
+    tunnel::{Counter, TunnelId, tests::tunnel},
 };
 use crossbeam_channel::{bounded, unbounded};
 use etherparse::PacketBuilder;
@@ -85,7 +85,7 @@ impl Bed {
         let (handovers, handover_rx) = unbounded();
         let (spent_tx, spent) = bounded(1);
         let (queue, punts) = punt_queue(punt_capacity, 2048, Box::new(Silent));
-        let stats = Arc::<WorkerStats>::default();
+        let stats = Arc::new(WorkerStats::with_ports(ports.len()));
         let links = Links {
             snapshots: snapshot_rx,
             handovers: handover_rx,
@@ -123,7 +123,16 @@ impl Bed {
     fn books_balance(&self) -> bool {
         let s = &self.stats;
         let came = s.rx_packets.get() + s.handed_over.get();
+        let of_ports = |n: fn(&PortStats) -> &Counter| s.ports.iter().map(|p| n(p).get()).sum();
+        let by_port: [u64; 3] = [
+            of_ports(|p| &p.rx_packets),
+            of_ports(|p| &p.tx_packets),
+            of_ports(|p| &p.tx_dropped),
+        ];
+        let ring_full = (s.drops.iter()).find(|(why, _)| *why == DropReason::TxRingFull);
         came == s.tx_packets.get() + s.punts.total() + s.drops.total()
+            && by_port == [s.rx_packets.get(), s.tx_packets.get(), ring_full.unwrap().1]
+            && s.busy_turns.get() <= s.turns.get()
     }
 }
 

@@ -61,7 +61,6 @@ pub(super) struct Filters {
 #[derive(Debug)]
 pub(super) struct SharedMaps {
     pub xsks: MapHandle,
-    pub counters: MapHandle,
     tables: [MapHandle; 4],
     prefixes4: MapHandle,
     prefixes6: MapHandle,
@@ -73,11 +72,31 @@ pub(super) struct SharedMaps {
 pub(super) struct Program {
     pub fd: OwnedFd,
     ports: MapHandle,
+    counters: MapHandle,
     /// By VLAN number; 0 is the device itself. What is not here is all zeroes.
     pub written: BTreeMap<u16, PortEntry>,
 }
 
+/// A count for each of [`abi::REASONS`], and one for the strangers.
+pub(super) type Counts = [u64; abi::REASONS.len() + 1];
+
 impl Program {
+    /// What it has counted so far.
+    pub(super) fn counts(&self) -> Result<Counts> {
+        let mut counts = Counts::default();
+        for (index, count) in counts.iter_mut().enumerate() {
+            let key = (index as u32).to_ne_bytes();
+            let values = self.counters.lookup_percpu(&key, MapFlags::ANY);
+            let values = values.map_err(|source| SteerError::Map {
+                what: "read the steering counters",
+                source,
+            })?;
+            let of_cpu = |bytes: Vec<u8>| bytes.try_into().ok().map(u64::from_ne_bytes);
+            *count = values.into_iter().flatten().filter_map(of_cpu).sum();
+        }
+        Ok(counts)
+    }
+
     pub(super) fn written(&self, vlan: u16) -> PortEntry {
         self.written.get(&vlan).copied().unwrap_or_default()
     }
@@ -193,7 +212,6 @@ pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filt
     let loaded = open.load()?;
     let maps = SharedMaps {
         xsks: MapHandle::try_from(&loaded.maps.xsks)?,
-        counters: MapHandle::try_from(&loaded.maps.counters)?,
         tables: [
             MapHandle::try_from(&loaded.maps.tunnels4)?,
             MapHandle::try_from(&loaded.maps.tunnels6)?,
@@ -209,6 +227,7 @@ pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filt
         v4: Program {
             fd: owned(loaded.progs.greyhound_raw.as_fd())?,
             ports: MapHandle::try_from(&loaded.maps.ports)?,
+            counters: MapHandle::try_from(&loaded.maps.counters)?,
             written: BTreeMap::new(),
         },
         v6: owned(loaded.progs.greyhound_raw6.as_fd())?,
@@ -225,7 +244,6 @@ pub(super) fn load_steering(
     let mut open: OpenSteerSkel = SteerSkelBuilder::default().open(&mut storage)?;
     open.maps.ports.set_max_entries(abi::VLANS)?;
     open.maps.xsks.reuse_fd(maps.xsks.as_fd())?;
-    open.maps.counters.reuse_fd(maps.counters.as_fd())?;
     let [tunnels4, tunnels6, peers4, peers6] = &maps.tables;
     open.maps.tunnels4.reuse_fd(tunnels4.as_fd())?;
     open.maps.tunnels6.reuse_fd(tunnels6.as_fd())?;
@@ -251,6 +269,7 @@ pub(super) fn load_steering(
     Ok(Program {
         fd: owned(program)?,
         ports: MapHandle::try_from(&loaded.maps.ports)?,
+        counters: MapHandle::try_from(&loaded.maps.counters)?,
         written: BTreeMap::new(),
     })
 }

@@ -5,13 +5,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{
-    ConfigError,
+    ConfigError, keys,
     reader::{Section, Value},
     tunnel::is_v6,
 };
 use crate::tunnel::{Family, Mode, Payload, Peers};
-
-const PEER_KEYS: &[&str] = &["address", "remote"];
 
 pub(super) fn local(section: &Section<'_>, mode: Mode) -> Result<IpAddr, ConfigError> {
     let expected = unicast(mode);
@@ -74,7 +72,7 @@ pub(super) fn peers(section: &Section<'_>, mode: Mode) -> Result<Peers, ConfigEr
         return Err(first.error(message));
     }
     for table in tables {
-        table.only(PEER_KEYS, &[])?;
+        table.only(&keys::names(keys::PEER), &[])?;
         let value = table.need("address", INNER)?;
         let address = inner(&value, mode)?;
         if peers.iter().any(|(known, _)| known == address) {

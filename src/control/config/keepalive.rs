@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::{
-    ConfigError, Keepalive,
+    ConfigError, Keepalive, keys,
     reader::{Section, Value},
 };
 
@@ -21,7 +21,7 @@ pub(super) fn parse(value: &Value<'_>) -> Result<Option<Keepalive>, ConfigError>
         let is_on = value.boolean().map_err(|_| value.refuse(EXPECTED))?;
         return Ok(is_on.then_some(DEFAULT));
     };
-    table.only(&["interval", "retries"], &[])?;
+    table.only(&keys::names(keys::KEEPALIVE), &[])?;
     Ok(Some(Keepalive {
         interval: number(&table, "interval", INTERVAL, DEFAULT.interval)?,
         retries: number(&table, "retries", RETRIES, DEFAULT.retries)?,

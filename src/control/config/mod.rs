@@ -9,6 +9,7 @@ mod ends;
 mod frames;
 mod inside;
 mod keepalive;
+pub mod keys;
 mod reader;
 mod router;
 mod rules;

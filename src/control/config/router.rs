@@ -3,13 +3,10 @@
 use std::path::PathBuf;
 
 use super::{
-    ConfigError, DEFAULT_CONTROL, RouterConfig, Workers, XdpMode,
+    ConfigError, DEFAULT_CONTROL, RouterConfig, Workers, XdpMode, keys,
     reader::{Section, Value},
 };
 
-const ACCEPTED: &[&str] = &[
-    "underlay", "overlay", "workers", "xdp", "control", "persist",
-];
 const LATER: &[&str] = &["metrics", "accelerate", "busy_poll"];
 
 /// The longest path that `struct sockaddr_un` holds, in bytes (unix(7)).
@@ -20,7 +17,7 @@ const CPU_LIMIT: i64 = 8191;
 const DEVICES: &str = r#"a list of device names such as ["eth0"]"#;
 
 pub(super) fn parse(section: &Section<'_>) -> Result<RouterConfig, ConfigError> {
-    section.only(ACCEPTED, LATER)?;
+    section.only(&keys::names(keys::ROUTER), LATER)?;
     let xdp = section.optional("xdp", XdpMode::Auto, xdp_mode)?;
     let overlay = section.optional("overlay", Vec::new(), devices)?;
     if overlay.is_empty() && xdp != XdpMode::Off {

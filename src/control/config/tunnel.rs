@@ -9,49 +9,11 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    ConfigError, Mtu, TunnelConfig, encap, ends, keepalive,
+    ConfigError, Mtu, TunnelConfig, encap, ends, keepalive, keys,
     reader::{Section, Value},
     router::{DEVICE_NAME, is_device_name},
 };
 use crate::tunnel::{Family, FlowLabel, Mode, Payload, Shim, Tos, Ttl};
-
-const ACCEPTED: &[&str] = &[
-    "name",
-    "mode",
-    "local",
-    "remote",
-    "key",
-    "ikey",
-    "okey",
-    "csum",
-    "icsum",
-    "ocsum",
-    "seq",
-    "iseq",
-    "oseq",
-    "ttl",
-    "hoplimit",
-    "tos",
-    "tclass",
-    "dscp",
-    "flowlabel",
-    "encaplimit",
-    "encap",
-    "encap_sport",
-    "encap_csum",
-    "encap_csum6",
-    "pmtudisc",
-    "ignore_df",
-    "mtu",
-    "clamp_mss",
-    "keepalive",
-    "dev",
-    "address",
-    "routes",
-    "peer",
-    "bridge",
-    "nvgre",
-];
 
 /// Whether a kind has something.
 type Has = fn(Mode) -> bool;
@@ -104,7 +66,7 @@ const MTU_MIN: u16 = 68;
 const MTU_MIN_V6: u16 = 1280;
 
 pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> {
-    section.only(ACCEPTED, &[])?;
+    section.only(&keys::names(keys::TUNNEL), &[])?;
     let name = device(&section.need("name", DEVICE_NAME)?)?;
     let mode = mode(&section.need("mode", &words(&Mode::ALL, "or"))?)?;
     particular(section, mode)?;
