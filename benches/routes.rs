@@ -125,6 +125,7 @@ fn router() -> (State, Vec<Device>) {
         underlay: true,
         overlay: true,
         sees_tags: true,
+        vlan: None,
     };
     (state, vec![device])
 }

@@ -117,7 +117,8 @@ fn what_cannot_be_done_alike_is_left_to_the_kernel() {
     let (devices, left) = of(|_| ());
     assert_eq!(devices, "eth1 o, eth0 , eth0.100 u 100@2");
     assert_eq!(left, []);
-    let cases: [(fn(&mut Link), &str); 7] = [
+    type Change = fn(&mut Link);
+    let cases: [(Change, &str); 7] = [
         (|l| l.link_elsewhere = true, "another namespace"),
         (|l| l.link = Some(20), "on br0"),
         (|l| l.link = Some(21), "QinQ"),
