@@ -55,9 +55,23 @@ install_tools() {
         mapfile -t missing < <(missing_packages "${BUILD_PACKAGES[@]}" "${tools[@]}")
         [[ ${#missing[@]} -eq 0 ]] || note "not root, and missing: ${missing[*]}"
     fi
+    fetch_promtool
     find_rust "$YES"
     has_component fmt || add_component rustfmt rustfmt
     has_component clippy || add_component clippy rust-clippy
+}
+
+# Prometheus's judge of metrics, out of its package: installing that would start a server.
+fetch_promtool() {
+    local place=$ROOT/target/tools
+    command -v promtool >/dev/null || [[ -x $place/promtool ]] && return
+    command -v apt-get >/dev/null || return 0
+    mkdir -p "$place" "$WORK/prometheus"
+    if (cd "$WORK/prometheus" && { apt-get download -qq prometheus || { is_root && apt_update && apt-get download -qq prometheus; }; }) >/dev/null 2>&1; then
+        dpkg-deb --fsys-tarfile "$WORK"/prometheus/*.deb | tar -xO ./usr/bin/promtool >"$place/promtool" && chmod 755 "$place/promtool"
+    else
+        note "promtool: no package to be had"
+    fi
 }
 
 has_component() { as_builder cargo "$1" --version >/dev/null 2>&1; }

@@ -143,10 +143,12 @@ fn sample() -> Statistics {
                 fast: PathShare {
                     rx_packets: 999,
                     tx_packets: 0,
+                    ..PathShare::default()
                 },
                 slow: PathShare {
                     rx_packets: 1,
                     tx_packets: 7,
+                    ..PathShare::default()
                 },
                 drops: reasons(&[("sequence_old", 2), ("gre_checksum", 30), ("recursion", 0)]),
                 errors: ErrorsReport {

@@ -306,6 +306,16 @@ impl FastPath {
         &self.workers
     }
 
+    /// The numbers of workers that hang.
+    pub fn hung(&self) -> impl Iterator<Item = u32> {
+        let hung = self
+            .workers
+            .iter()
+            .zip(&self.hung)
+            .filter(|(_, hung)| **hung);
+        hung.map(|(worker, _)| worker.id)
+    }
+
     pub fn is_generic(&self, device: &str) -> bool {
         let known = self.devices.iter().find(|d| d.name == device);
         known.is_some_and(|d| self.generic.get(&d.ifindex) == Some(&true))

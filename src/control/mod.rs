@@ -18,6 +18,7 @@ mod handover;
 mod heard;
 mod heirs;
 mod keepalive;
+pub mod metrics;
 pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;

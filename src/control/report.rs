@@ -50,6 +50,9 @@ pub struct Traffic {
 pub struct PathShare {
     pub rx_packets: u64,
     pub tx_packets: u64,
+    /// Inner bytes of those.
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
 }
 
 /// One tunnel: what it is, how it is, and what it carried.
@@ -358,6 +361,18 @@ pub struct Status {
     pub pid: u32,
     pub uptime_seconds: u64,
     pub config: PathBuf,
+    /// Why the router is not as it was configured to be; empty where it is.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that keeps the router from being as it was configured to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Problem {
+    /// One line.
+    pub what: String,
+    /// A part of the router does not turn: it wants a restart. Else it waits for somebody.
+    pub hangs: bool,
 }
 
 /// A header byte that is fixed, or copied from the inner packet; in JSON a number or `"inherit"`.

@@ -23,7 +23,7 @@ use super::{
     mirror::{Nud, Parts, State, Touched},
     netlink::Device,
     ports::{self, Found, FoundDevice},
-    report::{MirrorReport, Reasons, Statistics, Status, routes::RoutePage},
+    report::{MirrorReport, Problem, Reasons, Statistics, Status, routes::RoutePage},
     run::{KernelRequest, RunError},
     slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
@@ -74,6 +74,8 @@ pub(super) struct Router {
     left: Vec<(String, String)>,
     /// Why and when the fast path was refused, while it is.
     refused: Option<Refused>,
+    /// The device that the fast path waits for, in words.
+    missing: Option<String>,
     /// Names of the devices that outer packets leave by.
     outgoing: BTreeMap<u32, Box<str>>,
     compiler: Compiler,
@@ -144,6 +146,7 @@ impl Router {
             devices,
             left: Vec::new(),
             refused: None,
+            missing: None,
             outgoing: BTreeMap::new(),
             compiler: Compiler::default(),
             touched: Touched::all(),
@@ -368,6 +371,7 @@ impl Router {
         let Found { devices, left } = match found {
             Ok(found) => found,
             Err(why) => {
+                self.missing = Some(why.to_string());
                 if self.fast.is_some() {
                     tracing::warn!("fast path off: {why}");
                 }
@@ -377,6 +381,7 @@ impl Router {
                 return;
             }
         };
+        self.missing = None;
         self.leave_out(left);
         if devices != self.devices {
             self.stop_fast_path();
@@ -524,6 +529,23 @@ impl Router {
         stale.into_iter().filter_map(request).collect()
     }
 
+    /// Why the router is not as it was configured to be.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let problem = |what, hangs| Problem { what, hangs };
+        if self.config.router.xdp == XdpMode::Off {
+            return Vec::new();
+        }
+        let Some(fast) = &self.fast else {
+            let refused = self.refused.as_ref().map(|refused| refused.why.clone());
+            let why = self.missing.clone().or(refused);
+            let why = why.unwrap_or_else(|| "it starts".to_owned());
+            return vec![problem(format!("fast path off: {why}"), false)];
+        };
+        let hung = fast.hung();
+        hung.map(|id| problem(format!("worker {id} hangs"), true))
+            .collect()
+    }
+
     /// One line on how it is.
     pub(super) fn summary(&self) -> String {
         let up = self.statuses.iter().filter(|status| status.word() == "up");
@@ -586,6 +608,7 @@ impl Router {
                 pid: std::process::id(),
                 uptime_seconds: self.started.elapsed().as_secs(),
                 config: self.path.clone(),
+                problems: self.problems(),
             },
         }
     }

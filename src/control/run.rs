@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     io,
+    os::fd::AsFd,
     path::Path,
     time::{Duration, Instant},
 };
@@ -21,6 +22,7 @@ use super::{
     fastpath,
     heard::Reports,
     heirs::Heirs,
+    metrics::{Endpoint, Listener, MetricsError},
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle, RequestError},
     ports,
@@ -57,6 +59,8 @@ pub enum RunError {
     #[error(transparent)]
     Change(#[from] ChangeError),
     #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
     Mirror(#[from] MirrorError),
     #[error(transparent)]
     Slow(#[from] SlowPathError),
@@ -84,15 +88,31 @@ impl RunError {
 /// Runs the router in the foreground until SIGTERM or SIGINT, or until another process takes over; `path` is where the
 /// configuration came from. With `takeover` it goes on where the router that answers on the control socket is.
 pub fn run(config: Config, path: &Path, takeover: bool) -> Result<(), RunError> {
+    // An address that the other router has comes along from it.
+    let bound = config.router.metrics.map(Listener::bind).transpose();
+    let listener = match bound {
+        Err(MetricsError::Listen { source, .. })
+            if takeover && source.kind() == io::ErrorKind::AddrInUse =>
+        {
+            None
+        }
+        bound => bound?,
+    };
     privileges::reduce(config.needs_bpf())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(RunError::io("cannot start the control task"))?;
-    runtime.block_on(run_until_told(config, path, takeover))
+    runtime.block_on(run_until_told(config, path, takeover, listener))
 }
 
-async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Result<(), RunError> {
+async fn run_until_told(
+    mut config: Config,
+    path: &Path,
+    takeover: bool,
+    listener: Option<Listener>,
+) -> Result<(), RunError> {
+    let mut endpoint = listener.map(Listener::open).transpose()?;
     let signals = RunError::io("cannot listen to signals");
     let mut terminate = signal(SignalKind::terminate()).map_err(&signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(&signals)?;
@@ -113,6 +133,14 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
         (None, Some(taken)) => taken.control(&config.router.control)?,
         (None, None) => ControlSocket::bind(&config.router.control)?,
     };
+    if let (Some(address), None) = (config.router.metrics, &endpoint) {
+        let handed = taken.as_mut().and_then(|taken| taken.metrics.take());
+        let listener = match handed {
+            Some(socket) => Listener::handed(address, socket),
+            None => Listener::bind(address),
+        };
+        endpoint = Some(listener?.open()?);
+    }
     let mut claims = taken.as_mut().map_or_else(Claims::default, Taken::claims);
     let found = ports::find(&config.router, monitor.state())?;
     claims.set(&ports::claimed(&config.router, &found))?;
@@ -173,6 +201,7 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             taker = serve(&socket, |request| answer(&router, &orders, request)) => taker,
+            () = attend(&mut endpoint, &router) => break,
             () = follow(&router, &mut monitor, &handle, (&mut inbox, &mut reports, &mut service)) => break,
             () = async {
                 while hangup.recv().await.is_some() {
@@ -181,7 +210,10 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
             } => break,
         };
         let mut parted = None;
-        let given = (router.borrow_mut()).give(&socket, taker, (&mut parted, monitor.state()));
+        // Whoever asks from now on is the other's.
+        let door = endpoint.as_ref().inspect(|endpoint| endpoint.accept(false));
+        let sockets = (&socket, door.map(AsFd::as_fd));
+        let given = (router.borrow_mut()).give(sockets, taker, (&mut parted, monitor.state()));
         match given {
             Ok(()) => {
                 tracing::info!("another process has taken over");
@@ -192,6 +224,7 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
             Err(why) => {
                 tracing::error!("nobody has taken over, and all goes on as before: {why}");
                 router.borrow_mut().go_on(parted, monitor.state());
+                endpoint.iter().for_each(|endpoint| endpoint.accept(true));
             }
         }
     }
@@ -202,6 +235,14 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
         tunnels::end(entry, &handle).await;
     }
     Ok(())
+}
+
+/// Answers monitoring systems, where that is wanted.
+async fn attend(endpoint: &mut Option<Endpoint>, router: &RefCell<Router>) {
+    match endpoint {
+        Some(endpoint) => endpoint.attend(router).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits until the mirror knows the tunnels' devices: what the kernel routes into them from the first moment on (router

@@ -75,14 +75,17 @@ pub fn tunnel(
             report.answered += c.keepalives_answered.get();
         }
         let (rx, tx) = (c.rx_packets.get(), c.tx_packets.get());
-        add(&mut report.rx, rx, c.rx_bytes.get());
-        add(&mut report.tx, tx, c.tx_bytes.get());
+        let (rx_bytes, tx_bytes) = (c.rx_bytes.get(), c.tx_bytes.get());
+        add(&mut report.rx, rx, rx_bytes);
+        add(&mut report.tx, tx, tx_bytes);
         let share: &mut PathShare = match thread {
             0 => &mut report.slow,
             _ => &mut report.fast,
         };
         share.rx_packets += rx;
         share.tx_packets += tx;
+        share.rx_bytes += rx_bytes;
+        share.tx_bytes += tx_bytes;
         report.mss_clamped += c.mss_clamped.get();
         drops(&mut report.drops, &record.drops);
         errors(&mut report.errors, &record.errors);

@@ -341,6 +341,7 @@ fn tunnel_table(tunnels: &[TunnelReport]) -> String {
         let PathShare {
             rx_packets,
             tx_packets,
+            ..
         } = t.fast;
         let slow = t.slow.rx_packets.saturating_add(t.slow.tx_packets);
         vec![
