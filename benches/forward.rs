@@ -101,6 +101,7 @@ fn fib(others: u32) -> Fib {
     };
     let adjacency = Some(Adjacency {
         vlan: None,
+        mark: Default::default(),
         port: UNDERLAY,
         destination: PEER,
         source: MAC,

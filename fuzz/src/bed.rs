@@ -233,6 +233,7 @@ impl Bed {
         let routes = routes(&tunnels);
         let adjacency = Adjacency {
             vlan: None,
+            mark: Default::default(),
             port: UNDERLAY,
             destination: PEER,
             source: mac(UNDERLAY),

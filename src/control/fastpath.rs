@@ -321,6 +321,19 @@ impl FastPath {
         known.is_some_and(|d| self.generic.get(&d.ifindex) == Some(&true))
     }
 
+    /// The marks of the neighbours that packets were sent to since the last call.
+    pub fn take_used(&self) -> Vec<bool> {
+        let mut used = Vec::new();
+        for worker in &self.workers {
+            let taken = worker.stats.used.take();
+            used.resize(taken.len(), false);
+            used.iter_mut()
+                .zip(taken)
+                .for_each(|(used, taken)| *used |= taken);
+        }
+        used
+    }
+
     /// The way to the worker that owns the sequence numbers; none while it hangs, so that the slow path goes on with them.
     pub fn owner(&self) -> Option<Owner> {
         let hangs = self.hung.first() == Some(&true);

@@ -54,6 +54,7 @@ fn config(underlay: &[&str], overlay: &[&str]) -> RouterConfig {
         xdp: XdpMode::Auto,
         control: "/run/control".into(),
         persist: true,
+        metrics: None,
     }
 }
 

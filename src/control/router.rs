@@ -33,6 +33,7 @@ use super::{
     wires,
 };
 use crate::{
+    fib::{Mark, is_marked},
     tunnel::Family,
     xdp::{Limits, Plan, PrefixPlan, Steer},
 };
@@ -42,8 +43,8 @@ const SERVICE_DEVICES: u32 = 64;
 /// How soon a fast path that was refused is tried again, at first and at last: attaching a program may reset a device.
 const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(300);
-/// Neighbours of the inner networks that are refreshed in one tick, at the most.
-const REFRESHES: usize = 64;
+/// Neighbours that are refreshed in one tick, at the most.
+const REFRESHES: usize = 256;
 /// Routes in one answer: what is put together in some milliseconds.
 const PAGE: usize = 4096;
 
@@ -488,7 +489,7 @@ impl Router {
             self.publish_news(state, Parts::LINKS);
         }
         self.mend_wires();
-        let mut requests = self.stale_neighbours(state);
+        let mut requests = self.neighbours_in_use(state);
         requests.extend(self.carriers(state));
         requests
     }
@@ -497,25 +498,32 @@ impl Router {
         self.tunnels.iter_mut().for_each(wires::mend);
     }
 
-    /// The kernel does not see that the next hops are in use, and would neither probe them nor keep them.
-    fn stale_neighbours(&self, state: &State) -> Vec<KernelRequest> {
+    /// The kernel does not see that next hops are in use. It is told of those that packets went to since the last time:
+    /// then it asks a neighbour again when its time is over, as for packets of its own, and the entry does not grow stale.
+    /// Nobody keeps the others.
+    fn neighbours_in_use(&self, state: &State) -> Vec<KernelRequest> {
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
-        let inner = state.neighbours().filter(|((ifindex, _), neighbour)| {
-            neighbour.nud == Nud::Stale && ports.iter().any(|port| port.ifindex == *ifindex)
-        });
-        let mut stale: BTreeSet<_> = inner.map(|(key, _)| *key).take(REFRESHES).collect();
+        let used = self.fast.as_ref().map_or(Vec::new(), FastPath::take_used);
+        let of = |nud: Nud| {
+            let in_use = state.neighbours().filter(move |(_, n)| n.nud == nud);
+            in_use
+                .map(|(key, _)| *key)
+                .filter(|(ifindex, ip)| is_marked(&used, Mark::of(*ifindex, *ip)))
+                .filter(|(ifindex, _)| ports.iter().any(|port| port.ifindex == *ifindex))
+        };
+        let both = of(Nud::Stale).chain(of(Nud::Reachable));
+        let mut wanted: BTreeSet<_> = both.take(REFRESHES).collect();
         let several = self.compiler.gateways_of_several(state);
         let unknown = several.filter(|(ifindex, ip)| {
             let ours = ports.iter().any(|port| port.ifindex == *ifindex);
             ours && state.neighbour(*ifindex, *ip).is_none()
         });
-        stale.extend(unknown.take(REFRESHES));
+        wanted.extend(unknown.take(REFRESHES));
         let outers = self.statuses.iter().flat_map(TunnelStatus::outers);
         for outer in outers.filter(|outer| !outer.neighbour.is_multicast()) {
-            let entry = state.neighbour_entry(outer.ifindex, outer.neighbour);
-            // One that is not resolved is asked for too: a tunnel is ready before its first packet.
-            if outer.mac.is_none() || entry.is_some_and(|neighbour| neighbour.nud == Nud::Stale) {
-                stale.insert((outer.ifindex, outer.neighbour));
+            // A tunnel is ready before its first packet.
+            if outer.mac.is_none() {
+                wanted.insert((outer.ifindex, outer.neighbour));
             }
         }
         let request = |(ifindex, ip): (u32, std::net::IpAddr)| {
@@ -526,7 +534,7 @@ impl Router {
             };
             Some(KernelRequest::Refresh(device, ip))
         };
-        stale.into_iter().filter_map(request).collect()
+        wanted.into_iter().filter_map(request).collect()
     }
 
     /// Why the router is not as it was configured to be.

@@ -4,7 +4,9 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{DropReason, PuntReason, PuntTo, Verdict, WorkerStats, stats::TunnelRecord, wire};
 use crate::{
-    fib::{Adjacency, Fib, IntoTunnel, OnPort, PortId, PortInfo, Resolution, ResolutionCache},
+    fib::{
+        Adjacency, Fib, IntoTunnel, OnPort, PortId, PortInfo, Resolution, ResolutionCache, Used,
+    },
     packet::{
         self, EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, flow, ipv4, ipv6,
         protocol, transport,
@@ -220,7 +222,7 @@ fn decrement(packet: &mut [u8], destination: IpAddr) {
 
 /// Puts the Ethernet header of `adjacency` in front of an IP packet.
 #[inline(always)]
-fn transmit<B: PacketBuf>(packet: &mut B, adjacency: &Adjacency) -> Verdict {
+fn transmit<B: PacketBuf>(packet: &mut B, adjacency: &Adjacency, used: &Used) -> Verdict {
     let ether_type = match packet.data().first().map(|byte| byte >> 4) {
         Some(6) => EtherType::IPV6,
         _ => EtherType::IPV4,
@@ -229,6 +231,7 @@ fn transmit<B: PacketBuf>(packet: &mut B, adjacency: &Adjacency) -> Verdict {
         return Verdict::Drop(DropReason::NoHeadroom);
     };
     ethernet::write(frame, adjacency.destination, adjacency.source, ether_type);
+    used.note(adjacency.mark);
     match adjacency.vlan.map(|vid| ethernet::push_tag(packet, vid)) {
         Some(Err(_)) => Verdict::Drop(DropReason::NoHeadroom),
         _ => Verdict::Transmit(adjacency.port),
@@ -346,7 +349,7 @@ pub(super) fn encapsulate<B: PacketBuf>(
     if let Err(refusal) = tunnel::encapsulate(tunnel, remote, packet, &record.state) {
         return state.drop_in(tunnel.id, refusal);
     }
-    let verdict = transmit(packet, adjacency);
+    let verdict = transmit(packet, adjacency, &state.stats.used);
     if let Verdict::Transmit(_) = verdict {
         record.state.counters.tx_packets.add(1);
         record.state.counters.tx_bytes.add(inner_len as u64);
@@ -452,7 +455,7 @@ fn from_underlay<B: PacketBuf>(
     match onward {
         Onward::Port(adjacency) => {
             decrement(packet.data_mut(), inner.destination);
-            let verdict = transmit(packet, &adjacency);
+            let verdict = transmit(packet, &adjacency, &state.stats.used);
             if let Verdict::Transmit(_) = verdict {
                 came_out();
             }

@@ -57,6 +57,7 @@ fn table(mode: Mode) -> (Bed, Fib) {
     fib.set_peers([(3, 1500), (5, 1300)].map(|(n, mtu)| {
         let adjacency = Adjacency {
             vlan: None,
+            mark: Default::default(),
             port: UNDERLAY,
             destination: peer_mac(n),
             source: mac(UNDERLAY),
@@ -190,6 +191,7 @@ fn mcast_1_a_group_takes_what_any_member_sends() {
         bed.tunnels[0].0 = Tunnel::new(mode, us, group);
         bed.tunnels[0].1.adjacency = Some(Adjacency {
             vlan: None,
+            mark: Default::default(),
             port: UNDERLAY,
             destination: MacAddr::of_group(group),
             source: mac(UNDERLAY),

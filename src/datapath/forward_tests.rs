@@ -54,6 +54,7 @@ impl Bed {
         let egress = Egress {
             adjacency: Some(Adjacency {
                 vlan: None,
+                mark: Default::default(),
                 port: UNDERLAY,
                 destination: PEER,
                 source: mac(UNDERLAY),

@@ -50,6 +50,7 @@ fn fib() -> Fib {
     };
     let adjacency = Adjacency {
         vlan: None,
+        mark: Default::default(),
         port: PortId(0),
         destination: mac(9),
         source: mac(0),

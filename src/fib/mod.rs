@@ -11,6 +11,7 @@ mod prefixes;
 mod routes;
 mod shared;
 mod trie;
+mod used;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,6 +29,7 @@ pub use multipath::Multipath;
 pub use prefixes::{Net, Prefixes};
 pub use routes::{HopId, RouteTable, Routes};
 use shared::Sharded;
+pub use used::{Mark, Used, is_marked};
 
 use crate::{
     packet::{MacAddr, Vid},
@@ -97,6 +99,8 @@ pub struct Adjacency {
     pub port: PortId,
     /// Frames carry this tag.
     pub vlan: Option<Vid>,
+    /// To be noted where packets go there.
+    pub mark: Mark,
     pub destination: MacAddr,
     pub source: MacAddr,
     /// Largest IP packet, in bytes: the device's, or the route's where that is smaller.
@@ -403,6 +407,7 @@ impl Fib {
         Resolution::Adjacent(Adjacency {
             port: info.vlan.map_or(port, |on| on.port),
             vlan: info.vlan.map(|on| on.vid),
+            mark: Mark::of(info.ifindex, neighbour),
             destination,
             source: info.mac,
             mtu,

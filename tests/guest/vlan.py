@@ -262,6 +262,8 @@ def on_a_veth_in_generic_mode_the_kernel_carries(directory: pathlib.Path) -> Non
 @test("veth", "card")
 def tenants_are_kept_apart(device: str, directory: pathlib.Path) -> None:
     with Site(directory, one=True, card=device == "card") as site:
+        for ns in (site.host, site.far):
+            site.sink(ns, 2000)
         site.start().goes_fast()
         # Nobody else's frames are forwarded by the kernel either.
         sysctl(site.router, "ipv4/conf/{}/forwarding", "trunk", 0)

@@ -11,7 +11,7 @@ use crate::{
         config::TunnelConfig,
         mirror::{Lookup, RouteKind, Table},
     },
-    fib::{Adjacency, Egress},
+    fib::{Adjacency, Egress, Mark},
     packet::MacAddr,
     tunnel::{Payload, Shim, Tunnel, TunnelId},
     xdp::{TunnelClass, TunnelMatch},
@@ -275,6 +275,7 @@ impl Scene<'_> {
         (device.underlay && self.sends(link.index)).then_some(Adjacency {
             port: device.vlan.map_or(port, |on| on.port),
             vlan: device.vlan.map(|on| on.vid),
+            mark: Mark::of(outer.ifindex, outer.neighbour),
             destination: outer.mac?,
             source: link.mac?,
             mtu: outer.mtu,

@@ -28,7 +28,7 @@ use crate::{
         },
         path_mtu::Rules,
     },
-    fib::{Forwards, OnPort, PortId, Resolution},
+    fib::{Forwards, Mark, OnPort, PortId, Resolution},
     packet::{MacAddr, Vid},
     tunnel::{FlowLabel, Tos, Ttl},
     xdp::{OnDevice, PrefixAction, PrefixPlan},
@@ -738,17 +738,18 @@ fn vlan_devices_are_ports_by_the_socket_of_the_one_beneath() {
         added: None,
     }));
     let compiled = net.compile();
-    let adjacency = |number, mac| Adjacency {
+    let adjacency = |number, mac: u8, neighbour: &str| Adjacency {
         port: PortId(0),
         vlan: Vid::new(number),
+        mark: Mark::of(mac.into(), neighbour.parse().unwrap()),
         destination: GATEWAY_MAC,
         source: MacAddr([2, 0, 0, 0, 0, mac]),
         mtu: 1400,
     };
     let out = compiled.fib.egress(TunnelId(0)).adjacency;
-    assert_eq!(out, Some(adjacency(100, 20)));
+    assert_eq!(out, Some(adjacency(100, 20, "192.0.2.254")));
     let inside = compiled.fib.resolve("10.1.0.9".parse().unwrap());
-    assert_eq!(inside, Resolution::Adjacent(adjacency(7, 21)));
+    assert_eq!(inside, Resolution::Adjacent(adjacency(7, 21, "10.1.0.9")));
     let on = |number| {
         Some(OnDevice {
             ifindex: ETH0,
@@ -944,6 +945,7 @@ fn only_usable_neighbours_of_our_devices_are_sent_to() {
         net.neighbour(ETH1, "10.1.0.9", nud);
         let adjacent = Resolution::Adjacent(Adjacency {
             vlan: None,
+            mark: Mark::of(ETH1, "10.1.0.9".parse().unwrap()),
             port: PortId(1),
             destination: GATEWAY_MAC,
             source: MacAddr([2, 0, 0, 0, 0, ETH1 as u8]),
@@ -966,6 +968,7 @@ fn the_egress_is_the_gateways_link_address() {
     let net = Net::new();
     let adjacency = Adjacency {
         vlan: None,
+        mark: Mark::of(ETH0, "192.0.2.254".parse().unwrap()),
         port: PortId(0),
         destination: GATEWAY_MAC,
         source: MacAddr([2, 0, 0, 0, 0, ETH0 as u8]),
