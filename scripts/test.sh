@@ -103,6 +103,15 @@ lint_scripts() {
     fi
 }
 
+# Licences, duplicates, sources. Vulnerabilities are not looked for: their database would have to be fetched.
+lint_crates() {
+    if /usr/bin/python3 -c 'import tomllib' 2>/dev/null; then
+        check "deny.toml" as_builder /usr/bin/python3 scripts/deny.py
+    else
+        skip "deny.toml: needs Python 3.11"
+    fi
+}
+
 # Builds every test and prints, per executable, its name and path.
 built_tests() {
     as_builder cargo test --locked --no-run --target-dir target --message-format json 2>"$WORK/build" </dev/null |
@@ -216,6 +225,17 @@ END
     count "$passed" "$failed" "$skipped"
 }
 
+# The Debian package's life in a clean root, and the tarball.
+test_packages() {
+    if ! is_root; then
+        skip "packages: needs root"
+    elif ! command -v dpkg-query >/dev/null; then
+        skip "packages: not a Debian or Ubuntu"
+    else
+        check "Debian package and tarball" timeout -k 10 900 scripts/try_package.sh
+    fi
+}
+
 # Against a real kernel's tunnels, in a virtual machine where this one has none. Each cell of the table is a test.
 test_interop() {
     local status passed failed skipped
@@ -263,12 +283,15 @@ install_tools
 step "Format and lints"
 lint_rust
 lint_scripts
+lint_crates
 step "Unit, property and integration tests"
 note "building them"
 test_rust
 step "Namespace tests"
 check "release build" as_builder cargo build --release --locked --target-dir target
 test_namespaces
+step "Packages"
+test_packages
 step "Against the Linux kernel"
 test_interop
 step "In a virtual machine"

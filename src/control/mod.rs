@@ -7,6 +7,7 @@
 
 mod apply;
 mod books;
+pub mod capture;
 pub mod change;
 pub mod check;
 mod claim;

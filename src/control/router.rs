@@ -15,6 +15,7 @@ use ipnet::IpNet;
 
 use super::{
     books::{Books, add_reasons},
+    capture::{Captures, Names},
     claim::Claims,
     compile::{Compiled, Compiler, Input, Query, TunnelDevice, TunnelStatus},
     config::{Config, RouterConfig, TunnelConfig, XdpMode},
@@ -84,6 +85,7 @@ pub(super) struct Router {
     touched: Touched,
     pub(super) mirror: MirrorReport,
     pub(super) claims: Claims,
+    pub(super) captures: Captures,
 }
 
 /// A fast path that did not come up.
@@ -153,6 +155,7 @@ impl Router {
             touched: Touched::all(),
             mirror: MirrorReport::default(),
             claims,
+            captures: Captures::default(),
             config,
         };
         let (entries, tuns): (Vec<_>, Vec<_>) = made.into_iter().unzip();
@@ -210,7 +213,19 @@ impl Router {
                 steer,
             )?);
         }
+        let workers = self.fast.iter().flat_map(FastPath::workers);
+        (self.captures).set_workers(workers.map(|worker| worker.taps.clone()).collect());
         Ok(())
+    }
+
+    /// What the numbers in workers' hands are called.
+    pub(super) fn names(&self) -> Names {
+        let tunnels = self.tunnels.iter();
+        let ports = self.fast.iter().flat_map(FastPath::devices);
+        Names {
+            tunnels: tunnels.map(|t| (t.id, t.config.name.clone())).collect(),
+            ports: ports.map(|device| device.name.clone()).collect(),
+        }
     }
 
     /// Opens the slow path's sockets for these tunnels, before anything is in force.
@@ -307,6 +322,9 @@ impl Router {
             }
         }
         self.statuses = tunnels;
+        if self.captures.any() {
+            self.captures.set_names(self.names());
+        }
         if self.forget_paths() {
             self.publish_news(state, Parts::LINKS);
         }

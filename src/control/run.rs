@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     io,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
     time::{Duration, Instant},
 };
@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     apply::apply,
+    capture::Wanted,
     change::ChangeError,
     claim::{ClaimError, Claims},
     config::Config,
@@ -200,7 +201,11 @@ async fn run_until_told(
         let taker = tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            taker = serve(&socket, |request| answer(&router, &orders, request)) => taker,
+            taker = serve(
+                &socket,
+                |request| answer(&router, &orders, request),
+                |wanted, stream| capture(&router.borrow(), &wanted, stream),
+            ) => taker,
             () = attend(&mut endpoint, &router) => break,
             () = follow(&router, &mut monitor, &handle, (&mut inbox, &mut reports, &mut service)) => break,
             () = async {
@@ -271,10 +276,23 @@ async fn answer(
     request: Request,
 ) -> Response {
     // What stands in the mirror is for the task that has it.
+    if let Request::Capture(wanted) = &request {
+        let router = router.borrow();
+        let allowed = router.captures.allows(wanted, &router.names());
+        return allowed.map_or_else(Response::Error, |()| Response::ok(&()));
+    }
     let is_order = request.changes() || matches!(request, Request::RouteShow { .. });
     match is_order {
         true => order(orders, request).await,
         false => router.borrow().statistics().answer(&request),
+    }
+}
+
+/// Begins a capture that the answer has allowed.
+fn capture(router: &Router, wanted: &Wanted, stream: UnixStream) {
+    match router.captures.begin(wanted, router.names(), stream) {
+        Ok(()) => tracing::info!("capture: begun"),
+        Err(why) => tracing::warn!("capture: {why}"),
     }
 }
 

@@ -19,7 +19,9 @@ use rustix::{
 
 use super::wake::Waker;
 use crate::{
-    datapath::{Handover, Links, PuntQueue, Snapshot, Spent, Worker, WorkerStats},
+    datapath::{
+        Handover, Links, PuntQueue, Snapshot, Spent, TAPS, Worker, WorkerStats, capture::Tap,
+    },
     xdp::{Memory, Mode, PortSet, XskPort, XskStatistics},
 };
 
@@ -113,6 +115,7 @@ pub struct WorkerHandle {
     pub frames: Arc<FrameGauges>,
     pub sockets: Vec<SocketHandle>,
     pub handovers: Sender<Handover>,
+    pub taps: Sender<Tap>,
     pub waker: Waker,
     snapshots: Sender<Snapshot>,
     spent: Receiver<Spent>,
@@ -132,10 +135,12 @@ impl WorkerHandle {
             .collect::<io::Result<_>>()?;
         let (snapshots, snapshot_rx) = bounded(SNAPSHOTS);
         let (handovers, handover_rx) = bounded(HANDOVERS);
+        let (taps, tap_rx) = bounded(TAPS);
         let (spent_tx, spent) = bounded(SPENT);
         let links = Links {
             snapshots: snapshot_rx,
             handovers: handover_rx,
+            taps: tap_rx,
             spent: spent_tx,
             punts,
         };
@@ -165,6 +170,7 @@ impl WorkerHandle {
             frames,
             sockets,
             handovers,
+            taps,
             waker,
             snapshots,
             spent,

@@ -26,6 +26,7 @@ struct Bed {
     stats: Arc<WorkerStats>,
     snapshots: Sender<Snapshot>,
     handovers: Sender<Handover>,
+    taps: Sender<Tap>,
     spent: Receiver<Spent>,
     punts: PuntSource,
 }
@@ -84,12 +85,14 @@ impl Bed {
         ];
         let (snapshots, snapshot_rx) = bounded(4);
         let (handovers, handover_rx) = unbounded();
+        let (taps, tap_rx) = bounded(TAPS + 1);
         let (spent_tx, spent) = bounded(1);
         let (queue, punts) = punt_queue(punt_capacity, 2048, Box::new(Silent));
         let stats = Arc::new(WorkerStats::with_ports(ports.len()));
         let links = Links {
             snapshots: snapshot_rx,
             handovers: handover_rx,
+            taps: tap_rx,
             spent: spent_tx,
             punts: queue,
         };
@@ -99,6 +102,7 @@ impl Bed {
             stats,
             snapshots,
             handovers,
+            taps,
             spent,
             punts,
         };
@@ -281,3 +285,6 @@ fn a_packet_is_handed_over_under_the_snapshot_that_was_published_before_it() {
     assert_eq!(bed.stats.tx_packets.get(), 1);
     assert_eq!(bed.stats.drops.total(), 0);
 }
+
+#[path = "worker_capture_tests.rs"]
+mod capture;
