@@ -26,6 +26,7 @@ fn link(index: u32, name: &str) -> Link {
         link_elsewhere: false,
         master: None,
         vlan: None,
+        tunnel: None,
         rx_queues: 1,
         tx_queues: 1,
         xdp_program: None,
@@ -55,6 +56,7 @@ fn config(underlay: &[&str], overlay: &[&str]) -> RouterConfig {
         control: "/run/control".into(),
         persist: true,
         metrics: None,
+        accelerate: Default::default(),
     }
 }
 

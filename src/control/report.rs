@@ -64,7 +64,13 @@ pub struct TunnelReport {
     pub local: String,
     /// An address, a group, or `any` where peers and routes say it.
     pub remote: String,
-    /// `up`, `down`, `no-route` (the remote cannot be reached), `no-keepalive` (it does not answer) or `unresolved` (its next
+    /// The device is the kernel's own: `slow` is what that has counted.
+    pub accelerated: bool,
+    /// Why a device of the kernel's that was named has no fast path: it is then no more than its name, its kind (`mode`) and what it
+    /// has counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_to_kernel: Option<String>,
+    /// `kernel` where that is left to it, else `up`, `down`, `no-route` (the remote cannot be reached), `no-keepalive` (it does not answer) or `unresolved` (its next
     /// hop has no link address yet). Without a remote: `up` or `down`, as the device.
     pub state: String,
     /// The tunnel device's MTU, in bytes; 0 when there is no device.

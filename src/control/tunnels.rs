@@ -64,6 +64,22 @@ pub struct TunnelEntry {
 }
 
 impl TunnelEntry {
+    /// A tunnel whose device is there and that nothing has been done with.
+    pub fn new(id: TunnelId, config: TunnelConfig, device: Device) -> Self {
+        Self {
+            id,
+            keepalive: Watch::new(config.keepalive, Instant::now()),
+            config,
+            device,
+            wire: None,
+            sequences: Arc::default(),
+            records: RefCell::default(),
+            mtu: None,
+            paths: PathMtus::default(),
+            unreachable: None,
+        }
+    }
+
     /// The record of thread number `thread` of about `threads`: 0 is the slow path, n + 1 is worker n.
     pub fn record(&self, thread: u32, threads: u32) -> Arc<TunnelRecord> {
         let mut records = self.records.borrow_mut();
@@ -226,18 +242,7 @@ async fn create_with(
 ) -> Result<(TunnelEntry, Tun), TunnelError> {
     let device =
         (handle.device(&tunnel.name)?).ok_or_else(|| TunnelError::Vanished(tunnel.name.clone()))?;
-    let mut entry = TunnelEntry {
-        id,
-        config: tunnel.clone(),
-        device,
-        wire: None,
-        sequences: Arc::default(),
-        records: RefCell::default(),
-        keepalive: Watch::new(tunnel.keepalive, Instant::now()),
-        mtu: None,
-        paths: PathMtus::default(),
-        unreachable: None,
-    };
+    let mut entry = TunnelEntry::new(id, tunnel.clone(), device);
     match set_up(&mut entry, &router.underlay, state, handle).await {
         Ok(()) => {
             let how = if tun.adopted() { "adopted" } else { "created" };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 use crate::{
-    control::{config::RouterConfig, mirror::Vlan, ports::Nature},
+    control::{accelerate::Found, config::RouterConfig, mirror::Vlan, ports::Nature},
     tunnel::Family,
 };
 
@@ -29,6 +29,8 @@ pub(super) struct Host {
     pub cpus: Seen<Vec<usize>>,
     /// The kernel's own tunnel drivers that are loaded, by the module's name.
     pub kernel_tunnels: Vec<String>,
+    /// The kernel's own tunnels that the configuration means.
+    pub accelerated: Seen<Vec<Found>>,
     /// A greyhound that answers on the configured control path.
     pub running: Option<u32>,
     /// Whether GRE's UDP port is free, for each family that needs it.
