@@ -3,6 +3,7 @@
 //! The field names are a contract: scripts and dashboards rely on them. Fields may be added, none renamed. The router
 //! fills these structures; [`human`] turns them into text.
 
+pub mod glance;
 pub mod human;
 pub mod routes;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::config::TunnelConfig;
 use super::socket::{Request, Response};
 use crate::tunnel::{Family, FlowLabel, Tos, Ttl};
+use glance::Glance;
 
 /// Packets by reason; reasons with nothing to say may be absent.
 pub type Reasons = BTreeMap<String, u64>;
@@ -526,6 +528,7 @@ impl Statistics {
         match request {
             Request::Stats { .. } => Response::ok(&self),
             Request::TunnelShow { .. } => Response::ok(&self.tunnels),
+            Request::Top {} => Response::ok(&Glance::from(self)),
             Request::Status {} => Response::ok(&self.router),
             other => Response::Error(format!("{}: not to be read", other.verb())),
         }

@@ -140,6 +140,8 @@ pub fn kernels(
         add(&mut report.tx, counted.tx_packets, counted.tx_bytes);
         report.slow.rx_packets += counted.rx_packets;
         report.slow.tx_packets += counted.tx_packets;
+        report.slow.rx_bytes += counted.rx_bytes;
+        report.slow.tx_bytes += counted.tx_bytes;
     }
     reports
 }
