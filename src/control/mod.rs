@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;
+mod ports;
 mod privileges;
 mod quiet;
 pub mod report;
