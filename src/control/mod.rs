@@ -6,6 +6,7 @@
 //! ([`compile`]) into what the workers and the steering program decide by.
 
 mod apply;
+mod bulk;
 pub mod change;
 pub mod check;
 mod claim;
@@ -13,6 +14,7 @@ pub mod compile;
 pub mod config;
 mod descriptors;
 mod fastpath;
+mod files;
 mod handover;
 mod heard;
 mod heirs;
@@ -21,7 +23,9 @@ pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;
 mod privileges;
+mod removal;
 pub mod report;
+pub mod request;
 mod router;
 mod run;
 mod service;

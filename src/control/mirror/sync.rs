@@ -70,6 +70,9 @@ pub struct Sync {
     dump: Option<Dump>,
     wanted: Parts,
     changed: Parts,
+    /// Notifications are lost until all that waits has been received (NETLINK_S_CONGESTED in net/netlink/af_netlink.c). What
+    /// waits is older than what was lost, and must not be said again to a dump that is younger.
+    congested: bool,
     /// Consecutive troubles, and until when the next dump waits because of them.
     trouble: u32,
     retry_at: Instant,
@@ -91,6 +94,7 @@ impl Sync {
             dump: None,
             wanted: Parts::ALL,
             changed: Parts::NONE,
+            congested: false,
             trouble: 0,
             retry_at: Instant::now(),
             routes_at: Instant::now(),
@@ -109,7 +113,8 @@ impl Sync {
 
     /// When the next dump may be asked for; none while there is nothing to ask for.
     pub fn next_dump_at(&self) -> Option<Instant> {
-        let part = self.wanted.first().filter(|_| self.dump.is_none())?;
+        let ready = self.dump.is_none() && !self.congested;
+        let part = self.wanted.first().filter(|_| ready)?;
         Some(match Parts::ROUTES.contains(part) {
             true => self.retry_at.max(self.routes_at),
             false => self.retry_at,
@@ -149,6 +154,7 @@ impl Sync {
 
     /// Nothing more is waiting to be received.
     pub fn drained(&mut self) {
+        self.congested = false;
         if self.in_sync() {
             self.trouble = 0;
         }
@@ -157,6 +163,7 @@ impl Sync {
     /// Notifications were lost.
     pub fn overrun(&mut self) {
         self.statistics.overruns += 1;
+        self.congested = true;
         self.resync();
     }
 
@@ -164,6 +171,7 @@ impl Sync {
     pub fn reopened(&mut self, port: u32) {
         self.port = port;
         self.dump = None;
+        self.congested = false;
         self.resync();
     }
 
