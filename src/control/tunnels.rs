@@ -282,8 +282,9 @@ async fn set_up(
     let (mut sizes, mut addresses) = (Vec::new(), Vec::new());
     let (mut ups, mut routes) = (Vec::new(), Vec::new());
     for (entry, tun) in made {
-        // A device that is new can have nothing left on it.
-        if tun.adopted() || entry.config.bridge.is_some() {
+        // Nothing can be left on a device that is new, or that carries no frames.
+        let has_frames = entry.config.mode.kind().payload == Payload::Ethernet;
+        if has_frames && (tun.adopted() || entry.config.bridge.is_some()) {
             entry.wire = wires::lay(&entry.config, &entry.device, handle)?;
         }
         let mtu = entry.new_mtu(state, underlay);

@@ -69,6 +69,8 @@ pub struct Sync {
     port: u32,
     dump: Option<Dump>,
     wanted: Parts,
+    /// What has been read at least once.
+    read: Parts,
     changed: Parts,
     /// Notifications are lost until all that waits has been received (NETLINK_S_CONGESTED in net/netlink/af_netlink.c). What
     /// waits is older than what was lost, and must not be said again to a dump that is younger.
@@ -93,6 +95,7 @@ impl Sync {
             port,
             dump: None,
             wanted: Parts::ALL,
+            read: Parts::NONE,
             changed: Parts::NONE,
             congested: false,
             trouble: 0,
@@ -104,6 +107,11 @@ impl Sync {
     /// Nothing is being dumped or waits for it.
     pub fn in_sync(&self) -> bool {
         self.wanted.is_empty() && self.dump.is_none()
+    }
+
+    /// Everything has been read, though some of it may have to be read again.
+    pub fn is_complete(&self) -> bool {
+        Parts::ALL.without(self.read).is_empty()
     }
 
     /// What is being dumped, or waits for it.
@@ -259,6 +267,7 @@ impl Sync {
             return self.in_trouble();
         }
         self.statistics.dumps += 1;
+        self.read |= part;
         for event in dump.held.drain(..) {
             let effect = dump.fresh.apply(event);
             self.wanted |= effect.doubt;
