@@ -191,6 +191,7 @@ fn best(mut burst: impl FnMut()) -> f64 {
 
 fn measure(frames: &[Vec<u8>], from: PortId, to: PortId, fib: &Fib) -> f64 {
     let mut state = ForwardState {
+        trail: Default::default(),
         stats: Arc::default(),
         tunnels: vec![Some(Arc::new(TunnelRecord::new(0, 1, Arc::default())))],
         owns_sequences: true,

@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tunnels", type=int, default=10_000)
     parser.add_argument("--routes", type=int, default=100_000)
-    parser.add_argument("--ipv6", choices=("on", "none", "off"), default="on")
+    parser.add_argument("--ipv6", choices=("on", "none", "off"), default="off")
     options = parser.parse_args()
     measure(options.tunnels, options.routes, options.ipv6)
 

@@ -55,9 +55,23 @@ install_tools() {
         mapfile -t missing < <(missing_packages "${BUILD_PACKAGES[@]}" "${tools[@]}")
         [[ ${#missing[@]} -eq 0 ]] || note "not root, and missing: ${missing[*]}"
     fi
+    fetch_promtool
     find_rust "$YES"
     has_component fmt || add_component rustfmt rustfmt
     has_component clippy || add_component clippy rust-clippy
+}
+
+# Prometheus's judge of metrics, out of its package: installing that would start a server.
+fetch_promtool() {
+    local place=$ROOT/target/tools
+    command -v promtool >/dev/null || [[ -x $place/promtool ]] && return
+    command -v apt-get >/dev/null || return 0
+    mkdir -p "$place" "$WORK/prometheus"
+    if (cd "$WORK/prometheus" && { apt-get download -qq prometheus || { is_root && apt_update && apt-get download -qq prometheus; }; }) >/dev/null 2>&1; then
+        dpkg-deb --fsys-tarfile "$WORK"/prometheus/*.deb | tar -xO ./usr/bin/promtool >"$place/promtool" && chmod 755 "$place/promtool"
+    else
+        note "promtool: no package to be had"
+    fi
 }
 
 has_component() { as_builder cargo "$1" --version >/dev/null 2>&1; }
@@ -86,6 +100,15 @@ lint_scripts() {
         check "shellcheck" shellcheck -x scripts/*.sh .ci/run
     else
         skip "shellcheck: none here"
+    fi
+}
+
+# Licences, duplicates, sources. Vulnerabilities are not looked for: their database would have to be fetched.
+lint_crates() {
+    if /usr/bin/python3 -c 'import tomllib' 2>/dev/null; then
+        check "deny.toml" as_builder /usr/bin/python3 scripts/deny.py
+    else
+        skip "deny.toml: needs Python 3.11"
     fi
 }
 
@@ -202,6 +225,17 @@ END
     count "$passed" "$failed" "$skipped"
 }
 
+# The Debian package's life in a clean root, and the tarball.
+test_packages() {
+    if ! is_root; then
+        skip "packages: needs root"
+    elif ! command -v dpkg-query >/dev/null; then
+        skip "packages: not a Debian or Ubuntu"
+    else
+        check "Debian package and tarball" timeout -k 10 900 scripts/try_package.sh
+    fi
+}
+
 # Against a real kernel's tunnels, in a virtual machine where this one has none. Each cell of the table is a test.
 test_interop() {
     local status passed failed skipped
@@ -228,12 +262,15 @@ install_tools
 step "Format and lints"
 lint_rust
 lint_scripts
+lint_crates
 step "Unit, property and integration tests"
 note "building them"
 test_rust
 step "Namespace tests"
 check "release build" as_builder cargo build --release --locked --target-dir target
 test_namespaces
+step "Packages"
+test_packages
 step "Against the Linux kernel"
 test_interop
 

@@ -1,6 +1,7 @@
 //! The command line: what can be typed, as types. The words follow iproute2. What the verbs do is in [`act`].
 
 pub mod act;
+mod capture;
 
 use std::{collections::HashSet, ffi::OsString, net::IpAddr, path::PathBuf};
 
@@ -9,11 +10,14 @@ use ipnet::IpNet;
 
 use crate::control::config::{DEFAULT_CONFIG, DEFAULT_CONTROL};
 
+/// The version, the commit, and the versions of what is built in (`build.rs`).
+pub const VERSION: &str = env!("GREYHOUND_VERSION");
+
 /// A kernel-bypass tunnel router for Linux: GRE over AF_XDP
 #[derive(Debug, Parser)]
 #[command(
     name = "greyhound",
-    version,
+    version = VERSION,
     infer_subcommands = true,
     arg_required_else_help = true
 )]
@@ -69,6 +73,8 @@ pub enum Verb {
     /// The forwarding table of the running router
     #[command(subcommand, infer_subcommands = true, arg_required_else_help = true)]
     Route(RouteVerb),
+    /// Packets of the fast path, before and after, as pcapng or as lines
+    Capture(capture::Options),
     /// Counters per tunnel, worker and drop reason
     Stats {
         /// One tunnel only
@@ -192,8 +198,12 @@ fn options_last(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 fn options_with_value(command: &Command) -> HashSet<String> {
     let own = command
         .get_arguments()
-        .filter(|arg| arg.get_action().takes_values())
-        .filter_map(|arg| Some(format!("--{}", arg.get_long()?)));
+        .filter(|arg| arg.get_action().takes_values() && !arg.is_require_equals_set())
+        .flat_map(|arg| {
+            let long = arg.get_long().map(|name| format!("--{name}"));
+            let short = arg.get_short().map(|name| format!("-{name}"));
+            long.into_iter().chain(short)
+        });
     let theirs = command.get_subcommands().flat_map(options_with_value);
     own.chain(theirs).collect()
 }
@@ -224,6 +234,10 @@ mod tests {
             ("g --socket=/s stats", "g stats --socket=/s"),
             ("g tunnel --json show", "g tunnel show --json"),
             ("g stats --json -- --watch", "g stats --json -- --watch"),
+            (
+                "g -c 5 capture -w - udp and --drop=ttl port 53",
+                "g capture udp and port 53 -c 5 -w - --drop=ttl",
+            ),
             ("g --version", "g --version"),
             ("g", "g"),
         ] {

@@ -18,6 +18,7 @@ workers  = [2, 3]
 xdp      = "zero-copy"
 control  = "/run/greyhound/a.sock"
 persist  = false
+metrics  = "127.0.0.1:9747"
 
 [[tunnel]]
 name   = "gre1"
@@ -51,6 +52,7 @@ fn the_documented_example_means_what_it_says() {
     assert_eq!(router.xdp, XdpMode::ZeroCopy);
     assert_eq!(router.control.to_str(), Some("/run/greyhound/a.sock"));
     assert!(!router.persist);
+    assert_eq!(router.metrics, "127.0.0.1:9747".parse().ok());
     let [tunnel] = &config.tunnels[..] else {
         panic!("one tunnel, not {}", config.tunnels.len());
     };
@@ -78,7 +80,7 @@ fn absent_keys_have_the_kernels_defaults() {
         config.router.control.to_str(),
         Some("/run/greyhound/control.sock")
     );
-    assert!(config.router.persist);
+    assert!(config.router.persist && config.router.metrics.is_none());
     let tunnel = &config.tunnels[0];
     assert_eq!((tunnel.ikey, tunnel.okey), (None, None));
     assert!(!(tunnel.icsum || tunnel.ocsum || tunnel.iseq || tunnel.oseq));
@@ -337,7 +339,7 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
 const TUNNEL_KEYS: &str = "name, mode, local, remote, peer, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, \
      tos, tclass, dscp, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, \
      clamp_mss, keepalive, bridge, nvgre, dev, address, routes";
-const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist";
+const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist, metrics";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
 const BROKEN_ROUTERS: &[(&str, &str)] = &[
@@ -402,8 +404,12 @@ const BROKEN_ROUTERS: &[(&str, &str)] = &[
         "4: [router]: persist = 1: expected true or false",
     ),
     (
-        "metrics = \"127.0.0.1:9747\"",
-        "4: [router]: metrics is not available in this version; accepted: {router}",
+        "metrics = \"localhost\"",
+        r#"4: [router]: metrics = "localhost": expected an address and a port such as 127.0.0.1:9747 or [::1]:9747"#,
+    ),
+    (
+        "metrics = \"[::1]:0\"",
+        r#"4: [router]: metrics = "[::1]:0": expected an address and a port such as 127.0.0.1:9747 or [::1]:9747"#,
     ),
     (
         "busy_poll = true",

@@ -60,7 +60,7 @@ mod keepalive;
 #[path = "slowpath/peers.rs"]
 mod peers;
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Speaks for scapy: sends frames, and compares what is on the wire with what scapy would have built.
 const JUDGE: &str = r#"
@@ -73,7 +73,7 @@ router = sys.argv[1]
 seen = []
 
 def wait(match):
-    deadline = time.time() + 10
+    deadline = time.time() + 30
     at = 0
     while True:
         for n in range(at, len(seen)):

@@ -132,7 +132,7 @@ const BEHIND_VERBS: &[(&str, &[&str])] = &[
         "FILES",
         &[
             "`/etc/greyhound/greyhound.toml`: the configuration. `/run/greyhound/control.sock`: where the running router \
-           answers. Everybody who can open it may look; changes are for root and the router's own user.",
+           answers. Everybody who can open it may look at counters; changes and captures are for root and the router's own user.",
         ],
     ),
     (

@@ -296,6 +296,7 @@ impl Bed {
     /// A thread's state before its first packet.
     pub fn state(&self, owns_sequences: bool) -> ForwardState {
         ForwardState {
+            trail: Default::default(),
             stats: Arc::default(),
             tunnels: self.records(),
             owns_sequences,

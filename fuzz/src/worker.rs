@@ -83,6 +83,7 @@ impl Routers {
         let links = Links {
             snapshots: snapshot_rx,
             handovers: handover_rx,
+            taps: crossbeam_channel::never(),
             spent: spent_tx,
             punts: queue,
         };

@@ -50,6 +50,7 @@ pub fn act(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Tunnel(TunnelVerb::Del { name, ask }) => change(&Request::TunnelDel { name }, &ask),
         Verb::Reload { ask } => change(&Request::Reload {}, &ask),
         Verb::Route(RouteVerb::Show { prefix, ask }) => route_show(prefix, &ask),
+        Verb::Capture(options) => super::capture::capture(&options),
         Verb::Stats { name, watch, ask } => stats(name, watch, &ask),
     };
     closed_pipe_is_fine(done.map(|()| ExitCode::SUCCESS))

@@ -229,10 +229,12 @@ fn router_difference(old: &RouterConfig, new: &RouterConfig) -> Result<Change, C
         xdp,
         control,
         persist,
+        metrics,
     } = old;
     for (key, same) in [
         ("control", *control == new.control),
         ("persist", *persist == new.persist),
+        ("metrics", *metrics == new.metrics),
     ] {
         if !same {
             return Err(ChangeError::Fixed(key));

@@ -11,7 +11,9 @@ use std::{
 use super::{
     compile::Device,
     config::{RouterConfig, Workers, XdpMode},
+    report::WorkerReport,
     slowpath::{Owner, SlowPath},
+    statistics,
     worker_thread::WorkerHandle,
 };
 use crate::{
@@ -78,6 +80,8 @@ pub struct Released {
     /// By device: attached generically.
     pub generic: BTreeMap<u32, bool>,
     pub tags: Vec<TagsInFrame>,
+    /// The workers' last reports.
+    pub ended: Vec<WorkerReport>,
 }
 
 /// How long workers may take to carry what they had.
@@ -277,6 +281,16 @@ impl FastPath {
         &self.workers
     }
 
+    /// The numbers of workers that hang.
+    pub fn hung(&self) -> impl Iterator<Item = u32> {
+        let hung = self
+            .workers
+            .iter()
+            .zip(&self.hung)
+            .filter(|(_, hung)| **hung);
+        hung.map(|(worker, _)| worker.id)
+    }
+
     pub fn is_generic(&self, device: &str) -> bool {
         let known = self.devices.iter().find(|d| d.name == device);
         known.is_some_and(|d| self.generic.get(&d.ifindex) == Some(&true))
@@ -344,12 +358,12 @@ impl FastPath {
         news
     }
 
-    /// Leaves all packets to the kernel, lets the workers finish what they have, and ends them.
-    pub fn stop(self, slow: &SlowPath, steer: &mut Steer) {
+    /// Leaves all packets to the kernel, lets the workers finish what they have, and ends them. Their last reports.
+    pub fn stop(self, slow: &SlowPath, steer: &mut Steer) -> Vec<WorkerReport> {
         for device in &self.devices {
             steer.detach(device.ifindex);
         }
-        self.end_workers(slow);
+        self.end_workers(slow)
     }
 
     /// Leaves all packets to the kernel; the program stays attached, and passes everything.
@@ -377,15 +391,21 @@ impl FastPath {
     pub fn release(mut self, slow: &SlowPath) -> Released {
         let tags = std::mem::take(&mut self.tags);
         let generic = std::mem::take(&mut self.generic);
-        self.end_workers(slow);
-        Released { generic, tags }
+        let ended = self.end_workers(slow);
+        Released {
+            generic,
+            tags,
+            ended,
+        }
     }
 
-    fn end_workers(mut self, slow: &SlowPath) {
-        for worker in std::mem::take(&mut self.workers) {
-            let id = worker.id;
-            drop(worker);
-            slow.remove_punts(id);
+    fn end_workers(mut self, slow: &SlowPath) -> Vec<WorkerReport> {
+        let mut reports = Vec::new();
+        for mut worker in std::mem::take(&mut self.workers) {
+            worker.end();
+            reports.push(statistics::worker(&worker, &self));
+            slow.remove_punts(worker.id);
         }
+        reports
     }
 }

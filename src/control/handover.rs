@@ -1,7 +1,12 @@
 //! The router's part in a [`takeover`](super::takeover): what it gives, what it goes on with when that fails, and what it
 //! begins with.
 
-use std::{io, os::fd::AsFd, os::unix::net::UnixStream, time::Instant};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    os::unix::net::UnixStream,
+    time::Instant,
+};
 
 use super::{
     config::XdpMode,
@@ -26,7 +31,7 @@ impl Router {
     /// left to do; on failure [`go_on`](Self::go_on).
     pub(super) fn give(
         &mut self,
-        socket: &ControlSocket,
+        (socket, metrics): (&ControlSocket, Option<BorrowedFd<'_>>),
         stream: UnixStream,
         (parted, mirror): (&mut Option<Parted>, &Mirror),
     ) -> io::Result<()> {
@@ -71,6 +76,7 @@ impl Router {
             tags: released.map_or(Vec::new(), |r| {
                 r.tags.iter().map(TagsInFrame::to_parts).collect()
             }),
+            metrics: metrics.is_some(),
             commanded: self.commanded.clone(),
             ..State::default()
         };
@@ -79,6 +85,7 @@ impl Router {
         descriptors.extend(tunnels.iter().map(|(_, tun)| *tun));
         descriptors.extend(shown.receivers.iter().map(|(_, socket)| socket.as_fd()));
         descriptors.extend(shown.service.iter().map(|(_, tun)| tun.as_fd()));
+        descriptors.extend(metrics);
         descriptors.extend(holds.iter().map(|(_, link)| *link));
         let giving = Giving::offer(stream, state, &descriptors)?;
         self.slow.pause()?;
@@ -98,7 +105,9 @@ impl Router {
                 steer.detach(device.ifindex);
             }
         }
-        drop(parted);
+        if let Some(released) = parted.and_then(|parted| parted.released) {
+            self.books.close(released.ended);
+        }
         if self.config.router.xdp != XdpMode::Off {
             self.restart_fast_path();
         }

@@ -6,7 +6,9 @@
 //! ([`compile`]) into what the workers and the steering program decide by.
 
 mod apply;
+mod books;
 mod bulk;
+pub mod capture;
 pub mod change;
 pub mod check;
 mod claim;
@@ -19,6 +21,7 @@ mod handover;
 mod heard;
 mod heirs;
 mod keepalive;
+pub mod metrics;
 pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;

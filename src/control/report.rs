@@ -23,11 +23,14 @@ pub type Reasons = BTreeMap<String, u64>;
 pub struct Statistics {
     pub tunnels: Vec<TunnelReport>,
     pub workers: Vec<WorkerReport>,
+    /// What workers counted that have ended, because a device was lost or the configuration changed: the sum by number.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ended: Vec<WorkerReport>,
     /// Packets dropped, whatever the tunnel and the thread.
     pub drops: Reasons,
     /// What the slow path did, beside the tunnels' own counters.
     pub slow_path: SlowPathReport,
-    /// The steering program's verdicts, per device: what it left to the kernel, and why.
+    /// The steering program's verdicts, per device and for `all`: what it left to the kernel, and why.
     pub xdp: BTreeMap<String, Reasons>,
     pub mirror: MirrorReport,
     pub router: Status,
@@ -47,6 +50,9 @@ pub struct Traffic {
 pub struct PathShare {
     pub rx_packets: u64,
     pub tx_packets: u64,
+    /// Inner bytes of those.
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
 }
 
 /// One tunnel: what it is, how it is, and what it carried.
@@ -224,18 +230,29 @@ pub struct WorkerReport {
     pub cpu: u32,
     pub rx_packets: u64,
     pub tx_packets: u64,
+    /// Packets that the slow path handed over, because this worker owns the sequence numbers.
+    pub handed_over: u64,
     pub punted: u64,
     /// The same by reason.
     pub punts: Reasons,
     pub drops: Reasons,
     /// Unfinished TCP and UDP checksums that were completed.
     pub checksums_completed: u64,
+    /// Times round its loop, those in which there was a packet, and times that it went to sleep.
+    pub turns: u64,
+    pub busy_turns: u64,
+    pub sleeps: u64,
+    /// How long it was awake, and how long it slept for want of packets. The first as a share of both is its load.
+    pub awake_seconds: f64,
+    pub asleep_seconds: f64,
+    /// Times that a device was found down or gone.
+    pub port_errors: u64,
     /// Where this worker's frames are at the moment (free, fill, rx, tx …); their sum never changes.
     pub frames: Reasons,
     pub ports: Vec<PortReport>,
 }
 
-/// One AF_XDP socket. The counters are the kernel's (XDP_STATISTICS).
+/// One AF_XDP socket. The counters are the kernel's (XDP_STATISTICS), but for the first three.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PortReport {
@@ -246,11 +263,21 @@ pub struct PortReport {
     /// What the kernel said to zero-copy, where it was tried and refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why_not_zero_copy: Option<String>,
+    /// Frames that the worker received here.
+    pub rx_packets: u64,
+    /// Frames that the transmit ring took, and those that it did not take (`tx_ring_full` among the worker's drops).
+    pub tx_packets: u64,
+    pub tx_ring_full: u64,
+    /// Lost for want of a buffer, or longer than one (`rx_dropped`).
     pub rx_dropped: u64,
+    /// Lost because the worker did not keep up (`rx_ring_full`).
     pub rx_ring_full: u64,
+    /// Times that the kernel found no buffer (`rx_fill_ring_empty_descs`).
     pub fill_ring_empty: u64,
+    /// Descriptors that the kernel refused (`rx_invalid_descs`, `tx_invalid_descs`): a defect.
     pub rx_invalid: u64,
     pub tx_invalid: u64,
+    /// Times that the kernel looked for something to send and found nothing (`tx_ring_empty_descs`).
     pub tx_ring_empty: u64,
 }
 
@@ -258,9 +285,27 @@ pub struct PortReport {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SlowPathReport {
+    /// Packets that the kernel routed into tunnel devices.
+    pub from_devices: u64,
+    /// Packets that the kernel delivered to raw and UDP sockets.
+    pub from_network: u64,
     /// Packets that workers handed to the kernel, by reason.
     pub punts: Reasons,
+    /// Beyond the first, the packets that one became: for several peers, or in pieces.
+    pub copies: u64,
+    pub keepalives_sent: u64,
+    pub keepalives_received: u64,
+    /// Packets that left encapsulated.
+    pub into_tunnels: u64,
+    /// Packets that went into tunnel devices, and far ends' keepalives that were sent back.
+    pub out_of_tunnels: u64,
+    /// Packets passed to the worker that owns the sequence numbers.
+    pub handed_over: u64,
+    /// Packets given back to the kernel through the service device.
+    pub returned: u64,
     pub drops: Reasons,
+    /// Unfinished TCP and UDP checksums that were completed.
+    pub checksums_completed: u64,
     /// Outer packets that left in fragments.
     pub fragmented: u64,
     /// Inner packets that were cut before they were encapsulated.
@@ -316,6 +361,18 @@ pub struct Status {
     pub pid: u32,
     pub uptime_seconds: u64,
     pub config: PathBuf,
+    /// Why the router is not as it was configured to be; empty where it is.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that keeps the router from being as it was configured to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Problem {
+    /// One line.
+    pub what: String,
+    /// A part of the router does not turn: it wants a restart. Else it waits for somebody.
+    pub hangs: bool,
 }
 
 /// A header byte that is fixed, or copied from the inner packet; in JSON a number or `"inherit"`.

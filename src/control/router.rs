@@ -14,6 +14,8 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
+    books::{Books, add_reasons},
+    capture::{Captures, Names},
     claim::Claims,
     compile::{Compiled, Compiler, Input, Query, TunnelDevice, TunnelStatus},
     config::{Config, RouterConfig, TunnelConfig, XdpMode},
@@ -21,7 +23,7 @@ use super::{
     handover,
     mirror::{Nud, Parts, State, Touched},
     netlink::Device,
-    report::{MirrorReport, Statistics, Status, routes::RoutePage},
+    report::{MirrorReport, Problem, Reasons, Statistics, Status, routes::RoutePage},
     request::KernelRequest,
     run::{RunError, find_devices},
     slots::Slots,
@@ -66,10 +68,13 @@ pub(super) struct Router {
     /// None where BPF is not to be had and not needed (`xdp = "off"`).
     pub(super) steer: Option<Steer>,
     pub(super) fast: Option<FastPath>,
+    pub(super) books: Books,
     /// The devices that the fast path runs on, or was last refused on.
     pub(super) devices: Vec<FoundDevice>,
     /// Why and when the fast path was refused, while it is.
     refused: Option<Refused>,
+    /// The device that the fast path waits for, in words.
+    missing: Option<String>,
     /// Names of the devices that outer packets leave by.
     outgoing: BTreeMap<u32, Box<str>>,
     compiler: Compiler,
@@ -77,6 +82,7 @@ pub(super) struct Router {
     touched: Touched,
     pub(super) mirror: MirrorReport,
     pub(super) claims: Claims,
+    pub(super) captures: Captures,
 }
 
 /// A fast path that did not come up.
@@ -136,13 +142,16 @@ impl Router {
             foreign_rules: false,
             steer,
             fast: None,
+            books: Books::default(),
             devices,
             refused: None,
+            missing: None,
             outgoing: BTreeMap::new(),
             compiler: Compiler::default(),
             touched: Touched::all(),
             mirror: MirrorReport::default(),
             claims,
+            captures: Captures::default(),
             config,
         };
         let (entries, tuns): (Vec<_>, Vec<_>) = made.into_iter().unzip();
@@ -187,7 +196,19 @@ impl Router {
                 steer,
             )?);
         }
+        let workers = self.fast.iter().flat_map(FastPath::workers);
+        (self.captures).set_workers(workers.map(|worker| worker.taps.clone()).collect());
         Ok(())
+    }
+
+    /// What the numbers in workers' hands are called.
+    pub(super) fn names(&self) -> Names {
+        let tunnels = self.tunnels.iter();
+        let ports = self.fast.iter().flat_map(FastPath::devices);
+        Names {
+            tunnels: tunnels.map(|t| (t.id, t.config.name.clone())).collect(),
+            ports: ports.map(|device| device.name.clone()).collect(),
+        }
     }
 
     /// Opens the slow path's sockets for these tunnels, before anything is in force.
@@ -284,6 +305,9 @@ impl Router {
             }
         }
         self.statuses = tunnels;
+        if self.captures.any() {
+            self.captures.set_names(self.names());
+        }
         if self.forget_paths() {
             self.publish_news(state, Parts::LINKS);
         }
@@ -344,6 +368,7 @@ impl Router {
         let found = match find_devices(&self.config.router, state) {
             Ok(found) => found,
             Err(why) => {
+                self.missing = Some(why.to_string());
                 if self.fast.is_some() {
                     tracing::warn!("fast path off: {why}");
                 }
@@ -353,6 +378,7 @@ impl Router {
                 return;
             }
         };
+        self.missing = None;
         if found != self.devices {
             self.stop_fast_path();
             self.devices = found;
@@ -429,7 +455,7 @@ impl Router {
 
     fn stop_fast_path(&mut self) {
         if let (Some(fast), Some(steer)) = (self.fast.take(), &mut self.steer) {
-            fast.stop(&self.slow, steer);
+            self.books.close(fast.stop(&self.slow, steer));
         }
     }
 
@@ -490,6 +516,23 @@ impl Router {
         stale.into_iter().filter_map(request).collect()
     }
 
+    /// Why the router is not as it was configured to be.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let problem = |what, hangs| Problem { what, hangs };
+        if self.config.router.xdp == XdpMode::Off {
+            return Vec::new();
+        }
+        let Some(fast) = &self.fast else {
+            let refused = self.refused.as_ref().map(|refused| refused.why.clone());
+            let why = self.missing.clone().or(refused);
+            let why = why.unwrap_or_else(|| "it starts".to_owned());
+            return vec![problem(format!("fast path off: {why}"), false)];
+        };
+        let hung = fast.hung();
+        hung.map(|id| problem(format!("worker {id} hangs"), true))
+            .collect()
+    }
+
     /// One line on how it is.
     pub(super) fn summary(&self) -> String {
         let up = self.statuses.iter().filter(|status| status.word() == "up");
@@ -529,6 +572,7 @@ impl Router {
             let all = fast.workers().iter();
             all.map(|worker| statistics::worker(worker, fast)).collect()
         });
+        let ended = self.books.ended();
         let mut slow_path = statistics::slow_path(&self.slow.stats());
         let strangers = self.steer.as_ref().and_then(|s| s.strangers().ok());
         slow_path.filtered = statistics::filtered(strangers.unwrap_or_default());
@@ -540,8 +584,9 @@ impl Router {
                     statistics::tunnel(entry, self.statuses.get(n), &self.outgoing, now)
                 })
                 .collect(),
-            drops: statistics::all_drops(&workers, &slow_path),
+            drops: statistics::all_drops(workers.iter().chain(&ended), &slow_path),
             workers,
+            ended,
             slow_path,
             xdp: self.steering_counters(),
             mirror: self.mirror.clone(),
@@ -550,17 +595,23 @@ impl Router {
                 pid: std::process::id(),
                 uptime_seconds: self.started.elapsed().as_secs(),
                 config: self.path.clone(),
+                problems: self.problems(),
             },
         }
     }
 
-    fn steering_counters(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
-        let Some(steer) = self.steer.as_ref().filter(|_| self.fast.is_some()) else {
-            return BTreeMap::new();
-        };
-        let counters = steer.counters().unwrap_or_default().into_iter();
-        let counters = counters.map(|(name, n)| (name.to_owned(), n)).collect();
-        BTreeMap::from([("all".to_owned(), counters)])
+    fn steering_counters(&self) -> BTreeMap<String, Reasons> {
+        let counted = self.steer.as_ref().map(Steer::counters_by_device);
+        let counted = counted.and_then(Result::ok).unwrap_or_default();
+        let mut reports = BTreeMap::new();
+        for (device, counts) in counted {
+            let counts: Reasons = (counts.into_iter())
+                .map(|(reason, n)| (reason.to_owned(), n))
+                .collect();
+            add_reasons(reports.entry("all".to_owned()).or_default(), &counts);
+            reports.insert(device, counts);
+        }
+        reports
     }
 
     /// Leaves everything to the kernel and ends the workers. The tunnels' devices are still there, and open in the slow path,

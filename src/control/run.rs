@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     io,
+    os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
     time::{Duration, Instant},
 };
@@ -14,6 +15,7 @@ use tokio::{
 
 use super::{
     apply::apply,
+    capture::Wanted,
     change::ChangeError,
     claim::{ClaimError, Claims},
     config::{Config, RouterConfig},
@@ -21,6 +23,7 @@ use super::{
     files,
     heard::Reports,
     heirs::Heirs,
+    metrics::{Endpoint, Listener, MetricsError},
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle},
     privileges::{self, PrivilegeError},
@@ -60,6 +63,8 @@ pub enum RunError {
     #[error(transparent)]
     Change(#[from] ChangeError),
     #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    #[error(transparent)]
     Mirror(#[from] MirrorError),
     #[error(transparent)]
     Slow(#[from] SlowPathError),
@@ -89,15 +94,31 @@ impl RunError {
 pub fn run(config: Config, path: &Path, takeover: bool) -> Result<(), RunError> {
     files::raise();
     files::enough_for(config.tunnels.len())?;
+    // An address that the other router has comes along from it.
+    let bound = config.router.metrics.map(Listener::bind).transpose();
+    let listener = match bound {
+        Err(MetricsError::Listen { source, .. })
+            if takeover && source.kind() == io::ErrorKind::AddrInUse =>
+        {
+            None
+        }
+        bound => bound?,
+    };
     privileges::reduce(config.needs_bpf())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(RunError::io("cannot start the control task"))?;
-    runtime.block_on(run_until_told(config, path, takeover))
+    runtime.block_on(run_until_told(config, path, takeover, listener))
 }
 
-async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Result<(), RunError> {
+async fn run_until_told(
+    mut config: Config,
+    path: &Path,
+    takeover: bool,
+    listener: Option<Listener>,
+) -> Result<(), RunError> {
+    let mut endpoint = listener.map(Listener::open).transpose()?;
     let signals = RunError::io("cannot listen to signals");
     let mut terminate = signal(SignalKind::terminate()).map_err(&signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(&signals)?;
@@ -118,6 +139,14 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
         (None, Some(taken)) => taken.control(&config.router.control)?,
         (None, None) => ControlSocket::bind(&config.router.control)?,
     };
+    if let (Some(address), None) = (config.router.metrics, &endpoint) {
+        let handed = taken.as_mut().and_then(|taken| taken.metrics.take());
+        let listener = match handed {
+            Some(socket) => Listener::handed(address, socket),
+            None => Listener::bind(address),
+        };
+        endpoint = Some(listener?.open()?);
+    }
     let mut claims = taken.as_mut().map_or_else(Claims::default, Taken::claims);
     claims.set(&config.router.devices())?;
     let mut heirs = Heirs::default();
@@ -170,7 +199,12 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
         let taker = tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            taker = serve(&socket, |request| answer(&router, &orders, request)) => taker,
+            taker = serve(
+                &socket,
+                |request| answer(&router, &orders, request),
+                |wanted, stream| capture(&router.borrow(), &wanted, stream),
+            ) => taker,
+            () = attend(&mut endpoint, &router) => break,
             () = follow(&router, &mut monitor, &handle, (&mut inbox, &mut reports, &mut service)) => break,
             () = async {
                 while hangup.recv().await.is_some() {
@@ -179,7 +213,10 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
             } => break,
         };
         let mut parted = None;
-        let given = (router.borrow_mut()).give(&socket, taker, (&mut parted, monitor.state()));
+        // Whoever asks from now on is the other's.
+        let door = endpoint.as_ref().inspect(|endpoint| endpoint.accept(false));
+        let sockets = (&socket, door.map(AsFd::as_fd));
+        let given = (router.borrow_mut()).give(sockets, taker, (&mut parted, monitor.state()));
         match given {
             Ok(()) => {
                 tracing::info!("another process has taken over");
@@ -190,6 +227,7 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
             Err(why) => {
                 tracing::error!("nobody has taken over, and all goes on as before: {why}");
                 router.borrow_mut().go_on(parted, monitor.state());
+                endpoint.iter().for_each(|endpoint| endpoint.accept(true));
             }
         }
     }
@@ -199,6 +237,14 @@ async fn run_until_told(mut config: Config, path: &Path, takeover: bool) -> Resu
     tunnels::end(stopped, &handle).await;
     drop(slow);
     Ok(())
+}
+
+/// Answers monitoring systems, where that is wanted.
+async fn attend(endpoint: &mut Option<Endpoint>, router: &RefCell<Router>) {
+    match endpoint {
+        Some(endpoint) => endpoint.attend(router).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits until the mirror knows the tunnels' devices: what the kernel routes into them from the first moment on (router
@@ -227,10 +273,23 @@ async fn answer(
     request: Request,
 ) -> Response {
     // What stands in the mirror is for the task that has it.
+    if let Request::Capture(wanted) = &request {
+        let router = router.borrow();
+        let allowed = router.captures.allows(wanted, &router.names());
+        return allowed.map_or_else(Response::Error, |()| Response::ok(&()));
+    }
     let is_order = request.changes() || matches!(request, Request::RouteShow { .. });
     match is_order {
         true => order(orders, request).await,
         false => router.borrow().statistics().answer(&request),
+    }
+}
+
+/// Begins a capture that the answer has allowed.
+fn capture(router: &Router, wanted: &Wanted, stream: UnixStream) {
+    match router.captures.begin(wanted, router.names(), stream) {
+        Ok(()) => tracing::info!("capture: begun"),
+        Err(why) => tracing::warn!("capture: {why}"),
     }
 }
 

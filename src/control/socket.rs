@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use super::capture::Wanted;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use ipnet::IpNet;
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
@@ -81,6 +82,9 @@ pub enum Request {
     /// Gives everything to the process that asks: [`takeover`](super::takeover) says how it goes on.
     #[serde(rename = "takeover")]
     Takeover {},
+    /// Packets of the fast path: after the answer, the connection carries pcapng.
+    #[serde(rename = "capture")]
+    Capture(Wanted),
 }
 
 impl Request {
@@ -90,7 +94,8 @@ impl Request {
             Request::Stats { .. }
             | Request::TunnelShow { .. }
             | Request::RouteShow { .. }
-            | Request::Status {} => false,
+            | Request::Status {}
+            | Request::Capture(_) => false,
             Request::Reload {} | Request::Takeover {} => true,
             Request::TunnelAdd { .. } | Request::TunnelDel { .. } => true,
         }
@@ -107,6 +112,7 @@ impl Request {
             Request::TunnelAdd { .. } => "tunnel add",
             Request::TunnelDel { .. } => "tunnel del",
             Request::Takeover {} => "takeover",
+            Request::Capture(_) => "capture",
         }
     }
 }
@@ -267,10 +273,12 @@ fn listen(path: &Path) -> io::Result<StdListener> {
 }
 
 /// Answers requests until one asks for everything: the connection to whoever is to take over. `handler` is called on this
-/// task; while one request waits for its answer others go on.
+/// task; while one request waits for its answer others go on. A connection whose request for a capture it has granted goes to
+/// `capture`.
 pub async fn serve<F: Future<Output = Response>>(
     socket: &ControlSocket,
     handler: impl Fn(Request) -> F,
+    capture: impl Fn(Wanted, StdStream),
 ) -> StdStream {
     let mut connections = FuturesUnordered::new();
     loop {
@@ -286,10 +294,10 @@ pub async fn serve<F: Future<Output = Response>>(
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
-            Some(ended) = connections.next() => {
-                if let Some(Ok(taker)) = ended.map(UnixStream::into_std) {
-                    return taker;
-                }
+            Some(ended) = connections.next() => match ended {
+                Some(Parted::Taker(stream)) => return stream,
+                Some(Parted::Capture(wanted, stream)) => capture(wanted, stream),
+                None => {}
             }
         }
     }
@@ -305,10 +313,16 @@ fn refuse(stream: UnixStream) {
     }
 }
 
+/// A connection that is no conversation any more.
+enum Parted {
+    Taker(StdStream),
+    Capture(Wanted, StdStream),
+}
+
 async fn converse<F: Future<Output = Response>>(
     mut stream: UnixStream,
     handler: &impl Fn(Request) -> F,
-) -> Option<UnixStream> {
+) -> Option<Parted> {
     let peer = stream.peer_cred();
     let (reader, mut writer) = stream.split();
     let mut reader = AsyncBufReader::new(reader);
@@ -318,13 +332,18 @@ async fn converse<F: Future<Output = Response>>(
         let response = match serde_json::from_slice::<Request>(&line) {
             _ if !complete => Response::Error(format!("request longer than {REQUEST_LIMIT} bytes")),
             Ok(request) => match may_ask(&request, &peer) {
-                Ok(()) => {
-                    let takes_over = request == Request::Takeover {};
-                    match handler(request).await {
-                        Response::Ok(_) if takes_over => return Some(stream),
-                        response => response,
+                Ok(()) => match (request.clone(), handler(request).await) {
+                    (Request::Takeover {}, Response::Ok(_)) => {
+                        return stream.into_std().ok().map(Parted::Taker);
                     }
-                }
+                    (Request::Capture(wanted), granted @ Response::Ok(_)) => {
+                        let answer = to_line(&granted).ok()?;
+                        within_limit(async { writer.write_all(&answer).await.ok() }).await?;
+                        let stream = stream.into_std().ok()?;
+                        return Some(Parted::Capture(wanted, stream));
+                    }
+                    (_, response) => response,
+                },
                 Err(why) => Response::Error(why),
             },
             Err(e) => Response::Error(format!("not a request: {e}")),
@@ -337,9 +356,9 @@ async fn converse<F: Future<Output = Response>>(
     }
 }
 
-/// Everybody who can open the socket may read. Changes are for root and for the user that the router runs as.
+/// Everybody who can open the socket may read counters. Changes, and other people's packets, are for root and for the user that the router runs as.
 fn may_ask(request: &Request, peer: &io::Result<UCred>) -> Result<(), String> {
-    if !request.changes() {
+    if !request.changes() && !matches!(request, Request::Capture(_)) {
         return Ok(());
     }
     let verb = request.verb();
@@ -350,7 +369,7 @@ fn may_ask(request: &Request, peer: &io::Result<UCred>) -> Result<(), String> {
             Ok(())
         }
         Ok(peer) => Err(format!(
-            "{verb}: uid {} may only look: changes are for root and the router's own user",
+            "{verb}: uid {} may only look: this is for root and the router's own user",
             peer.uid()
         )),
         Err(why) => Err(format!("{verb}: who asks cannot be seen: {why}")),
@@ -442,6 +461,13 @@ impl Client {
             Response::Ok(value) => serde_json::from_value(value).map_err(malformed),
             Response::Error(why) => Err(ClientError::Refused(why)),
         }
+    }
+
+    /// The connection, where the last answer said that something else follows: it has no time limit.
+    pub fn into_stream(self) -> Result<BufReader<StdStream>, ClientError> {
+        let set = (self.stream.get_ref()).set_read_timeout(None);
+        set.map_err(|source| self.failed(source))?;
+        Ok(self.stream)
     }
 
     fn exchange(&mut self, request: &Request) -> io::Result<Vec<u8>> {

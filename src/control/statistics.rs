@@ -9,6 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
+    books::add_reasons,
     compile::{OuterHop, PeerStatus, TunnelStatus},
     fastpath::FastPath,
     report::{
@@ -17,10 +18,10 @@ use super::{
     },
     slowpath::SlowStats,
     tunnels::TunnelEntry,
-    worker_thread::{SocketHandle, WorkerHandle},
+    worker_thread::{SocketHandle, WorkerHandle, monotonic},
 };
 use crate::{
-    datapath::{DropCounts, DropReason, ErrorCounts, PuntCounts},
+    datapath::{DropCounts, DropReason, ErrorCounts, PortStats, PuntCounts},
     tunnel::Peers,
 };
 
@@ -74,14 +75,17 @@ pub fn tunnel(
             report.answered += c.keepalives_answered.get();
         }
         let (rx, tx) = (c.rx_packets.get(), c.tx_packets.get());
-        add(&mut report.rx, rx, c.rx_bytes.get());
-        add(&mut report.tx, tx, c.tx_bytes.get());
+        let (rx_bytes, tx_bytes) = (c.rx_bytes.get(), c.tx_bytes.get());
+        add(&mut report.rx, rx, rx_bytes);
+        add(&mut report.tx, tx, tx_bytes);
         let share: &mut PathShare = match thread {
             0 => &mut report.slow,
             _ => &mut report.fast,
         };
         share.rx_packets += rx;
         share.tx_packets += tx;
+        share.rx_bytes += rx_bytes;
+        share.tx_bytes += tx_bytes;
         report.mss_clamped += c.mss_clamped.get();
         drops(&mut report.drops, &record.drops);
         errors(&mut report.errors, &record.errors);
@@ -155,14 +159,22 @@ fn add(traffic: &mut Traffic, packets: u64, bytes: u64) {
 /// One worker's report.
 pub fn worker(worker: &WorkerHandle, path: &FastPath) -> WorkerReport {
     let stats = &worker.stats;
+    let (awake, asleep) = stats.awake_and_asleep(monotonic());
     let mut report = WorkerReport {
         id: worker.id,
         cpu: worker.cpu as u32,
         rx_packets: stats.rx_packets.get(),
         tx_packets: stats.tx_packets.get(),
+        handed_over: stats.handed_over.get(),
         punted: stats.punts.total(),
         punts: punts(&stats.punts),
         checksums_completed: stats.checksums_completed.get(),
+        turns: stats.turns.get(),
+        busy_turns: stats.busy_turns.get(),
+        sleeps: stats.sleeps.get(),
+        awake_seconds: awake as f64 / 1e9,
+        asleep_seconds: asleep as f64 / 1e9,
+        port_errors: stats.port_errors.get(),
         frames: worker
             .frames
             .iter()
@@ -171,7 +183,8 @@ pub fn worker(worker: &WorkerHandle, path: &FastPath) -> WorkerReport {
         ports: worker
             .sockets
             .iter()
-            .map(|socket| port(socket, path))
+            .zip(&stats.ports)
+            .map(|(socket, counted)| port(socket, counted, path))
             .collect(),
         ..WorkerReport::default()
     };
@@ -179,7 +192,7 @@ pub fn worker(worker: &WorkerHandle, path: &FastPath) -> WorkerReport {
     report
 }
 
-fn port(socket: &SocketHandle, path: &FastPath) -> PortReport {
+fn port(socket: &SocketHandle, counted: &PortStats, path: &FastPath) -> PortReport {
     let generic = path.is_generic(&socket.device);
     let (mode, kernel) = match socket.statistics() {
         Ok(kernel) if generic => ("generic", kernel),
@@ -191,6 +204,9 @@ fn port(socket: &SocketHandle, path: &FastPath) -> PortReport {
         queue: socket.queue,
         mode: mode.to_owned(),
         why_not_zero_copy: socket.why_not_zero_copy.clone(),
+        rx_packets: counted.rx_packets.get(),
+        tx_packets: counted.tx_packets.get(),
+        tx_ring_full: counted.tx_dropped.get(),
         rx_dropped: kernel.rx_dropped,
         rx_ring_full: kernel.rx_ring_full,
         fill_ring_empty: kernel.rx_fill_ring_empty_descs,
@@ -203,7 +219,17 @@ fn port(socket: &SocketHandle, path: &FastPath) -> PortReport {
 /// The slow path's report.
 pub fn slow_path(stats: &SlowStats) -> SlowPathReport {
     let mut report = SlowPathReport {
+        from_devices: stats.from_devices.get(),
+        from_network: stats.from_network.get(),
         punts: punts(&stats.punted),
+        copies: stats.copies.get(),
+        keepalives_sent: stats.keepalives_sent.get(),
+        keepalives_received: stats.keepalives_heard.get(),
+        into_tunnels: stats.into_tunnels.get(),
+        out_of_tunnels: stats.out_of_tunnels.get(),
+        handed_over: stats.handed_over.get(),
+        returned: stats.returned.get(),
+        checksums_completed: stats.checksums_completed.get(),
         fragmented: stats.fragmented.get(),
         inner_fragmented: stats.inner_fragmented.get(),
         icmp: IcmpReport {
@@ -225,12 +251,13 @@ pub fn filtered(strangers: u64) -> Reasons {
 }
 
 /// Every drop of workers and slow path together.
-pub fn all_drops(workers: &[WorkerReport], slow: &SlowPathReport) -> Reasons {
-    let mut total: Reasons = BTreeMap::new();
-    for reasons in workers.iter().map(|w| &w.drops).chain([&slow.drops]) {
-        for (reason, n) in reasons {
-            *total.entry(reason.clone()).or_default() += n;
-        }
+pub fn all_drops<'r>(
+    workers: impl Iterator<Item = &'r WorkerReport>,
+    slow: &SlowPathReport,
+) -> Reasons {
+    let mut total = slow.drops.clone();
+    for worker in workers {
+        add_reasons(&mut total, &worker.drops);
     }
     total
 }

@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest message, in bytes: some ten thousand tunnels.
 const MESSAGE_LIMIT: usize = 64 << 20;
 /// What changes when the messages do: routers of different versions can take over from each other only if this is the same.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 const READY: u8 = b'r';
 const DONE: u8 = b'd';
 
@@ -82,18 +82,22 @@ pub struct State {
     pub links: Vec<(u32, bool)>,
     /// Devices on which VLAN tags were told to stay in the frame, and the features to switch on again in the end.
     pub tags: Vec<(String, Vec<usize>)>,
+    /// Monitoring systems are answered: the socket comes along.
+    #[serde(default)]
+    pub metrics: bool,
     /// Tunnels that were added by words.
     pub commanded: BTreeMap<String, Vec<String>>,
 }
 
 impl State {
-    /// The control socket, then one for each claim, tunnel, receiver, service device and link.
+    /// The control socket, then one for each claim, tunnel, receiver, service device, for metrics, and for each link.
     fn descriptors(&self) -> usize {
         let service = usize::from(self.service.is_some());
         1 + self.claims.len()
             + self.tunnels.len()
             + self.receivers.len()
             + service
+            + usize::from(self.metrics)
             + self.links.len()
     }
 }
@@ -183,6 +187,7 @@ pub struct Taken {
     pub tunnels: BTreeMap<String, OwnedFd>,
     pub receivers: Vec<OwnedFd>,
     pub service: Option<OwnedFd>,
+    pub metrics: Option<OwnedFd>,
     pub links: Vec<OwnedFd>,
 }
 
@@ -226,6 +231,7 @@ impl Taken {
             .collect();
         let receivers = all.by_ref().take(state.receivers.len()).collect();
         let service = state.service.as_ref().and_then(|_| all.next());
+        let metrics = if state.metrics { all.next() } else { None };
         Some(Taken {
             stream,
             control: Some(control),
@@ -233,6 +239,7 @@ impl Taken {
             tunnels,
             receivers,
             service,
+            metrics,
             links: all.collect(),
             state,
         })
@@ -292,6 +299,7 @@ mod tests {
             tunnels: vec!["gre1".into(), "gre2".into()],
             receivers: vec![(false, 47)],
             links: vec![(3, true)],
+            metrics: true,
             ..State::default()
         }
     }
@@ -306,7 +314,7 @@ mod tests {
             (&stream).read_exact(&mut line).unwrap();
             assert_eq!(&line, b"{\"verb\": \"takeover\"}\n");
             let null = File::open("/dev/null").unwrap();
-            let giving = Giving::offer(stream, state(), &[null.as_fd(); 6]).unwrap();
+            let giving = Giving::offer(stream, state(), &[null.as_fd(); 7]).unwrap();
             let numbers = Numbers {
                 sequences: (7, 9),
                 ..Numbers::default()
@@ -319,7 +327,7 @@ mod tests {
             (taken.claims.len(), taken.receivers.len(), taken.links.len()),
             (1, 1, 1)
         );
-        assert!(taken.service.is_none());
+        assert!(taken.service.is_none() && taken.metrics.is_some());
         assert_eq!(taken.begin().unwrap()["gre1"].sequences, (7, 9));
         assert!(!giver.is_finished());
         taken.done().unwrap();
@@ -332,7 +340,7 @@ mod tests {
         let (near, far) = UnixStream::pair().unwrap();
         drop(near);
         let null = File::open("/dev/null").unwrap();
-        assert!(Giving::offer(far, state(), &[null.as_fd(); 6]).is_err());
+        assert!(Giving::offer(far, state(), &[null.as_fd(); 7]).is_err());
     }
 
     #[test]

@@ -230,7 +230,7 @@ type Opened = Result<(Tun, Device), TunnelError>;
 
 /// Opens every device, several at a time: most of what the kernel does for a new one, it does outside its routing lock.
 fn open_all(wanted: Vec<Wanted>, persist: bool) -> Vec<(Opened, (TunnelId, TunnelConfig))> {
-    let threads = wanted.len().div_ceil(OPENED_AT_ONCE).min(OPENERS).max(1);
+    let threads = wanted.len().div_ceil(OPENED_AT_ONCE).clamp(1, OPENERS);
     let mut rest = wanted.into_iter();
     let share = rest.len().div_ceil(threads);
     std::thread::scope(|scope| {

@@ -12,11 +12,16 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    time::{ClockId, clock_gettime},
+};
 
 use super::wake::Waker;
 use crate::{
-    datapath::{Handover, Links, PuntQueue, Snapshot, Spent, Worker, WorkerStats},
+    datapath::{
+        Handover, Links, PuntQueue, Snapshot, Spent, TAPS, Worker, WorkerStats, capture::Tap,
+    },
     xdp::{Memory, Mode, PortSet, XskPort, XskStatistics},
 };
 
@@ -110,6 +115,7 @@ pub struct WorkerHandle {
     pub frames: Arc<FrameGauges>,
     pub sockets: Vec<SocketHandle>,
     pub handovers: Sender<Handover>,
+    pub taps: Sender<Tap>,
     pub waker: Waker,
     snapshots: Sender<Snapshot>,
     spent: Receiver<Spent>,
@@ -122,22 +128,25 @@ pub struct WorkerHandle {
 impl WorkerHandle {
     /// Starts worker `id` on `cpu` over `ports`. The first worker owns the sequence numbers.
     pub fn start(id: u32, cpu: usize, ports: PortSet, punts: PuntQueue) -> io::Result<Self> {
-        let sockets = ports
+        let sockets: Vec<_> = ports
             .ports()
             .iter()
             .map(SocketHandle::of)
             .collect::<io::Result<_>>()?;
         let (snapshots, snapshot_rx) = bounded(SNAPSHOTS);
         let (handovers, handover_rx) = bounded(HANDOVERS);
+        let (taps, tap_rx) = bounded(TAPS);
         let (spent_tx, spent) = bounded(SPENT);
         let links = Links {
             snapshots: snapshot_rx,
             handovers: handover_rx,
+            taps: tap_rx,
             spent: spent_tx,
             punts,
         };
         let waker = Waker::new()?;
-        let (stats, frames) = (Arc::<WorkerStats>::default(), Arc::<FrameGauges>::default());
+        let stats = Arc::new(WorkerStats::with_ports(sockets.len()));
+        let frames = Arc::<FrameGauges>::default();
         let stop = Arc::<AtomicBool>::default();
         let thread = Thread {
             waker: waker.clone(),
@@ -161,6 +170,7 @@ impl WorkerHandle {
             frames,
             sockets,
             handovers,
+            taps,
             waker,
             snapshots,
             spent,
@@ -197,15 +207,30 @@ impl WorkerHandle {
     }
 }
 
-impl Drop for WorkerHandle {
-    fn drop(&mut self) {
+impl WorkerHandle {
+    /// Ends the thread; from then on the counters stand still.
+    pub fn end(&mut self) {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
         self.stop.store(true, Relaxed);
         crate::datapath::Wake::wake(&self.waker);
-        let ended = self.thread.take().is_none_or(|t| join(t, FAREWELL));
-        if !ended {
+        if !join(thread, FAREWELL) {
             tracing::error!("worker {} hangs and is left behind", self.id);
         }
     }
+}
+
+impl Drop for WorkerHandle {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Nanoseconds by the clock that workers count their sleep by.
+pub fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// Waits for a thread's end, at the most for `limit`. Whether it has ended.
@@ -235,6 +260,7 @@ impl Thread {
         let mut worker = Worker::new(ports, links, owns_sequences, self.stats.clone());
         let (mut idle, mut since_ledger) = (0, 0);
         self.frames.note(&memory);
+        self.stats.begin(monotonic());
         while !self.stop.load(Relaxed) {
             since_ledger += 1;
             if since_ledger >= LEDGER_TURNS {
@@ -261,6 +287,7 @@ impl Thread {
         for mut port in worker.into_ports() {
             port.drain(DRAIN);
         }
+        self.stats.end(monotonic());
     }
 
     /// Sleeps until a packet comes, or somebody wakes the worker.
@@ -273,9 +300,9 @@ impl Thread {
                 .iter()
                 .map(|port| PollFd::from_borrowed_fd(port.fd(), PollFlags::IN)),
         );
-        self.stats.set_asleep(true);
+        self.stats.fall_asleep(monotonic());
         let _ = poll(&mut fds, Some(if sending { &NAP } else { &SLEEP }));
-        self.stats.set_asleep(false);
+        self.stats.wake_up(monotonic());
         self.waker.clear();
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{DropReason, PuntReason, PuntTo, Verdict, WorkerStats, stats::TunnelRecord, wire};
+use super::{
+    DropReason, PuntReason, PuntTo, Verdict, WorkerStats, capture::TrailNotes, stats::TunnelRecord,
+    wire,
+};
 use crate::{
     fib::{Adjacency, Fib, IntoTunnel, PortId, PortInfo, Resolution, ResolutionCache},
     packet::{
@@ -21,6 +24,8 @@ pub struct ForwardState {
     /// This worker owns the sequence numbers of all tunnels that have them.
     pub owns_sequences: bool,
     pub resolutions: ResolutionCache,
+    /// The tunnels that the packet at hand has to do with, for whoever captures it.
+    pub trail: TrailNotes,
 }
 
 impl ForwardState {
@@ -273,6 +278,7 @@ fn way_in<'f>(
     fib: &'f Fib,
     state: &ForwardState,
 ) -> Result<Way<'f>, NoWay> {
+    state.trail.goes_into(route.id);
     let not_ready = NoWay::Kernels(PuntReason::TunnelNotReady);
     let Some(tunnel) = fib.tunnels().get(route.id).filter(|tunnel| tunnel.up) else {
         return Err(not_ready);
@@ -338,6 +344,7 @@ fn into_tunnel<B: PacketBuf>(
     fib: &Fib,
     state: &mut ForwardState,
 ) -> Verdict {
+    state.trail.goes_into(id);
     let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), state.tunnel(id)) else {
         return Verdict::Drop(DropReason::TunnelDown);
     };
@@ -387,6 +394,7 @@ fn from_underlay<B: PacketBuf>(
         Err(refusal) => return Verdict::Drop(refusal.into()),
     };
     let id = outer.tunnel;
+    state.trail.came_out_of(id);
     let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), record(&state.tunnels, id)) else {
         return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
     };

@@ -93,6 +93,7 @@ impl Bed {
             tunnels: vec![(tunnel(), egress), (numbered, egress)],
             routes,
             state: ForwardState {
+                trail: TrailNotes::default(),
                 stats: Arc::default(),
                 tunnels: (0..2)
                     .map(|_| Some(Arc::new(TunnelRecord::new(0, 1, Arc::default()))))

@@ -4,6 +4,8 @@
 //! AF_XDP and the tests implement it. Per packet there is no allocation, no lock, no log and no system call,
 //! and every packet ends in exactly one counted [`Verdict`].
 
+pub mod capture;
+pub mod filter;
 mod forward;
 pub mod memory;
 mod port;
@@ -16,6 +18,6 @@ mod worker;
 pub use forward::{ForwardState, HandoverKind, forward, forward_handover};
 pub use port::Port;
 pub use punt::{Handover, PuntBuf, PuntQueue, PuntSource, Punted, Wake, punt_queue};
-pub use stats::{DropCounts, ErrorCounts, PuntCounts, TunnelRecord, WorkerStats};
+pub use stats::{DropCounts, ErrorCounts, PortStats, PuntCounts, TunnelRecord, WorkerStats};
 pub use verdict::{DropReason, PuntReason, PuntTo, Verdict};
-pub use worker::{BURST, Links, Snapshot, Spent, Worker};
+pub use worker::{BURST, Links, Snapshot, Spent, TAPS, Worker};

@@ -19,6 +19,7 @@ pub(super) fn enter<B: PacketBuf>(
     fib: &Fib,
     state: &mut ForwardState,
 ) -> Verdict {
+    state.trail.goes_into(id);
     let to_slow_path = |reason| Verdict::Punt(reason, PuntTo::Into(id));
     let Some(tunnel) = fib.tunnels().get(id).filter(|tunnel| tunnel.up) else {
         return state.drop_in(id, DropReason::TunnelDown);

@@ -6,7 +6,11 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::{
     DropReason, ForwardState, Handover, Port, PuntQueue, PuntReason, PuntTo, Verdict, WorkerStats,
-    forward, forward::HandoverKind, forward_handover, stats::TunnelRecord,
+    capture::{Tap, Trail, TrailNotes},
+    forward,
+    forward::HandoverKind,
+    forward_handover,
+    stats::TunnelRecord,
 };
 use crate::{
     fib::{Fib, PortId, ResolutionCache},
@@ -17,6 +21,8 @@ use crate::{
 pub const BURST: usize = 64;
 /// How often a turn offers packets to a transmit ring that is full.
 const TX_ATTEMPTS: usize = 4;
+/// Captures at the same time, per worker; more are not begun.
+pub const TAPS: usize = 4;
 
 /// A new forwarding table for a worker, with the records of the tunnels in it.
 #[derive(Debug, Clone)]
@@ -30,12 +36,15 @@ pub struct Snapshot {
 pub enum Spent {
     Snapshot(Snapshot),
     Handover(Handover),
+    Tap(Tap),
 }
 
 /// The worker's connections to the rest of the router.
 pub struct Links {
     pub snapshots: Receiver<Snapshot>,
     pub handovers: Receiver<Handover>,
+    /// Captures that begin; each ends when its reader is gone.
+    pub taps: Receiver<Tap>,
     pub spent: Sender<Spent>,
     pub punts: PuntQueue,
 }
@@ -51,6 +60,7 @@ pub struct Worker<P: Port> {
     /// Frames that are done with.
     done: Vec<P::Buf>,
     burst: Vec<P::Buf>,
+    taps: Vec<Tap>,
 }
 
 impl<P: Port> Worker<P> {
@@ -64,6 +74,7 @@ impl<P: Port> Worker<P> {
                 .collect(),
             done: Vec::with_capacity(BURST * (ports.len() + 1)),
             burst: Vec::with_capacity(BURST),
+            taps: Vec::with_capacity(TAPS),
             ports,
             links,
             fib: Arc::default(),
@@ -72,6 +83,7 @@ impl<P: Port> Worker<P> {
                 tunnels: Vec::new(),
                 owns_sequences,
                 resolutions: ResolutionCache::default(),
+                trail: TrailNotes::default(),
             },
         }
     }
@@ -96,12 +108,16 @@ impl<P: Port> Worker<P> {
     pub fn turn(&mut self) -> usize {
         self.state.stats.turns.add(1);
         self.adopt_snapshot();
+        self.adopt_taps();
         self.service();
         let mut handled = 0;
         for index in 0..self.ports.len() {
             handled += self.receive(index);
         }
         handled += self.take_handovers();
+        if handled > 0 {
+            self.state.stats.busy_turns.add(1);
+        }
         self.transmit();
         if let Some(port) = self.ports.first_mut() {
             port.recycle(&mut self.done);
@@ -136,18 +152,73 @@ impl<P: Port> Worker<P> {
         }
     }
 
+    fn adopt_taps(&mut self) {
+        while let Ok(tap) = self.links.taps.try_recv() {
+            self.drop_spent_taps();
+            match self.taps.len() < TAPS {
+                true => self.taps.push(tap),
+                false => self.discard(Spent::Tap(tap)),
+            }
+        }
+    }
+
+    fn drop_spent_taps(&mut self) {
+        while let Some(spent) = self.taps.iter().position(|tap| tap.is_over()) {
+            let tap = self.taps.swap_remove(spent);
+            self.discard(Spent::Tap(tap));
+        }
+    }
+
+    /// Whether somebody captures what comes now.
+    #[inline]
+    fn is_watched(&mut self) -> bool {
+        if self.taps.is_empty() {
+            return false;
+        }
+        self.drop_spent_taps();
+        self.taps.iter_mut().for_each(|tap| tap.burst());
+        !self.taps.is_empty()
+    }
+
+    #[cold]
+    fn watch(&mut self, packet: &[u8], from: Option<PortId>) {
+        self.state.trail.take();
+        self.taps
+            .iter_mut()
+            .for_each(|tap| tap.before(packet, from));
+    }
+
+    /// Tells whoever captures what became of the packet that was last shown.
+    #[inline]
+    fn seen(&mut self, sent: Option<&[u8]>, verdict: Verdict) {
+        if !self.taps.is_empty() {
+            self.tell(sent, verdict);
+        }
+    }
+
+    #[cold]
+    fn tell(&mut self, sent: Option<&[u8]>, verdict: Verdict) {
+        let trail = self.state.trail.take();
+        for tap in &mut self.taps {
+            tap.after(sent, trail, verdict);
+        }
+    }
+
     fn receive(&mut self, index: usize) -> usize {
+        let from = PortId(index as u16);
         let mut burst = mem::take(&mut self.burst);
         let n = self.ports[index].rx_burst(&mut burst, BURST);
         self.state.stats.rx_packets.add(n as u64);
+        if let Some(port) = self.state.stats.ports.get(index) {
+            port.rx_packets.add(n as u64);
+        }
+        let watched = n > 0 && self.is_watched();
         for mut packet in burst.drain(..) {
-            let verdict = forward(
-                &mut packet,
-                PortId(index as u16),
-                &self.fib,
-                &mut self.state,
-            );
-            self.carry_out(packet, verdict, PortId(index as u16));
+            if watched {
+                self.watch(packet.data(), Some(from));
+            }
+            let verdict = forward(&mut packet, from, &self.fib, &mut self.state);
+            self.carry_out(packet, verdict, from);
         }
         self.burst = burst;
         n
@@ -159,6 +230,7 @@ impl<P: Port> Worker<P> {
             // A packet may be handed over as soon as the snapshot that it needs is on its way.
             self.adopt_snapshot();
         }
+        let watched = waiting > 0 && self.is_watched();
         for _ in 0..waiting {
             let Ok(handover) = self.links.handovers.try_recv() else {
                 break;
@@ -175,6 +247,9 @@ impl<P: Port> Worker<P> {
             };
             match self.frame_with(bytes) {
                 Some(mut packet) => {
+                    if watched {
+                        self.watch(packet.data(), None);
+                    }
                     let verdict = forward_handover(&mut packet, kind, &self.fib, &mut self.state);
                     self.carry_out(packet, verdict, from);
                 }
@@ -199,10 +274,11 @@ impl<P: Port> Worker<P> {
     /// Sees a verdict through, and counts what became of the packet.
     fn carry_out(&mut self, packet: P::Buf, verdict: Verdict, from: PortId) {
         match verdict {
-            Verdict::Transmit(port) => match self.outgoing.get_mut(port.index()) {
-                Some(queue) => queue.push(packet),
-                None => self.discard_packet(packet, DropReason::TxRingFull),
-            },
+            Verdict::Transmit(port) if port.index() < self.outgoing.len() => {
+                self.seen(Some(packet.data()), verdict);
+                self.outgoing[port.index()].push(packet);
+            }
+            Verdict::Transmit(_) => self.discard_packet(packet, DropReason::TxRingFull),
             Verdict::Punt(reason, to) => self.punt(packet, reason, to, from),
             Verdict::Drop(reason) => self.discard_packet(packet, reason),
         }
@@ -210,12 +286,14 @@ impl<P: Port> Worker<P> {
 
     fn discard_packet(&mut self, packet: P::Buf, reason: DropReason) {
         self.state.stats.drops.count(reason);
+        self.seen(None, Verdict::Drop(reason));
         self.done.push(packet);
     }
 
     fn punt(&mut self, packet: P::Buf, reason: PuntReason, to: PuntTo, from: PortId) {
         if self.links.punts.push(packet.data(), to, reason, from) {
             self.state.stats.punts.count(reason);
+            self.seen(None, Verdict::Punt(reason, to));
             self.done.push(packet);
         } else {
             self.discard_packet(packet, DropReason::PuntQueueFull);
@@ -224,20 +302,31 @@ impl<P: Port> Worker<P> {
 
     /// Offers every finished frame to its port, and drops what a full ring does not take in a few attempts.
     fn transmit(&mut self) {
-        for (port, queue) in self.ports.iter_mut().zip(&mut self.outgoing) {
+        let stats = &self.state.stats;
+        for (index, (port, queue)) in self.ports.iter_mut().zip(&mut self.outgoing).enumerate() {
+            let offered = queue.len();
             for _ in 0..TX_ATTEMPTS {
                 if queue.is_empty() {
                     break;
                 }
                 let sent = port.tx_burst(queue);
-                self.state.stats.tx_packets.add(sent as u64);
+                stats.tx_packets.add(sent as u64);
                 if !queue.is_empty() && port.service().is_err() {
-                    self.state.stats.port_errors.add(1);
+                    stats.port_errors.add(1);
                     break;
                 }
             }
+            if let Some(port) = stats.ports.get(index) {
+                port.tx_packets.add((offered - queue.len()) as u64);
+                port.tx_dropped.add(queue.len() as u64);
+            }
             for packet in queue.drain(..) {
-                self.state.stats.drops.count(DropReason::TxRingFull);
+                stats.drops.count(DropReason::TxRingFull);
+                for tap in &mut self.taps {
+                    tap.before(packet.data(), Some(PortId(index as u16)));
+                    let full = Verdict::Drop(DropReason::TxRingFull);
+                    tap.after(None, Trail::default(), full);
+                }
                 self.done.push(packet);
             }
         }

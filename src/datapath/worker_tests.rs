@@ -1,13 +1,13 @@
 use super::*;
 use crate::{
     datapath::{
-        PuntSource, Wake,
+        PortStats, PuntSource, Wake,
         memory::{self, HEADROOM, MemoryPort, Pool},
         punt_queue,
     },
     fib::{Adjacency, Egress, Forwards, NextHop, PortInfo, RouteTable},
     packet::MacAddr,
-    tunnel::{TunnelId, tests::tunnel},
+    tunnel::{Counter, TunnelId, tests::tunnel},
 };
 use crossbeam_channel::{bounded, unbounded};
 use etherparse::PacketBuilder;
@@ -26,6 +26,7 @@ struct Bed {
     stats: Arc<WorkerStats>,
     snapshots: Sender<Snapshot>,
     handovers: Sender<Handover>,
+    taps: Sender<Tap>,
     spent: Receiver<Spent>,
     punts: PuntSource,
 }
@@ -81,12 +82,14 @@ impl Bed {
         ];
         let (snapshots, snapshot_rx) = bounded(4);
         let (handovers, handover_rx) = unbounded();
+        let (taps, tap_rx) = bounded(TAPS + 1);
         let (spent_tx, spent) = bounded(1);
         let (queue, punts) = punt_queue(punt_capacity, 2048, Box::new(Silent));
-        let stats = Arc::<WorkerStats>::default();
+        let stats = Arc::new(WorkerStats::with_ports(ports.len()));
         let links = Links {
             snapshots: snapshot_rx,
             handovers: handover_rx,
+            taps: tap_rx,
             spent: spent_tx,
             punts: queue,
         };
@@ -96,6 +99,7 @@ impl Bed {
             stats,
             snapshots,
             handovers,
+            taps,
             spent,
             punts,
         };
@@ -121,7 +125,16 @@ impl Bed {
     fn books_balance(&self) -> bool {
         let s = &self.stats;
         let came = s.rx_packets.get() + s.handed_over.get();
+        let of_ports = |n: fn(&PortStats) -> &Counter| s.ports.iter().map(|p| n(p).get()).sum();
+        let by_port: [u64; 3] = [
+            of_ports(|p| &p.rx_packets),
+            of_ports(|p| &p.tx_packets),
+            of_ports(|p| &p.tx_dropped),
+        ];
+        let ring_full = (s.drops.iter()).find(|(why, _)| *why == DropReason::TxRingFull);
         came == s.tx_packets.get() + s.punts.total() + s.drops.total()
+            && by_port == [s.rx_packets.get(), s.tx_packets.get(), ring_full.unwrap().1]
+            && s.busy_turns.get() <= s.turns.get()
     }
 }
 
@@ -269,3 +282,6 @@ fn a_packet_is_handed_over_under_the_snapshot_that_was_published_before_it() {
     assert_eq!(bed.stats.tx_packets.get(), 1);
     assert_eq!(bed.stats.drops.total(), 0);
 }
+
+#[path = "worker_capture_tests.rs"]
+mod capture;

@@ -60,7 +60,6 @@ pub(super) struct Filters {
 #[derive(Debug)]
 pub(super) struct SharedMaps {
     pub xsks: MapHandle,
-    pub counters: MapHandle,
     tables: [MapHandle; 4],
     prefixes4: MapHandle,
     prefixes6: MapHandle,
@@ -72,10 +71,30 @@ pub(super) struct SharedMaps {
 pub(super) struct Program {
     pub fd: OwnedFd,
     port: MapHandle,
+    counters: MapHandle,
     pub written: PortEntry,
 }
 
+/// A count for each of [`abi::REASONS`], and one for the strangers.
+pub(super) type Counts = [u64; abi::REASONS.len() + 1];
+
 impl Program {
+    /// What it has counted so far.
+    pub(super) fn counts(&self) -> Result<Counts> {
+        let mut counts = Counts::default();
+        for (index, count) in counts.iter_mut().enumerate() {
+            let key = (index as u32).to_ne_bytes();
+            let values = self.counters.lookup_percpu(&key, MapFlags::ANY);
+            let values = values.map_err(|source| SteerError::Map {
+                what: "read the steering counters",
+                source,
+            })?;
+            let of_cpu = |bytes: Vec<u8>| bytes.try_into().ok().map(u64::from_ne_bytes);
+            *count = values.into_iter().flatten().filter_map(of_cpu).sum();
+        }
+        Ok(counts)
+    }
+
     pub(super) fn write(&mut self, entry: PortEntry) -> Result<()> {
         if entry == self.written {
             return Ok(());
@@ -183,7 +202,6 @@ pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filt
     let loaded = open.load()?;
     let maps = SharedMaps {
         xsks: MapHandle::try_from(&loaded.maps.xsks)?,
-        counters: MapHandle::try_from(&loaded.maps.counters)?,
         tables: [
             MapHandle::try_from(&loaded.maps.tunnels4)?,
             MapHandle::try_from(&loaded.maps.tunnels6)?,
@@ -199,6 +217,7 @@ pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filt
         v4: Program {
             fd: owned(loaded.progs.greyhound_raw.as_fd())?,
             port: MapHandle::try_from(&loaded.maps.port)?,
+            counters: MapHandle::try_from(&loaded.maps.counters)?,
             written: PortEntry::default(),
         },
         v6: owned(loaded.progs.greyhound_raw6.as_fd())?,
@@ -214,7 +233,6 @@ pub(super) fn load_steering(
     let mut storage = MaybeUninit::uninit();
     let mut open: OpenSteerSkel = SteerSkelBuilder::default().open(&mut storage)?;
     open.maps.xsks.reuse_fd(maps.xsks.as_fd())?;
-    open.maps.counters.reuse_fd(maps.counters.as_fd())?;
     let [tunnels4, tunnels6, peers4, peers6] = &maps.tables;
     open.maps.tunnels4.reuse_fd(tunnels4.as_fd())?;
     open.maps.tunnels6.reuse_fd(tunnels6.as_fd())?;
@@ -240,6 +258,7 @@ pub(super) fn load_steering(
     Ok(Program {
         fd: owned(program)?,
         port: MapHandle::try_from(&loaded.maps.port)?,
+        counters: MapHandle::try_from(&loaded.maps.counters)?,
         written: PortEntry::default(),
     })
 }

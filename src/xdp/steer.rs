@@ -16,7 +16,7 @@ use super::{
     abi::{self, PortEntry},
     attach,
     error::{Result, SteerError},
-    load::{Filters, Limits, Program, SharedMaps, load_shared, load_steering},
+    load::{Counts, Filters, Limits, Program, SharedMaps, load_shared, load_steering},
     metadata,
     plan::{self, Changes, Plan, PrefixStep, PrefixTable, Table, Tables},
 };
@@ -48,11 +48,17 @@ pub struct Steer {
     tables: Tables,
     prefixes: PrefixTable,
     hops: Vec<u16>,
+    /// What the programs of devices counted that are detached by now, by the devices' names.
+    past: BTreeMap<String, Counts>,
 }
+
+/// Frames by reason, every reason of [`abi::REASONS`] with its count.
+pub type ReasonCounts = Vec<(&'static str, u64)>;
 
 /// An attached device.
 #[derive(Debug)]
 struct Device {
+    name: String,
     program: Program,
     link: attach::Link,
     slots: Range<u32>,
@@ -72,6 +78,7 @@ impl Steer {
             tables: Tables::default(),
             prefixes: PrefixTable::new(),
             hops: Vec::new(),
+            past: BTreeMap::new(),
         })
     }
 
@@ -104,6 +111,7 @@ impl Steer {
         };
         let link = link.map_err(|source| SteerError::attaching(source, ifindex, name, generic))?;
         let device = Device {
+            name: name.to_owned(),
             program,
             link,
             slots,
@@ -139,6 +147,10 @@ impl Steer {
     pub fn detach(&mut self, ifindex: u32) {
         if let Some(device) = self.devices.remove(&ifindex) {
             drop(device.link);
+            match device.program.counts() {
+                Ok(counts) => add(self.past.entry(device.name).or_default(), counts),
+                Err(why) => tracing::warn!("{}: {why}", device.name),
+            }
             for slot in device.slots {
                 // An empty slot is what we want.
                 let _ = self.maps.xsks.delete(&slot.to_ne_bytes());
@@ -252,31 +264,33 @@ impl Steer {
         }
     }
 
-    /// How many frames each reason has redirected or passed, on all devices since [`load`](Self::load).
-    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>> {
-        let mut counters = Vec::with_capacity(abi::REASONS.len());
-        for (index, name) in abi::REASONS.into_iter().enumerate() {
-            counters.push((name, self.counter(index as u32)?));
+    /// How many frames each reason has redirected or passed, by device, since [`load`](Self::load); of those too that are
+    /// detached by now.
+    pub fn counters_by_device(&self) -> Result<BTreeMap<String, ReasonCounts>> {
+        let mut all = self.past.clone();
+        for device in self.devices.values() {
+            let counts = all.entry(device.name.clone()).or_default();
+            add(counts, device.program.counts()?);
         }
-        Ok(counters)
+        let named = |counts| abi::REASONS.into_iter().zip(counts).collect();
+        Ok(all.into_iter().map(|(d, c)| (d, named(c))).collect())
+    }
+
+    /// The same on all devices together.
+    pub fn counters(&self) -> Result<ReasonCounts> {
+        let mut sum: ReasonCounts = abi::REASONS.into_iter().map(|name| (name, 0)).collect();
+        for counts in self.counters_by_device()?.into_values() {
+            for (sum, (_, n)) in sum.iter_mut().zip(counts) {
+                sum.1 += n;
+            }
+        }
+        Ok(sum)
     }
 
     /// How many packets for this host the [filtered](Self::filter_raw_socket) sockets did not get, because no tunnel has
     /// their addresses and their key.
     pub fn strangers(&self) -> Result<u64> {
-        self.counter(abi::STRANGERS)
-    }
-
-    fn counter(&self, index: u32) -> Result<u64> {
-        let error = |source| SteerError::Map {
-            what: "read the steering counters",
-            source,
-        };
-        let counters = &self.maps.counters;
-        let values = counters.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY);
-        let sum = values.map_err(error)?.into_iter().flatten();
-        let sum = sum.filter_map(|v| v.try_into().ok().map(u64::from_ne_bytes));
-        Ok(sum.sum())
+        Ok(self.filters.v4.counts()?[abi::STRANGERS as usize])
     }
 
     /// Lets a raw socket, of either family and for protocol 4, 41 or 47, receive only packets of the plan's tunnels, and malformed
@@ -426,5 +440,11 @@ impl Steer {
             }
         }
         Ok(())
+    }
+}
+
+fn add(sum: &mut Counts, counts: Counts) {
+    for (sum, n) in sum.iter_mut().zip(counts) {
+        *sum += n;
     }
 }

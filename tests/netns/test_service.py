@@ -166,7 +166,7 @@ def test_others_may_look_and_not_touch(single):
             words = " ".join(verb[:2])
             assert done.returncode == 1
             assert done.stderr == (
-                f"greyhound: {words}: uid {NOBODY} may only look: changes are for root and the router's own user\n"
+                f"greyhound: {words}: uid {NOBODY} may only look: this is for root and the router's own user\n"
             )
         assert "gre1" in bed.router.devices()
     finally:

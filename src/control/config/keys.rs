@@ -66,6 +66,11 @@ pub const ROUTER: &[Key] = &[
         default: "`true`",
         meaning: "tunnel devices survive a crash",
     },
+    Key {
+        names: &["metrics"],
+        default: "none",
+        meaning: r#"where Prometheus is answered, e.g. `"127.0.0.1:9747"`: `/metrics`, `/healthz`, `/readyz`. Whoever reaches it may read; see [monitoring](#monitoring)"#,
+    },
 ];
 
 /// In a `[[tunnel]]`.

@@ -19,7 +19,7 @@ mod words;
 
 use std::{
     fs,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -64,6 +64,8 @@ pub struct RouterConfig {
     pub control: PathBuf,
     /// Tunnel devices survive a crash.
     pub persist: bool,
+    /// Where monitoring systems are answered, if they are.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Which CPUs the workers run on.

@@ -1,13 +1,13 @@
 //! The `[router]` section.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use super::{
     ConfigError, DEFAULT_CONTROL, RouterConfig, Workers, XdpMode, keys,
     reader::{Section, Value},
 };
 
-const LATER: &[&str] = &["metrics", "accelerate", "busy_poll"];
+const LATER: &[&str] = &["accelerate", "busy_poll"];
 
 /// The longest path that `struct sockaddr_un` holds, in bytes (unix(7)).
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -35,6 +35,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<RouterConfig, ConfigError> 
         xdp,
         control: section.optional("control", DEFAULT_CONTROL.into(), control)?,
         persist: section.optional("persist", true, |v| v.boolean())?,
+        metrics: section.optional("metrics", None, |v| metrics(v).map(Some))?,
     })
 }
 
@@ -106,4 +107,11 @@ fn control(value: &Value<'_>) -> Result<PathBuf, ConfigError> {
         ))
     })?;
     Ok(path.into())
+}
+
+fn metrics(value: &Value<'_>) -> Result<SocketAddr, ConfigError> {
+    let address = value.text().and_then(|text| text.parse().ok());
+    let address = address.filter(|address: &SocketAddr| address.port() != 0);
+    address
+        .ok_or_else(|| value.refuse("an address and a port such as 127.0.0.1:9747 or [::1]:9747"))
 }

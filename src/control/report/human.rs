@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{
     ByteOrInherit, KeepaliveReport, NextHopReport, NumberOrWord, PathShare, PeerReport, PortReport,
-    Reasons, Statistics, TunnelReport, WorkerReport,
+    Reasons, SlowPathReport, Statistics, TunnelReport, WorkerReport,
 };
 use crate::tunnel::{Family, Mode};
 
@@ -13,7 +13,11 @@ pub fn tunnels(tunnels: &[TunnelReport]) -> String {
     if tunnels.is_empty() {
         return "no tunnels\n".to_owned();
     }
-    tunnels.iter().map(tunnel).collect()
+    let mut text: String = tunnels.iter().map(tunnel).collect();
+    if tunnels.iter().any(|t| t.fast != PathShare::default()) {
+        text += "(`ip -s link` and tcpdump on these devices see the slow column alone)\n";
+    }
+    text
 }
 
 /// `greyhound stats`.
@@ -26,9 +30,10 @@ pub fn statistics(statistics: &Statistics) -> String {
         text += &port_table(&statistics.workers);
         text.extend(statistics.workers.iter().flat_map(why_not_zero_copy));
     }
-    let icmp = icmp(statistics);
+    let (icmp, slow) = (icmp(statistics), slow_path(&statistics.slow_path));
     let mut reasons = vec![
         ("drops".to_owned(), &statistics.drops),
+        ("slow path".to_owned(), &slow),
         ("slow path punts".to_owned(), &statistics.slow_path.punts),
         ("slow path drops".to_owned(), &statistics.slow_path.drops),
         (
@@ -37,7 +42,12 @@ pub fn statistics(statistics: &Statistics) -> String {
         ),
         ("slow path icmp".to_owned(), &icmp),
     ];
+    let by_device = statistics.xdp.len() > 1;
     for (device, counters) in &statistics.xdp {
+        // Their sum says nothing that they do not.
+        if by_device && device == "all" {
+            continue;
+        }
         reasons.push((format!("steering on {device}"), counters));
     }
     let mut gap = "\n";
@@ -48,6 +58,21 @@ pub fn statistics(statistics: &Statistics) -> String {
         }
     }
     text
+}
+
+/// What came to the slow path, and what became of it.
+fn slow_path(slow: &SlowPathReport) -> Reasons {
+    let named = [
+        ("from_devices", slow.from_devices),
+        ("from_network", slow.from_network),
+        ("copies", slow.copies),
+        ("into_tunnels", slow.into_tunnels),
+        ("out_of_tunnels", slow.out_of_tunnels),
+        ("handed_over", slow.handed_over),
+        ("returned", slow.returned),
+    ];
+    let named = named.into_iter();
+    named.map(|(name, n)| (name.to_owned(), n)).collect()
 }
 
 fn tunnel(t: &TunnelReport) -> String {
@@ -316,6 +341,7 @@ fn tunnel_table(tunnels: &[TunnelReport]) -> String {
         let PathShare {
             rx_packets,
             tx_packets,
+            ..
         } = t.fast;
         let slow = t.slow.rx_packets.saturating_add(t.slow.tx_packets);
         vec![
@@ -336,8 +362,10 @@ fn worker_table(workers: &[WorkerReport]) -> String {
     let head = [
         "worker",
         "cpu",
+        "busy",
         "rx packets",
         "tx packets",
+        "handed over",
         "punted",
         "drops",
         "checksums",
@@ -346,8 +374,10 @@ fn worker_table(workers: &[WorkerReport]) -> String {
         vec![
             w.id.to_string(),
             w.cpu.to_string(),
+            busy(w),
             w.rx_packets.to_string(),
             w.tx_packets.to_string(),
+            w.handed_over.to_string(),
             w.punted.to_string(),
             total(&w.drops).to_string(),
             w.checksums_completed.to_string(),
@@ -356,14 +386,26 @@ fn worker_table(workers: &[WorkerReport]) -> String {
     table(&head, 0, rows.collect())
 }
 
+/// The share of its time that a worker was awake, since it began.
+fn busy(worker: &WorkerReport) -> String {
+    let all = worker.awake_seconds + worker.asleep_seconds;
+    match all > 0.0 {
+        true => format!("{:.0}%", 100.0 * worker.awake_seconds / all),
+        false => "-".to_owned(),
+    }
+}
+
 fn port_table(workers: &[WorkerReport]) -> String {
     let head = [
         "device",
         "mode",
         "queue",
         "worker",
+        "rx packets",
+        "tx packets",
         "rx dropped",
         "rx ring full",
+        "tx ring full",
         "fill ring empty",
         "invalid",
     ];
@@ -373,8 +415,11 @@ fn port_table(workers: &[WorkerReport]) -> String {
             p.mode.clone(),
             p.queue.to_string(),
             w.id.to_string(),
+            p.rx_packets.to_string(),
+            p.tx_packets.to_string(),
             p.rx_dropped.to_string(),
             p.rx_ring_full.to_string(),
+            p.tx_ring_full.to_string(),
             p.fill_ring_empty.to_string(),
             p.rx_invalid.saturating_add(p.tx_invalid).to_string(),
         ]

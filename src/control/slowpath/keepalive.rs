@@ -22,6 +22,7 @@ impl Engine {
         });
         if written.is_ok() {
             record.state.counters.keepalives_sent.add(1);
+            self.stats.keepalives_sent.add(1);
             self.carry(id, tunnel.remote, buf);
         }
     }
@@ -29,6 +30,7 @@ impl Engine {
     /// One of the tunnel's own has come back.
     pub(super) fn hear_answer(&self, tunnel: &Tunnel, record: &TunnelRecord) {
         record.state.counters.keepalives_received.add(1);
+        self.stats.keepalives_heard.add(1);
         // One that is waited for is told at once; else it is enough that it was counted.
         if !tunnel.alive {
             self.answered.notify_one();
@@ -56,6 +58,7 @@ impl Engine {
                 counters.keepalives_answered.add(1);
                 counters.rx_packets.add(1);
                 counters.rx_bytes.add(len);
+                self.stats.out_of_tunnels.add(1);
             }
             Err(SendError::TooBig(_)) => self.drop_in(record, DropReason::OuterTooBig),
             Err(SendError::Refused) => self.drop_in(record, DropReason::SlowPathRefused),

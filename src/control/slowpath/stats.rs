@@ -8,14 +8,31 @@ use crate::{
 /// The slow path's books. What a tunnel carried is in its [`TunnelRecord`](crate::datapath::TunnelRecord) alone; what one
 /// lost is there and in [`drops`](Self::drops).
 ///
-/// Every packet that came from a TUN device, a raw socket or a worker is in exactly one place: carried by a tunnel,
-/// [`handed_over`](Self::handed_over), [`returned`](Self::returned) or [`drops`](Self::drops).
+/// Every packet that came ([`from_devices`](Self::from_devices), [`from_network`](Self::from_network),
+/// [`punted`](Self::punted)) or was made here ([`copies`](Self::copies), [`keepalives_sent`](Self::keepalives_sent)) is in
+/// exactly one place: [`into_tunnels`](Self::into_tunnels), [`out_of_tunnels`](Self::out_of_tunnels),
+/// [`keepalives_heard`](Self::keepalives_heard), [`handed_over`](Self::handed_over), [`returned`](Self::returned) or
+/// [`drops`](Self::drops).
 #[derive(Debug, Default)]
 pub struct SlowStats {
     /// Every drop, those of unknown tunnels included.
     pub drops: DropCounts,
+    /// Packets that the kernel routed into tunnel devices.
+    pub from_devices: Counter,
+    /// Packets that the kernel delivered to raw and UDP sockets.
+    pub from_network: Counter,
     /// What workers passed here, by their reasons.
     pub punted: PuntCounts,
+    /// Beyond the first, the packets that one became: for several peers, or in pieces.
+    pub copies: Counter,
+    /// Keepalives that were written here.
+    pub keepalives_sent: Counter,
+    /// Those that came back.
+    pub keepalives_heard: Counter,
+    /// Packets that left encapsulated.
+    pub into_tunnels: Counter,
+    /// Packets that went into tunnel devices, and the far ends' keepalives that were sent back.
+    pub out_of_tunnels: Counter,
     /// Passed on to the worker that owns the sequence numbers.
     pub handed_over: Counter,
     /// Handed back to the kernel through the service device.

@@ -234,7 +234,10 @@ impl Engine {
                 return;
             };
             match buf.refill(HEADROOM, |room| tun.recv(room)) {
-                Ok(_) => self.enter_tunnel(id, buf),
+                Ok(_) => {
+                    self.stats.from_devices.add(1);
+                    self.enter_tunnel(id, buf);
+                }
                 Err(e) if again(&e) => return,
                 Err(e) => {
                     // EBADFD: somebody deleted the device. It would be reported for ever.
@@ -287,6 +290,8 @@ impl Engine {
     /// A copy to each peer, as an operator has it of a multipoint tunnel with a list of them (`ip nhrp map multicast`).
     fn enter_for_all(&mut self, id: TunnelId, peers: &Peers, buf: &mut VecBuf) {
         let inner: Box<[u8]> = buf.data().into();
+        let copies = peers.remotes().len().saturating_sub(1);
+        self.stats.copies.add(copies as u64);
         for remote in peers.remotes() {
             if copy_into(buf, &inner) {
                 self.fit_in(id, *remote, buf);
@@ -347,6 +352,7 @@ impl Engine {
                 let inner_len = buf.data().len().saturating_sub(inner_at);
                 record.state.counters.tx_packets.add(1);
                 record.state.counters.tx_bytes.add(inner_len as u64);
+                self.stats.into_tunnels.add(1);
                 if sent == Sent::Fragmented {
                     self.stats.fragmented.add(1);
                 }
@@ -370,10 +376,13 @@ impl Engine {
                 Ok(len)
             });
             match received {
-                Ok(_) => match Outer::parse(buf.data(), self.snapshot.fib.tunnels(), device) {
-                    Ok(outer) => self.leave_tunnel(&outer, buf),
-                    Err(refusal) => self.stats.drops.count(refusal.into()),
-                },
+                Ok(_) => {
+                    self.stats.from_network.add(1);
+                    match Outer::parse(buf.data(), self.snapshot.fib.tunnels(), device) {
+                        Ok(outer) => self.leave_tunnel(&outer, buf),
+                        Err(refusal) => self.stats.drops.count(refusal.into()),
+                    }
+                }
                 Err(e) if again(&e) => return,
                 // An error of an earlier packet; receiving it has cleared it.
                 Err(_) => {}
@@ -431,6 +440,7 @@ impl Engine {
             Ok(()) => {
                 record.state.counters.rx_packets.add(1);
                 record.state.counters.rx_bytes.add(buf.data().len() as u64);
+                self.stats.out_of_tunnels.add(1);
             }
             Err(e) => self.drop_in(record, write_refused(&e)),
         }

@@ -122,7 +122,8 @@ impl Engine {
             return self.drop_in(record, DropReason::OuterTooBig);
         };
         self.stats.inner_fragmented.add(1);
-        for (header, payload) in pieces {
+        for (n, (header, payload)) in pieces.into_iter().enumerate() {
+            self.stats.copies.add(u64::from(n > 0));
             if copy_into(buf, &[link_header, &header, payload].concat()) {
                 self.carry(id, remote, buf);
             }
