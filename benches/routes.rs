@@ -115,6 +115,7 @@ fn router() -> (State, Vec<Device>) {
         link_elsewhere: false,
         master: None,
         vlan: None,
+        tunnel: None,
         rx_queues: 1,
         tx_queues: 1,
         xdp_program: None,

@@ -601,6 +601,14 @@ static __always_inline int stranger(void)
 	return DROP;
 }
 
+/* The same of a packet whose tunnel has these flags, or 0 without a tunnel. */
+static __always_inline int for_socket(__u32 flags)
+{
+	if (!flags)
+		return stranger();
+	return flags & STEER_TUNNEL_SOCKET ? WHOLE : DROP;
+}
+
 /* A key's worth of a GRE header at `offset`; true where `verdict` says what becomes of the packet already. */
 static __always_inline bool filter_gre(struct __sk_buff *skb, __u32 offset, struct steer_shim *shim,
 				       int *verdict)
@@ -662,7 +670,7 @@ int greyhound_raw(struct __sk_buff *skb)
 	offset = ip.protocol == IPPROTO_UDP ? sizeof(struct udphdr) : ip.ihl * 4;
 	if (filter_gre(skb, offset, &tunnel.shim, &verdict))
 		return verdict;
-	return known_tunnel4(&tunnel, self->flags) ? WHOLE : stranger();
+	return for_socket(known_tunnel4(&tunnel, self->flags));
 }
 
 /* The protocol behind the IPv6 header and the few extension headers that the kernel may have followed. */
@@ -723,5 +731,5 @@ int greyhound_raw6(struct __sk_buff *skb)
 	/* The socket takes packets without a checksum as soon as one tunnel does. */
 	if (offset && !udp.check && !(flags & STEER_TUNNEL_ZERO_CHECKSUM))
 		return DROP;
-	return flags ? WHOLE : stranger();
+	return for_socket(flags);
 }

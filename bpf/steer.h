@@ -102,8 +102,10 @@ enum steer_tunnel_flags {
 	STEER_TUNNEL_KNOWN = 1 << 0,
 	/* GRE in UDP over IPv6 that does without a UDP checksum. */
 	STEER_TUNNEL_ZERO_CHECKSUM = 1 << 1,
-	/* Its packets are steered. Without, only the slow path's socket gets them. */
+	/* Its packets are steered. */
 	STEER_TUNNEL_FAST = 1 << 2,
+	/* The slow path's socket gets them. A tunnel of the kernel's own needs none. */
+	STEER_TUNNEL_SOCKET = 1 << 3,
 };
 
 struct steer_tunnel6 {

@@ -47,7 +47,7 @@ skip() {
 
 install_tools() {
     local missing
-    local tools=(python3-pytest python3-scapy shellcheck iproute2 iputils-ping traceroute ethtool procps tcpdump tshark bird2
+    local tools=(python3-pytest python3-scapy shellcheck iproute2 iputils-ping traceroute ethtool procps tcpdump tshark bird2 python3-pyte
         groff man-db mandoc zsh fish)
     if is_root; then
         install_packages "${BUILD_PACKAGES[@]}" "${tools[@]}"

@@ -2,6 +2,7 @@
 
 pub mod act;
 mod capture;
+mod top;
 
 use std::{collections::HashSet, ffi::OsString, net::IpAddr, path::PathBuf};
 
@@ -84,6 +85,12 @@ pub enum Verb {
         watch: bool,
         #[command(flatten)]
         ask: Ask,
+    },
+    /// A live view of tunnels, workers and drops; `?` shows its keys
+    Top {
+        /// The running router's control socket
+        #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL)]
+        socket: PathBuf,
     },
 }
 

@@ -339,7 +339,7 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
 const TUNNEL_KEYS: &str = "name, mode, local, remote, peer, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, \
      tos, tclass, dscp, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, \
      clamp_mss, keepalive, bridge, nvgre, dev, address, routes";
-const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist, metrics";
+const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist, accelerate, metrics";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
 const BROKEN_ROUTERS: &[(&str, &str)] = &[
@@ -410,6 +410,34 @@ const BROKEN_ROUTERS: &[(&str, &str)] = &[
     (
         "metrics = \"[::1]:0\"",
         r#"4: [router]: metrics = "[::1]:0": expected an address and a port such as 127.0.0.1:9747 or [::1]:9747"#,
+    ),
+    (
+        "accelerate = \"gre1\"",
+        r#"4: [router]: accelerate = "gre1": expected true, false or a list of the kernel's tunnel devices such as ["gre1"]"#,
+    ),
+    (
+        "accelerate = []",
+        r#"4: [router]: accelerate = []: expected true, false or a list of the kernel's tunnel devices such as ["gre1"]"#,
+    ),
+    (
+        "accelerate = [\"gre2\", \"gre2\"]",
+        r#"4: [router]: accelerate = "gre2": named twice: expected each device once"#,
+    ),
+    (
+        "accelerate = [\"gre 2\"]",
+        r#"4: [router]: accelerate = "gre 2": expected a device name: 1 to 15 bytes without space, '/', ':' or '%'"#,
+    ),
+    (
+        "accelerate = [\"eth1\"]",
+        r#"4: [router]: accelerate = "eth1": an underlay or overlay device: expected a tunnel device of the kernel's"#,
+    ),
+    (
+        "accelerate = true\nxdp = \"off\"",
+        r#"4: [router]: accelerate = true: not with xdp = "off", which leaves no fast path: expected false, or another xdp"#,
+    ),
+    (
+        "accelerate = [\"gre1\"]",
+        r#"6: tunnel "gre1": name = "gre1": in router.accelerate, which names devices of the kernel's own: expected another name"#,
     ),
     (
         "busy_poll = true",

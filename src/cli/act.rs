@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-use super::{Ask, Cli, LogFormat, RouteVerb, TunnelVerb, Verb};
+use super::{Ask, Cli, LogFormat, RouteVerb, TunnelVerb, Verb, top};
 use crate::control::{
     self,
     change::Done,
@@ -52,6 +52,7 @@ pub fn act(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Route(RouteVerb::Show { prefix, ask }) => route_show(prefix, &ask),
         Verb::Capture(options) => super::capture::capture(&options),
         Verb::Stats { name, watch, ask } => stats(name, watch, &ask),
+        Verb::Top { socket } => return top::run(&socket),
     };
     closed_pipe_is_fine(done.map(|()| ExitCode::SUCCESS))
 }

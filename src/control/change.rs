@@ -229,6 +229,7 @@ fn router_difference(old: &RouterConfig, new: &RouterConfig) -> Result<Change, C
         xdp,
         control,
         persist,
+        accelerate,
         metrics,
     } = old;
     for (key, same) in [
@@ -240,7 +241,7 @@ fn router_difference(old: &RouterConfig, new: &RouterConfig) -> Result<Change, C
             return Err(ChangeError::Fixed(key));
         }
     }
-    let keys: Vec<String> = [
+    let mut keys: Vec<String> = [
         ("underlay", *underlay == new.underlay),
         ("overlay", *overlay == new.overlay),
         ("workers", *workers == new.workers),
@@ -254,6 +255,10 @@ fn router_difference(old: &RouterConfig, new: &RouterConfig) -> Result<Change, C
         fast_path: !keys.is_empty(),
         ..Change::default()
     };
+    // The kernel's tunnels are looked for anew whenever something has changed.
+    if *accelerate != new.accelerate {
+        keys.push("accelerate".to_owned());
+    }
     change.done.router = keys;
     Ok(change)
 }
@@ -263,7 +268,7 @@ fn differing_keys(old: &TunnelConfig, new: &TunnelConfig) -> Vec<&'static str> {
     macro_rules! differing {
         ($($field:ident = $key:literal),* $(,)?) => {{
             // Exhaustive, so that no field that comes later is forgotten.
-            let TunnelConfig { name: _, $($field),* } = old;
+            let TunnelConfig { name: _, kernels: _, $($field),* } = old;
             [$(($key, *$field == new.$field)),*]
         }};
     }

@@ -89,10 +89,9 @@ impl Router {
         descriptors.extend(holds.iter().map(|(_, link)| *link));
         let giving = Giving::offer(stream, state, &descriptors)?;
         self.slow.pause()?;
-        let numbers = self
-            .tunnels
-            .iter()
-            .map(|t| (t.config.name.clone(), numbers(t)));
+        let kernels = &self.accelerated.entries;
+        let numbers =
+            (self.tunnels.iter().chain(kernels)).map(|t| (t.config.name.clone(), numbers(t)));
         giving.hand_over(&numbers.collect())
     }
 
@@ -135,7 +134,8 @@ impl Router {
 
     /// From here on this router's slow path carries.
     pub(super) fn take_numbers(&mut self, numbers: &AllNumbers) {
-        for entry in &mut self.tunnels {
+        let kernels = &mut self.accelerated.entries;
+        for entry in self.tunnels.iter_mut().chain(kernels) {
             if let Some(numbers) = numbers.get(&entry.config.name) {
                 entry.sequences.resume(numbers.sequences);
                 add(entry, 0, self.threads, numbers.slow);

@@ -87,7 +87,10 @@ impl Router {
     pub(super) fn forget_paths(&mut self) -> bool {
         let now = Instant::now();
         let mut forgotten = false;
-        for (entry, status) in self.tunnels.iter_mut().zip(&self.statuses) {
+        let kernels = &mut self.accelerated;
+        let kernels = kernels.entries.iter_mut().zip(&kernels.statuses);
+        let tunnels = self.tunnels.iter_mut().zip(&self.statuses);
+        for (entry, status) in tunnels.chain(kernels) {
             let own = entry.config.remote;
             let first_hop = |remote| {
                 let mut ways = status.ways(own);
@@ -121,18 +124,17 @@ impl Router {
 
     /// Whether packets have to be smaller now.
     fn learn(&mut self, error: &OuterError) -> bool {
-        let Some(n) = self.tunnels.iter().position(|t| t.id == error.tunnel) else {
+        let (kernels, now) = (&mut self.accelerated, Instant::now());
+        let kernels = kernels.entries.iter_mut().zip(&kernels.statuses);
+        let mut all = self.tunnels.iter_mut().zip(&self.statuses).chain(kernels);
+        let Some((entry, status)) = all.find(|(t, _)| t.id == error.tunnel) else {
             return false;
         };
-        let (entry, remote, now) = (&mut self.tunnels[n], error.remote, Instant::now());
+        let remote = error.remote;
         let (name, from) = (&entry.config.name, error.from);
         match error.kind {
             icmp::Kind::TooBig(said) => {
-                let mut ways = self
-                    .statuses
-                    .get(n)
-                    .into_iter()
-                    .flat_map(|s| s.ways(entry.config.remote));
+                let mut ways = status.ways(entry.config.remote);
                 let Some((_, Some(hop))) = ways.find(|(other, _)| *other == remote) else {
                     return false;
                 };

@@ -5,6 +5,8 @@
 //! control plane: what routes and neighbours there are is read from it ([`mirror`]), never from configuration, and compiled
 //! ([`compile`]) into what the workers and the steering program decide by.
 
+pub mod accelerate;
+mod accelerated;
 mod apply;
 mod books;
 mod bulk;
@@ -21,6 +23,7 @@ mod handover;
 mod heard;
 mod heirs;
 mod keepalive;
+mod link_stats;
 pub mod metrics;
 pub mod mirror;
 pub mod netlink;

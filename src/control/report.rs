@@ -3,6 +3,7 @@
 //! The field names are a contract: scripts and dashboards rely on them. Fields may be added, none renamed. The router
 //! fills these structures; [`human`] turns them into text.
 
+pub mod glance;
 pub mod human;
 pub mod routes;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::config::TunnelConfig;
 use super::socket::{Request, Response};
 use crate::tunnel::{Family, FlowLabel, Tos, Ttl};
+use glance::Glance;
 
 /// Packets by reason; reasons with nothing to say may be absent.
 pub type Reasons = BTreeMap<String, u64>;
@@ -64,7 +66,13 @@ pub struct TunnelReport {
     pub local: String,
     /// An address, a group, or `any` where peers and routes say it.
     pub remote: String,
-    /// `up`, `down`, `no-route` (the remote cannot be reached), `no-keepalive` (it does not answer) or `unresolved` (its next
+    /// The device is the kernel's own: `slow` is what that has counted.
+    pub accelerated: bool,
+    /// Why a device of the kernel's that was named has no fast path: it is then no more than its name, its kind (`mode`) and what it
+    /// has counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_to_kernel: Option<String>,
+    /// `kernel` where that is left to it, else `up`, `down`, `no-route` (the remote cannot be reached), `no-keepalive` (it does not answer) or `unresolved` (its next
     /// hop has no link address yet). Without a remote: `up` or `down`, as the device.
     pub state: String,
     /// The tunnel device's MTU, in bytes; 0 when there is no device.
@@ -520,6 +528,7 @@ impl Statistics {
         match request {
             Request::Stats { .. } => Response::ok(&self),
             Request::TunnelShow { .. } => Response::ok(&self.tunnels),
+            Request::Top {} => Response::ok(&Glance::from(self)),
             Request::Status {} => Response::ok(&self.router),
             other => Response::Error(format!("{}: not to be read", other.verb())),
         }

@@ -14,6 +14,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
+    accelerated::Accelerated,
     books::{Books, add_reasons},
     capture::{Captures, Names},
     claim::Claims,
@@ -58,6 +59,8 @@ pub(super) struct Router {
     pub(super) tunnels: Vec<TunnelEntry>,
     pub(super) slots: Slots,
     pub(super) statuses: Vec<TunnelStatus>,
+    /// The kernel's own tunnels.
+    pub(super) accelerated: Accelerated,
     /// Threads that keep records: the slow path and the workers.
     pub(super) threads: u32,
     pub(super) slow: SlowPath,
@@ -136,6 +139,7 @@ impl Router {
             tunnels: Vec::new(),
             slots: Slots::after(config.tunnels.len()),
             statuses: Vec::new(),
+            accelerated: Accelerated::default(),
             threads,
             slow,
             has_service: !off,
@@ -167,6 +171,7 @@ impl Router {
             router.take_links(taken);
         }
         router.hear(&router.config.tunnels.clone())?;
+        router.follow_accelerated(state, Parts::ALL);
         if !off {
             router.start_fast_path()?;
         }
@@ -203,7 +208,7 @@ impl Router {
 
     /// What the numbers in workers' hands are called.
     pub(super) fn names(&self) -> Names {
-        let tunnels = self.tunnels.iter();
+        let tunnels = self.entries();
         let ports = self.fast.iter().flat_map(FastPath::devices);
         Names {
             tunnels: tunnels.map(|t| (t.id, t.config.name.clone())).collect(),
@@ -230,9 +235,16 @@ impl Router {
 
     /// As [`publish`](Self::publish), where no more than this may have changed.
     pub(super) fn publish_news(&mut self, state: &State, what: Parts) {
-        let devices = tunnel_devices(&self.tunnels);
+        // Not all of the router: other parts of it change meanwhile.
+        let kernels = &self.accelerated.entries;
+        let entries = || self.tunnels.iter().chain(kernels);
+        let devices = tunnel_devices(entries());
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
-        let Compiled { fib, plan, tunnels } = self.compiler.compile(Input {
+        let Compiled {
+            fib,
+            plan,
+            mut tunnels,
+        } = self.compiler.compile(Input {
             state,
             devices: ports,
             tunnels: &devices,
@@ -248,27 +260,19 @@ impl Router {
                 false => tracing::info!("no policy rules any more: the fast path carries again"),
             }
         }
-        for (entry, (now, before)) in self.tunnels.iter().zip(
-            tunnels.iter().zip(
-                self.statuses
-                    .iter()
-                    .map(Some)
-                    .chain(std::iter::repeat(None)),
-            ),
-        ) {
-            if before.map(TunnelStatus::word) != Some(now.word()) {
-                tracing::info!("tunnel {}: {}", entry.config.name, now.word());
-            }
-        }
-        let outer = tunnels.iter().flat_map(TunnelStatus::outers);
+        let of_kernels = tunnels.split_off(self.tunnels.len());
+        log_words(&self.tunnels, &tunnels, &self.statuses);
+        log_words(kernels, &of_kernels, &self.accelerated.statuses);
+        let outer = tunnels.iter().chain(&of_kernels);
+        let outer = outer.flat_map(TunnelStatus::outers);
         self.outgoing = outer
             .filter_map(|outer| Some((outer.ifindex, state.link(outer.ifindex)?.name.clone())))
             .collect();
         let fib = Arc::new(fib);
-        let slots = self.tunnels.iter().map(|t| t.id.index() + 1).max();
+        let slots = entries().map(|t| t.id.index() + 1).max();
         let records = |thread: u32| {
             let mut by_slot = vec![None; slots.unwrap_or(0)];
-            for tunnel in &self.tunnels {
+            for tunnel in entries() {
                 by_slot[tunnel.id.index()] = Some(tunnel.record(thread, self.threads));
             }
             by_slot
@@ -305,11 +309,33 @@ impl Router {
             }
         }
         self.statuses = tunnels;
+        self.accelerated.statuses = of_kernels;
         if self.captures.any() {
             self.captures.set_names(self.names());
         }
         if self.forget_paths() {
             self.publish_news(state, Parts::LINKS);
+        }
+    }
+
+    /// Every tunnel: the configured ones, and then the kernel's own.
+    fn entries(&self) -> impl Iterator<Item = &TunnelEntry> {
+        self.tunnels.iter().chain(&self.accelerated.entries)
+    }
+
+    /// The same of their states.
+    fn all_statuses(&self) -> impl Iterator<Item = &TunnelStatus> {
+        self.statuses.iter().chain(&self.accelerated.statuses)
+    }
+
+    /// Looks which of the kernel's tunnels there are. What has to be compiled for it, besides `what`.
+    fn follow_accelerated(&mut self, state: &State, what: Parts) -> Parts {
+        if !self.accelerated.concerns(what, &self.config) {
+            return what;
+        }
+        match (self.accelerated).follow(state, &self.config, &mut self.slots) {
+            true => what | Parts::LINKS,
+            false => what,
         }
     }
 
@@ -328,6 +354,7 @@ impl Router {
             wires::follow(entry, state);
         }
         let was_up: Vec<bool> = self.statuses.iter().map(|status| status.up).collect();
+        let what = self.follow_accelerated(state, what);
         self.publish_news(state, what);
         let mut requests = self.restore(&was_up);
         requests.extend(self.new_mtus(state));
@@ -497,7 +524,7 @@ impl Router {
             ours && state.neighbour(*ifindex, *ip).is_none()
         });
         stale.extend(unknown.take(REFRESHES));
-        let outers = self.statuses.iter().flat_map(TunnelStatus::outers);
+        let outers = self.all_statuses().flat_map(TunnelStatus::outers);
         for outer in outers.filter(|outer| !outer.neighbour.is_multicast()) {
             let entry = state.neighbour_entry(outer.ifindex, outer.neighbour);
             // One that is not resolved is asked for too: a tunnel is ready before its first packet.
@@ -535,8 +562,8 @@ impl Router {
 
     /// One line on how it is.
     pub(super) fn summary(&self) -> String {
-        let up = self.statuses.iter().filter(|status| status.word() == "up");
-        let (up, all) = (up.count(), self.tunnels.len());
+        let up = self.all_statuses().filter(|status| status.word() == "up");
+        let (up, all) = (up.count(), self.entries().count());
         let path = match &self.fast {
             Some(fast) => format!("fast path on, {} worker(s)", fast.workers().len()),
             None => "fast path off".to_owned(),
@@ -554,7 +581,7 @@ impl Router {
         let input = Input {
             state,
             devices: self.fast.as_ref().map_or(&[][..], |fast| fast.devices()),
-            tunnels: &tunnel_devices(&self.tunnels),
+            tunnels: &tunnel_devices(self.entries()),
             what: Parts::NONE,
             touched: &Touched::default(),
         };
@@ -578,12 +605,11 @@ impl Router {
         slow_path.filtered = statistics::filtered(strangers.unwrap_or_default());
         let now = Instant::now();
         let tunnels = self.tunnels.iter().enumerate();
+        let tunnels = tunnels
+            .map(|(n, entry)| statistics::tunnel(entry, self.statuses.get(n), &self.outgoing, now));
+        let kernels = statistics::kernels(&self.accelerated, &self.outgoing, now);
         Statistics {
-            tunnels: tunnels
-                .map(|(n, entry)| {
-                    statistics::tunnel(entry, self.statuses.get(n), &self.outgoing, now)
-                })
-                .collect(),
+            tunnels: tunnels.chain(kernels).collect(),
             drops: statistics::all_drops(workers.iter().chain(&ended), &slow_path),
             workers,
             ended,
@@ -625,8 +651,19 @@ impl Router {
     }
 }
 
-fn tunnel_devices(tunnels: &[TunnelEntry]) -> Vec<TunnelDevice<'_>> {
-    let mut devices = Vec::with_capacity(tunnels.len());
+/// One line for each tunnel that is in another state than before.
+fn log_words(entries: &[TunnelEntry], now: &[TunnelStatus], before: &[TunnelStatus]) {
+    let before = before.iter().map(|status| Some(status.word()));
+    let before = before.chain(std::iter::repeat(None));
+    for ((entry, now), before) in entries.iter().zip(now).zip(before) {
+        if before != Some(now.word()) {
+            tracing::info!("tunnel {}: {}", entry.config.name, now.word());
+        }
+    }
+}
+
+fn tunnel_devices<'e>(tunnels: impl Iterator<Item = &'e TunnelEntry>) -> Vec<TunnelDevice<'e>> {
+    let mut devices = Vec::new();
     for tunnel in tunnels {
         devices.push(TunnelDevice {
             id: tunnel.id,

@@ -54,6 +54,9 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
     },
+    /// All counters at a glance.
+    #[serde(rename = "top")]
+    Top {},
     /// All tunnels, or one.
     #[serde(rename = "tunnel show")]
     TunnelShow {
@@ -92,6 +95,7 @@ impl Request {
     pub fn changes(&self) -> bool {
         match self {
             Request::Stats { .. }
+            | Request::Top {}
             | Request::TunnelShow { .. }
             | Request::RouteShow { .. }
             | Request::Status {}
@@ -105,6 +109,7 @@ impl Request {
     pub fn verb(&self) -> &'static str {
         match self {
             Request::Stats { .. } => "stats",
+            Request::Top {} => "top",
             Request::TunnelShow { .. } => "tunnel show",
             Request::RouteShow { .. } => "route show",
             Request::Status {} => "status",

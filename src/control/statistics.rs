@@ -9,6 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
+    accelerated::Accelerated,
     books::add_reasons,
     compile::{OuterHop, PeerStatus, TunnelStatus},
     fastpath::FastPath,
@@ -106,6 +107,43 @@ pub fn tunnel(
         seconds_ago: now.saturating_duration_since(said.at).as_secs(),
     });
     report
+}
+
+/// The reports of the kernel's own tunnels: what their devices have counted is the slow path's share.
+pub fn kernels(
+    accelerated: &Accelerated,
+    devices: &BTreeMap<u32, Box<str>>,
+    now: Instant,
+) -> Vec<TunnelReport> {
+    let mut reports = Vec::new();
+    let statuses = accelerated.statuses.iter().map(Some);
+    let statuses = statuses.chain(std::iter::repeat(None));
+    for (entry, status) in accelerated.entries.iter().zip(statuses) {
+        reports.push(TunnelReport {
+            accelerated: true,
+            keepalive: None,
+            ..tunnel(entry, status, devices, now)
+        });
+    }
+    for found in &accelerated.left {
+        reports.push(TunnelReport {
+            name: found.name.to_string(),
+            mode: found.kind.to_string(),
+            state: "kernel".to_owned(),
+            left_to_kernel: found.verdict.as_ref().err().cloned(),
+            ..TunnelReport::default()
+        });
+    }
+    for (report, counted) in reports.iter_mut().zip(accelerated.kernel_stats()) {
+        let counted = counted.unwrap_or_default();
+        add(&mut report.rx, counted.rx_packets, counted.rx_bytes);
+        add(&mut report.tx, counted.tx_packets, counted.tx_bytes);
+        report.slow.rx_packets += counted.rx_packets;
+        report.slow.tx_packets += counted.tx_packets;
+        report.slow.rx_bytes += counted.rx_bytes;
+        report.slow.tx_bytes += counted.tx_bytes;
+    }
+    reports
 }
 
 fn errors(into: &mut ErrorsReport, counts: &ErrorCounts) {

@@ -67,18 +67,19 @@ pub struct TunnelEntry {
 }
 
 impl TunnelEntry {
-    fn new(id: TunnelId, config: TunnelConfig, device: Device) -> Self {
+    /// A tunnel whose device is there and that nothing has been done with.
+    pub fn new(id: TunnelId, config: TunnelConfig, device: Device) -> Self {
         Self {
             id,
+            keepalive: Watch::new(config.keepalive, Instant::now()),
+            config,
             device,
             wire: None,
             sequences: Arc::default(),
             records: RefCell::default(),
-            keepalive: Watch::new(config.keepalive, Instant::now()),
             mtu: None,
             paths: PathMtus::default(),
             unreachable: None,
-            config,
         }
     }
 
@@ -211,7 +212,7 @@ pub async fn create(
     for (opened, (id, config)) in open_all(wanted, router.persist) {
         match opened {
             Ok((tun, device)) => made.push((TunnelEntry::new(id, config, device), tun)),
-            Err(why) => outcome = Err(why),
+            Err(why) => outcome = outcome.and(Err(why)),
         }
     }
     if outcome.is_ok() {

@@ -243,7 +243,7 @@ fn from_overlay<B: PacketBuf>(
         Resolution::Local => return to_kernel(PuntReason::LocalDelivery),
         _ => return to_kernel(PuntReason::NoRoute),
     };
-    let way = match way_in(route, inner.len, fib, state) {
+    let way = match way_in(route, (packet.data(), inner.len), fib, state) {
         Ok(way) => way,
         Err(NoWay::Kernels(PuntReason::SequenceOwner)) => {
             return Verdict::Punt(PuntReason::SequenceOwner, PuntTo::Owner(route.id));
@@ -270,11 +270,11 @@ enum NoWay {
     Nobodys(DropReason),
 }
 
-/// The way into the tunnel of `route` for an inner packet of `len` bytes.
+/// The way into the tunnel of `route` for an inner packet, which has `len` bytes without padding.
 #[inline(always)]
 fn way_in<'f>(
     route: IntoTunnel,
-    len: usize,
+    (packet, len): (&[u8], usize),
     fib: &'f Fib,
     state: &ForwardState,
 ) -> Result<Way<'f>, NoWay> {
@@ -283,13 +283,22 @@ fn way_in<'f>(
     let Some(tunnel) = fib.tunnels().get(route.id).filter(|tunnel| tunnel.up) else {
         return Err(not_ready);
     };
-    let remote = route.remote.ok_or(NoWay::Nobodys(DropReason::NoRemote))?;
+    let remote = match route.remote {
+        Some(remote) => remote,
+        // A neighbour of the device that is not known: the kernel asks for it.
+        None if tunnel.kernels => return Err(not_ready),
+        None => return Err(NoWay::Nobodys(DropReason::NoRemote)),
+    };
     let adjacency = fib.adjacency(tunnel, remote).ok_or(not_ready)?;
     if len > usize::from(route.mtu) || len + tunnel.overhead() > usize::from(adjacency.mtu) {
         return Err(NoWay::Kernels(PuntReason::TooBig));
     }
     if tunnel.oseq && !state.owns_sequences {
         return Err(NoWay::Kernels(PuntReason::SequenceOwner));
+    }
+    // The kernel says itself what does not get into a tunnel of its own.
+    if tunnel.kernels && !tunnel.admits(packet, remote) {
+        return Err(NoWay::Kernels(PuntReason::NotPlain));
     }
     Ok(Way {
         tunnel,
@@ -398,6 +407,9 @@ fn from_underlay<B: PacketBuf>(
     let (Some(tunnel), Some(record)) = (fib.tunnels().get(id), record(&state.tunnels, id)) else {
         return Verdict::Punt(PuntReason::UnknownTunnel, PuntTo::Service);
     };
+    if tunnel.kernels {
+        return out_of_kernels(packet, (port, &outer), tunnel, fib, state);
+    }
     if outer.payload() == keepalive::PROTOCOL && keepalive::is_answer(tunnel, packet.data()) {
         return Verdict::Punt(PuntReason::Keepalive, PuntTo::Keepalive(id));
     }
@@ -451,7 +463,7 @@ fn from_underlay<B: PacketBuf>(
         Onward::Tunnel(route) if route.id == id && route.remote == Some(outer.remote) => {
             state.drop_in(id, Refusal::Recursion)
         }
-        Onward::Tunnel(route) => match way_in(route, inner.len, fib, state) {
+        Onward::Tunnel(route) => match way_in(route, (packet.data(), inner.len), fib, state) {
             Ok(way) => {
                 came_out();
                 go_in(packet, &inner, &way, state)
@@ -462,6 +474,64 @@ fn from_underlay<B: PacketBuf>(
                 state.drop_in(route.id, reason)
             }
         },
+    }
+}
+
+/// Out of a tunnel whose device is the kernel's own. All is judged before anything is changed: what is not plain goes back as it
+/// came, and the kernel's device has it.
+#[inline]
+fn out_of_kernels<B: PacketBuf>(
+    packet: &mut B,
+    (port, outer): (Option<&PortInfo>, &Outer),
+    tunnel: &Tunnel,
+    fib: &Fib,
+    state: &mut ForwardState,
+) -> Verdict {
+    let back = |reason| Verdict::Punt(reason, PuntTo::Service);
+    let id = outer.tunnel;
+    let Some(record) = record(&state.tunnels, id) else {
+        return back(PuntReason::UnknownTunnel);
+    };
+    if port.is_some_and(|port| port.partial_checksums)
+        && outer.complete_checksums(packet.data_mut())
+    {
+        state.stats.checksums_completed.add(1);
+    }
+    let from_us = outer.remote != tunnel.remote && fib.is_own(outer.remote);
+    if from_us || outer.has_odd_flags(packet.data()) {
+        return back(PuntReason::NotPlain);
+    }
+    let Ok(inside) = tunnel::look_inside(tunnel, outer, packet.data(), &record.state) else {
+        return back(PuntReason::NotPlain);
+    };
+    let packet_in = inside.of(packet.data());
+    let (inner, onward) = match forwardable(packet_in, id, fib, &mut state.resolutions) {
+        Ok(found) => found,
+        Err(reason) => return back(reason),
+    };
+    let onward = match onward {
+        Onward::Port(adjacency) => Ok(adjacency),
+        Onward::Tunnel(route) if route.id == id && route.remote == Some(outer.remote) => {
+            return back(PuntReason::NotPlain);
+        }
+        Onward::Tunnel(route) => match way_in(route, (packet_in, inner.len), fib, state) {
+            Ok(way) => Err(way),
+            Err(NoWay::Kernels(reason)) => return back(reason),
+            Err(NoWay::Nobodys(_)) => return back(PuntReason::NoRoute),
+        },
+    };
+    if tunnel::take_out(tunnel, (outer, &inside), packet, &record.state).is_err() {
+        return back(PuntReason::NotPlain);
+    }
+    let counters = &record.state.counters;
+    counters.rx_packets.add(1);
+    counters.rx_bytes.add(inner.len as u64);
+    match onward {
+        Ok(adjacency) => {
+            decrement(packet.data_mut(), inner.destination);
+            transmit(packet, &adjacency)
+        }
+        Err(way) => go_in(packet, &inner, &way, state),
     }
 }
 

@@ -8,6 +8,8 @@ use crate::{
 };
 use etherparse::PacketBuilder;
 
+#[path = "forward_kernels_tests.rs"]
+mod kernels;
 #[path = "forward_refusal_tests.rs"]
 mod refusals;
 #[path = "forward_udp_tests.rs"]

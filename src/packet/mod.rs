@@ -34,6 +34,14 @@ pub fn destination(packet: &[u8]) -> Result<IpAddr, ParseError> {
     }
 }
 
+/// The source of an IP packet.
+pub fn source(packet: &[u8]) -> Result<IpAddr, ParseError> {
+    match packet.first().map(|byte| byte >> 4) {
+        Some(6) => Ok(Ipv6::parse(packet)?.source().into()),
+        _ => Ok(Ipv4::parse(packet)?.source().into()),
+    }
+}
+
 /// IP protocol numbers (IANA "Assigned Internet Protocol Numbers") that a router has to know.
 pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;

@@ -8,8 +8,8 @@ use super::{
     table::Class,
 };
 use crate::packet::{
-    EtherType, Ethernet, Gre, GreKey, Ipv4, Ipv6, PacketBuf, ParseError, Udp, ethernet, ipv4, ipv6,
-    protocol, transport, udp,
+    EtherType, Ethernet, Gre, GreKey, Ipv4, Ipv6, PacketBuf, ParseError, Udp, ethernet, gre, ipv4,
+    ipv6, protocol, transport, udp,
 };
 
 /// A received tunnel packet's outer headers, parsed and matched to a tunnel; the packet is still whole.
@@ -132,8 +132,18 @@ impl Outer {
         Ok(gre.key())
     }
 
+    /// Whether a GRE header has bits set that only the kernel's own reader knows what to do with (8 to 12).
+    #[inline]
+    pub fn has_odd_flags(&self, packet: &[u8]) -> bool {
+        let is_gre = self.inner_at > self.shim_at;
+        is_gre
+            && packet
+                .get(self.shim_at + 1)
+                .is_some_and(|flags| flags & 0xf8 != 0)
+    }
+
     /// Finishes what a sender behind a veth has left to the device: the checksum of the TCP or UDP packet inside, and that
-    /// of the UDP header around. The kernel computes an outer checksum as if the inner one were finished (`lco_csum`),
+    /// of the GRE or the UDP header around. The kernel computes an outer checksum as if the inner one were finished (`lco_csum`),
     /// so the inner one comes first. True when there was something to do.
     #[inline]
     pub fn complete_checksums(&self, packet: &mut [u8]) -> bool {
@@ -142,8 +152,28 @@ impl Outer {
             EtherType::TRANSPARENT_ETHERNET => transport::complete_in_frame(inner),
             _ => transport::complete_checksum(inner),
         };
+        let body = packet.get_mut(self.shim_at..self.end).unwrap_or_default();
+        let gre = self.has_checksum && gre::complete_checksum(body);
         let around = self.udp_at.is_some() && transport::complete_checksum(packet);
-        inside || around
+        inside || gre || around
+    }
+}
+
+/// The packet inside an outer one that has passed every check.
+#[derive(Debug, Clone, Copy)]
+pub struct Inside {
+    /// Where it begins, in bytes from the start of the outer packet, and how long it is.
+    at: usize,
+    len: usize,
+    /// The TOS byte that it gets, of the IP packet that begins so many bytes behind its start.
+    new_tos: Option<(usize, EtherType, u8)>,
+}
+
+impl Inside {
+    /// The packet as it is inside `outer`, which is whole.
+    #[inline]
+    pub fn of<'p>(&self, outer: &'p [u8]) -> &'p [u8] {
+        outer.get(self.at..self.at + self.len).unwrap_or_default()
     }
 }
 
@@ -156,7 +186,18 @@ pub fn decapsulate<B: PacketBuf>(
     packet: &mut B,
     state: &TunnelState,
 ) -> Result<(), Refusal> {
-    let data = packet.data();
+    let inside = look_inside(tunnel, outer, packet.data(), state)?;
+    take_out(tunnel, (outer, &inside), packet, state)
+}
+
+/// Every check that there is, and nothing changed.
+#[inline(always)]
+pub fn look_inside(
+    tunnel: &Tunnel,
+    outer: &Outer,
+    data: &[u8],
+    state: &TunnelState,
+) -> Result<Inside, Refusal> {
     let short = Refusal::Outer(ParseError::Truncated);
     let body = data.get(outer.shim_at..outer.end).ok_or(short)?;
     if let Some(at) = outer.udp_at {
@@ -189,15 +230,29 @@ pub fn decapsulate<B: PacketBuf>(
             }
         }
     };
+    Ok(Inside {
+        at: outer.inner_at,
+        len,
+        new_tos: (new_tos != tos).then_some((at, ether_type, new_tos)),
+    })
+}
 
-    if packet.trim_front(outer.inner_at).is_err() || packet.truncate(len).is_err() {
-        return Err(short);
+/// Takes the packet out that was found inside.
+#[inline(always)]
+pub fn take_out<B: PacketBuf>(
+    tunnel: &Tunnel,
+    (outer, inside): (&Outer, &Inside),
+    packet: &mut B,
+    state: &TunnelState,
+) -> Result<(), Refusal> {
+    if packet.trim_front(inside.at).is_err() || packet.truncate(inside.len).is_err() {
+        return Err(Refusal::Outer(ParseError::Truncated));
     }
-    if new_tos != tos {
+    if let Some((at, ether_type, tos)) = inside.new_tos {
         let ip = packet.data_mut().get_mut(at..).unwrap_or_default();
         match ether_type {
-            EtherType::IPV4 => ipv4::set_tos(ip, new_tos),
-            _ => ipv6::set_traffic_class(ip, new_tos),
+            EtherType::IPV4 => ipv4::set_tos(ip, tos),
+            _ => ipv6::set_traffic_class(ip, tos),
         }
     }
     if let (true, Some(sequence)) = (tunnel.iseq, outer.sequence) {

@@ -14,6 +14,15 @@ pub fn encapsulate(inner_tos: u8) -> u8 {
     inner_tos & MASK
 }
 
+/// The same as the kernel's tunnels have it: CE goes out as ECT(0) (`INET_ECN_encapsulate`).
+#[inline]
+pub fn encapsulate_as_kernel(inner_tos: u8) -> u8 {
+    match inner_tos & MASK {
+        CE => ECT0,
+        ecn => ecn,
+    }
+}
+
 /// The inner TOS byte after decapsulation (RFC 6040 section 4.2, figure 4), or `None` where the packet must be dropped:
 /// congestion was experienced, and the inner packet has no way to say so.
 #[inline]

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::{Family, GRE_IN_UDP_PORT, Payload, Refusal, Shim, Tunnel, ecn};
+use super::{Family, GRE_IN_UDP_PORT, Mode, Payload, Refusal, Shim, Tunnel, ecn};
 use crate::packet::{
-    EtherType, Ethernet, Gre, Ipv4, Ipv6, ethernet, flow,
+    self, EtherType, Ethernet, Gre, Ipv4, Ipv6, ethernet, flow,
     ipv6::EncapsulationLimit,
     protocol::{DESTINATION_OPTIONS, GRE, IPIP, IPV6, UDP},
     udp,
@@ -146,7 +146,13 @@ impl Inner {
             super::Tos::Inherit => self.tos,
             super::Tos::Fixed(tos) => tos,
         };
-        dscp & !ecn::MASK | ecn::encapsulate(self.tos)
+        let ecn = match (tunnel.kernels, tunnel.mode) {
+            (false, _) => ecn::encapsulate(self.tos),
+            // `prepare_ip6gre_xmit_ipv4`, and its sibling, take the whole byte as it is.
+            (true, Mode::Ip6gre) => return dscp,
+            (true, _) => ecn::encapsulate_as_kernel(self.tos),
+        };
+        dscp & !ecn::MASK | ecn
     }
 
     #[inline]
@@ -155,6 +161,17 @@ impl Inner {
             super::Ttl::Inherit => self.ttl,
             super::Ttl::Fixed(ttl) => ttl,
         }
+    }
+}
+
+impl Tunnel {
+    /// Whether an IP packet gets into the tunnel on the way to `remote` without a word against it. Of the kernel's own tunnels:
+    /// a packet that seems to come from the other end itself is the kernel's, which drops it (`ip6_tnl_addr_conflict`).
+    #[inline]
+    pub fn admits(&self, packet: &[u8], remote: IpAddr) -> bool {
+        let from_there = || packet::source(packet).is_ok_and(|source| source == remote);
+        let limit = |inner: Inner| inner.outer_limit(self).is_ok();
+        Inner::parse(packet, self, remote).is_ok_and(limit) && !(self.kernels && from_there())
     }
 }
 

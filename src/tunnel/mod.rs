@@ -17,7 +17,7 @@ mod size;
 mod state;
 mod table;
 
-pub use decapsulate::{Outer, decapsulate};
+pub use decapsulate::{Inside, Outer, decapsulate, look_inside, take_out};
 pub use encapsulate::encapsulate;
 pub use kind::{Family, Kind, Mode, Payload, Shim};
 pub use outer::{GRE_IN_UDP_PORT, Overhead, overhead};
@@ -121,6 +121,9 @@ pub struct Tunnel {
     pub clamp_mss: Option<u16>,
     /// The MTU of the device that the tunnel's frames come from and go to, as over a wire; none where there is no such device.
     pub wire: Option<u16>,
+    /// A device of the kernel's own, which is the slow path: its packets are what the kernel would have sent, and what is not
+    /// plain is the kernel's, as it came.
+    pub kernels: bool,
     /// The tunnel device is administratively up. A tunnel that is down takes no packets (gre-11).
     pub up: bool,
     /// It sends keepalives, and knows them when they come back.
@@ -164,6 +167,7 @@ impl Tunnel {
             mtu: mtu as u16,
             clamp_mss: None,
             wire: None,
+            kernels: false,
             up: true,
             keepalive: false,
             alive: true,

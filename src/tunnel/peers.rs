@@ -14,9 +14,19 @@ pub struct Peers {
     v6: PrefixMap<Ipv6Net, IpAddr>,
     /// Each outer address once, in the order that they were first named in.
     remotes: Vec<IpAddr>,
+    /// A next hop that is not here has no outer address: as a neighbour that is not known.
+    closed: bool,
 }
 
 impl Peers {
+    /// None yet, and next hops stand for nothing by themselves.
+    pub fn closed() -> Self {
+        Self {
+            closed: true,
+            ..Self::default()
+        }
+    }
+
     /// Packets whose next hop is within `inner`, and within no longer prefix here, go to `remote`.
     pub fn insert(&mut self, inner: IpNet, remote: IpAddr) {
         match inner {
@@ -40,7 +50,7 @@ impl Peers {
         destination: IpAddr,
     ) -> Option<IpAddr> {
         let peer = self.lookup(gateway.unwrap_or(destination));
-        peer.or_else(|| outer_address(underlay, gateway?))
+        peer.or_else(|| outer_address(underlay, gateway.filter(|_| !self.closed)?))
     }
 
     /// The outer address of the longest prefix that contains `next_hop`.

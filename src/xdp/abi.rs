@@ -52,6 +52,7 @@ pub const PORT_GROUPS: u16 = 1 << 9;
 pub const TUNNEL_KNOWN: u32 = 1 << 0;
 pub const TUNNEL_ZERO_CHECKSUM: u32 = 1 << 1;
 pub const TUNNEL_FAST: u32 = 1 << 2;
+pub const TUNNEL_SOCKET: u32 = 1 << 3;
 
 /// `struct steer_port`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -168,6 +169,7 @@ mod tests {
         let tunnel = [
             ("TUNNEL_KNOWN".to_owned(), TUNNEL_KNOWN),
             ("TUNNEL_FAST".to_owned(), TUNNEL_FAST),
+            ("TUNNEL_SOCKET".to_owned(), TUNNEL_SOCKET),
             ("TUNNEL_ZERO_CHECKSUM".to_owned(), TUNNEL_ZERO_CHECKSUM),
         ];
         for (name, value) in flags.into_iter().chain(tunnel) {

@@ -101,6 +101,8 @@ pub struct TunnelMatch {
     /// Whether its packets are steered, and not only let through to the raw socket. Frames and packets are not told apart
     /// here: where one of two tunnels with the same addresses and key is steered, both are.
     pub fast: bool,
+    /// Whether the slow path's socket gets what is not steered. The kernel's own tunnels need none.
+    pub socket: bool,
 }
 
 impl TunnelMatch {
@@ -130,6 +132,7 @@ impl TunnelMatch {
             (true, abi::TUNNEL_KNOWN),
             (self.class == zero_checksum, abi::TUNNEL_ZERO_CHECKSUM),
             (self.fast, abi::TUNNEL_FAST),
+            (self.socket, abi::TUNNEL_SOCKET),
         ];
         flags.iter().filter(|f| f.0).map(|f| f.1).sum()
     }
@@ -274,8 +277,10 @@ impl Plan {
             for local in self.locals(tunnel) {
                 let key = abi::tunnel(local, tunnel.remote, protocol, tunnel.key());
                 *tables.get_mut(tunnels).entry(key).or_default() |= tunnel.flags();
-                let key = abi::peer(local, tunnel.remote, protocol);
-                tables.get_mut(peers).insert(key, PRESENT);
+                if tunnel.socket {
+                    let key = abi::peer(local, tunnel.remote, protocol);
+                    tables.get_mut(peers).insert(key, PRESENT);
+                }
             }
         }
         tables
@@ -490,6 +495,7 @@ mod tests {
             remote: remote.parse().unwrap(),
             key,
             fast: true,
+            socket: true,
         }
     }
 

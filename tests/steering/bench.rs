@@ -43,6 +43,7 @@ pub fn bare(
         remote: remote.into(),
         key: None,
         fast: true,
+        socket: true,
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
-use crate::tunnel::Family;
+use crate::{control::accelerate::Found, tunnel::Family};
 
 /// An observation that may have been impossible, and then says why.
 pub(super) type Seen<T> = Result<T, String>;
@@ -26,6 +26,8 @@ pub(super) struct Host {
     pub cpus: Seen<Vec<usize>>,
     /// The kernel's own tunnel drivers that are loaded, by the module's name.
     pub kernel_tunnels: Vec<String>,
+    /// The kernel's own tunnels that the configuration means.
+    pub accelerated: Seen<Vec<Found>>,
     /// A greyhound that answers on the configured control path.
     pub running: Option<u32>,
     /// Whether GRE's UDP port is free, for each family that needs it.

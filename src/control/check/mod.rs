@@ -3,6 +3,7 @@
 //! [`examine`] first observes the host (netlink, /proc, /sys; nothing is changed), then judges what it saw: judging is a
 //! plain function of the configuration and the observation, one file per group of findings.
 
+mod accelerate;
 mod bridge;
 mod bypass;
 mod devices;
@@ -172,6 +173,7 @@ fn judge(config: &Config, host: &host::Host) -> Vec<Finding> {
     findings.extend(bridge::judge(config, host));
     findings.extend(queues::judge(config, host));
     findings.extend(endpoints::judge(config, host));
+    findings.extend(accelerate::judge(host));
     findings.extend(forwarding::judge(config, host));
     findings.extend(bypass::judge(config, host));
     findings

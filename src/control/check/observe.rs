@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     control::{
-        config::{Config, XdpMode},
+        accelerate::{self, Found},
+        accelerated::settings as settings_of_host,
+        config::{Accelerate, Config, XdpMode},
+        mirror::{Monitor, Options},
         report::Status,
         socket::{Client, Request},
     },
@@ -55,6 +58,7 @@ pub(super) async fn host(config: &Config) -> Host {
         af_xdp: af_xdp(),
         cpus: cpus(),
         kernel_tunnels: kernel_tunnels(),
+        accelerated: accelerated(config).await,
         running: running(config),
         udp_ports: udp_ports(config),
         offloads: offloads
@@ -115,6 +119,20 @@ fn kernel_tunnels() -> Vec<String> {
         .filter(|name| TUNNEL_MODULES.contains(name))
         .map(str::to_owned)
         .collect()
+}
+
+/// As the router itself will find them.
+async fn accelerated(config: &Config) -> Seen<Vec<Found>> {
+    if config.router.accelerate == Accelerate::None {
+        return Ok(Vec::new());
+    }
+    let monitor = Monitor::open(Options::default()).await;
+    let monitor = monitor.map_err(|e| e.to_string())?;
+    Ok(accelerate::find(
+        monitor.state(),
+        config,
+        settings_of_host(),
+    ))
 }
 
 fn running(config: &Config) -> Option<u32> {

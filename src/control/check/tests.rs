@@ -50,6 +50,7 @@ pub(super) fn host() -> Host {
         af_xdp: Ok(()),
         cpus: Ok(vec![0, 1]),
         kernel_tunnels: Vec::new(),
+        accelerated: Ok(Vec::new()),
         running: None,
         udp_ports: Vec::new(),
         links: Ok(vec![card(2, "eth0"), card(3, "eth1")]),

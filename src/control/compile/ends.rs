@@ -349,5 +349,6 @@ fn matches(config: &TunnelConfig) -> impl Iterator<Item = TunnelMatch> + '_ {
         key: config.ikey,
         // Without a wire, frames are the kernel's to route or to bridge.
         fast: kind.payload != Payload::Ethernet || config.bridge.is_some(),
+        socket: !config.kernels,
     })
 }

@@ -67,6 +67,11 @@ pub const ROUTER: &[Key] = &[
         meaning: "tunnel devices survive a crash",
     },
     Key {
+        names: &["accelerate"],
+        default: "`false`",
+        meaning: r#"`true`, or names such as `["gre1"]`: [the kernel's own tunnel devices](#tunnels-of-the-kernels) get the fast path"#,
+    },
+    Key {
         names: &["metrics"],
         default: "none",
         meaning: r#"where Prometheus is answered, e.g. `"127.0.0.1:9747"`: `/metrics`, `/healthz`, `/readyz`. Whoever reaches it may read; see [monitoring](#monitoring)"#,

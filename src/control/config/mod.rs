@@ -64,8 +64,32 @@ pub struct RouterConfig {
     pub control: PathBuf,
     /// Tunnel devices survive a crash.
     pub persist: bool,
+    /// Tunnel devices of the kernel's whose packets are taken over.
+    pub accelerate: Accelerate,
     /// Where monitoring systems are answered, if they are.
     pub metrics: Option<SocketAddr>,
+}
+
+/// Which of the kernel's own tunnel devices get a fast path.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Accelerate {
+    #[default]
+    None,
+    /// All that can be done alike.
+    All,
+    /// Those of these names; not empty, no name twice.
+    Named(Vec<String>),
+}
+
+impl Accelerate {
+    /// Whether the device of this name is meant.
+    pub fn includes(&self, name: &str) -> bool {
+        match self {
+            Accelerate::None => false,
+            Accelerate::All => true,
+            Accelerate::Named(names) => names.iter().any(|other| other == name),
+        }
+    }
 }
 
 /// Which CPUs the workers run on.
@@ -154,6 +178,8 @@ pub struct TunnelConfig {
     pub routes: Vec<IpNet>,
     /// Of Ethernet kinds: the overlay device whose frames go into the tunnel, and nowhere else.
     pub bridge: Option<String>,
+    /// A device of the kernel's own, which no configuration file names.
+    pub kernels: bool,
 }
 
 /// Why a configuration was refused; one line.
@@ -350,6 +376,7 @@ impl TunnelConfig {
             mtu,
             clamp_mss: self.clamp_mss.then_some(mtu),
             wire: None,
+            kernels: self.kernels,
             up,
             keepalive: self.keepalive.is_some(),
             alive: true,

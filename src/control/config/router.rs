@@ -3,11 +3,11 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use super::{
-    ConfigError, DEFAULT_CONTROL, RouterConfig, Workers, XdpMode, keys,
+    Accelerate, ConfigError, DEFAULT_CONTROL, RouterConfig, Workers, XdpMode, keys,
     reader::{Section, Value},
 };
 
-const LATER: &[&str] = &["accelerate", "busy_poll"];
+const LATER: &[&str] = &["busy_poll"];
 
 /// The longest path that `struct sockaddr_un` holds, in bytes (unix(7)).
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -28,7 +28,22 @@ pub(super) fn parse(section: &Section<'_>) -> Result<RouterConfig, ConfigError> 
     if underlay.is_empty() {
         return Err(section.error(&format!("underlay names no device: expected {DEVICES}")));
     }
+    let accelerate = section.optional("accelerate", Accelerate::None, accelerate)?;
+    if let (Some(value), true) = (section.get("accelerate"), accelerate != Accelerate::None) {
+        if xdp == XdpMode::Off {
+            let message = r#"not with xdp = "off", which leaves no fast path: expected false, or another xdp"#;
+            return Err(value.complain(message));
+        }
+        let names = value.items().unwrap_or_default();
+        let is_device = |name: &str| underlay.iter().chain(&overlay).any(|device| device == name);
+        if let Some(name) = names.iter().find(|name| name.text().is_some_and(is_device)) {
+            return Err(name.complain(
+                "an underlay or overlay device: expected a tunnel device of the kernel's",
+            ));
+        }
+    }
     Ok(RouterConfig {
+        accelerate,
         underlay,
         overlay,
         workers: section.optional("workers", Workers::Auto, workers)?,
@@ -63,6 +78,20 @@ fn devices(value: &Value<'_>) -> Result<Vec<String>, ConfigError> {
         names.push(name.to_owned());
     }
     Ok(names)
+}
+
+fn accelerate(value: &Value<'_>) -> Result<Accelerate, ConfigError> {
+    match value.boolean() {
+        Ok(true) => return Ok(Accelerate::All),
+        Ok(false) => return Ok(Accelerate::None),
+        Err(_) if value.items().is_none_or(|items| items.is_empty()) => {
+            return Err(value.refuse(
+                r#"true, false or a list of the kernel's tunnel devices such as ["gre1"]"#,
+            ));
+        }
+        Err(_) => {}
+    }
+    Ok(Accelerate::Named(devices(value)?))
 }
 
 fn xdp_mode(value: &Value<'_>) -> Result<XdpMode, ConfigError> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{ConfigError, RouterConfig, TunnelConfig, frames, inside, reader::Section};
+use super::{Accelerate, ConfigError, RouterConfig, TunnelConfig, frames, inside, reader::Section};
 use crate::tunnel::{Mode, Shim, Ttl};
 
 /// The kernel's rules for one tunnel by itself.
@@ -92,6 +92,13 @@ pub(super) fn tunnel_on_router(
 ) -> Result<(), ConfigError> {
     if router.devices().contains(&tunnel.name.as_str()) {
         let expected = "an underlay or overlay device already: expected a name of its own";
+        return Err(complain(section, "name", expected));
+    }
+    if let Accelerate::Named(names) = &router.accelerate
+        && names.contains(&tunnel.name)
+    {
+        let expected =
+            "in router.accelerate, which names devices of the kernel's own: expected another name";
         return Err(complain(section, "name", expected));
     }
     if tunnel.dev.as_ref() == Some(&tunnel.name) {

@@ -82,6 +82,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         Family::V6 => (Ttl::Fixed(HOPLIMIT), Some(ENCAPLIMIT)),
     };
     let mut tunnel = TunnelConfig {
+        kernels: false,
         name,
         mode,
         local,

@@ -190,7 +190,12 @@ const TUNNELS: &[Row<TunnelReport>] = &[
     ),
     (
         gauge("greyhound_tunnel_up", "1 where the tunnel's state is up."),
-        |t, to| to.put(&[], u8::from(t.state == "up")),
+        // What is left to the kernel is in no state of ours.
+        |t, to| {
+            if t.left_to_kernel.is_none() {
+                to.put(&[], u8::from(t.state == "up"));
+            }
+        },
     ),
     (
         counter(

@@ -35,6 +35,18 @@ impl<'a> Attribute<'a> {
         self.value.first_chunk().copied()
     }
 
+    pub fn u8(&self) -> Option<u8> {
+        self.value.first().copied()
+    }
+
+    pub fn be16(&self) -> Option<u16> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    pub fn be32(&self) -> Option<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
     pub fn u16(&self) -> Option<u16> {
         self.array().map(u16::from_ne_bytes)
     }

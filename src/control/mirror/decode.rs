@@ -126,16 +126,17 @@ fn neighbour(payload: &[u8]) -> Result<Option<(u32, IpAddr, Neighbour)>, Undecod
         0x80 => Nud::Permanent,
         _ => Nud::None,
     };
-    let (mut ip, mut mac) = (None, None);
+    let (mut ip, mut mac, mut outer) = (None, None, None);
     for attribute in attributes(payload, NDMSG) {
         match attribute.kind {
             NDA_DST => ip = attribute.ip(),
-            NDA_LLADDR => mac = attribute.mac(),
+            NDA_LLADDR => (mac, outer) = (attribute.mac(), attribute.ip()),
             _ => {}
         }
     }
     let ifindex = u32_at(header, 4)?;
-    Ok(ip.map(|ip| (ifindex, ip, Neighbour { mac, nud })))
+    let neighbour = Neighbour { mac, outer, nud };
+    Ok(ip.map(|ip| (ifindex, ip, neighbour)))
 }
 
 const FIB_RULE_HDR: usize = 12;

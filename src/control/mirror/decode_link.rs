@@ -3,7 +3,8 @@
 use super::{
     attribute::{Attribute, attributes},
     decode::{AF_UNSPEC, Undecodable, header, u32_at},
-    model::Link,
+    decode_tunnel::tunnel,
+    model::{Link, TunnelKind},
 };
 
 const IFINFOMSG: usize = 16;
@@ -57,6 +58,7 @@ pub fn link(payload: &[u8]) -> Result<Option<Link>, Undecodable> {
         link_elsewhere: false,
         master: None,
         vlan: None,
+        tunnel: None,
         rx_queues: 1,
         tx_queues: 1,
         xdp_program: None,
@@ -88,6 +90,10 @@ pub fn link(payload: &[u8]) -> Result<Option<Link>, Undecodable> {
 fn link_info(info: &Attribute<'_>, link: &mut Link) {
     let find = |kind| info.nested().find(|a| a.kind == kind);
     link.kind = find(IFLA_INFO_KIND).and_then(|a| a.text());
+    let kind = link.kind.as_deref().and_then(TunnelKind::from_word);
+    if let (Some(kind), Some(data)) = (kind, find(IFLA_INFO_DATA)) {
+        link.tunnel = Some(Box::new(tunnel(kind, &data)));
+    }
     if link.kind.as_deref() == Some("vlan") {
         let data = find(IFLA_INFO_DATA);
         let id = data.and_then(|data| data.nested().find(|a| a.kind == IFLA_VLAN_ID));

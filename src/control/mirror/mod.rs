@@ -13,6 +13,7 @@ mod decode;
 mod decode_link;
 mod decode_nexthop;
 mod decode_route;
+mod decode_tunnel;
 mod event;
 mod model;
 mod monitor;
@@ -27,7 +28,7 @@ mod touched;
 
 pub use apply::Effect;
 pub use event::{Event, NetConfChange, RouteEvent};
-pub use model::{Address, Link, Neighbour, NetConf, Nud, Rule};
+pub use model::{Address, KernelTunnel, Link, Neighbour, NetConf, Nud, Rule, TunnelKind};
 pub use monitor::{Change, Monitor, Options};
 pub use nexthop::Nexthop;
 pub use parts::Parts;

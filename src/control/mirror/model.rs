@@ -33,12 +33,102 @@ pub struct Link {
     pub master: Option<u32>,
     /// The VLAN number of a device of kind "vlan".
     pub vlan: Option<u16>,
+    /// What a tunnel device of the kernel's does, where it is of a kind that is looked into.
+    pub tunnel: Option<Box<KernelTunnel>>,
     /// Receive queues that the device was created with; `ethtool -l` knows how many are in use.
     pub rx_queues: u32,
     pub tx_queues: u32,
     /// The id of an attached XDP program. A program attached through a BPF link causes no message, so
     /// this is as old as the link's last change.
     pub xdp_program: Option<u32>,
+}
+
+/// The kinds of the kernel's tunnel devices that are looked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunnelKind {
+    Gre,
+    Ip6gre,
+    Ipip,
+    Sit,
+    Ip6tnl,
+}
+
+impl TunnelKind {
+    pub fn from_word(kind: &str) -> Option<Self> {
+        Some(match kind {
+            "gre" => Self::Gre,
+            "ip6gre" => Self::Ip6gre,
+            "ipip" => Self::Ipip,
+            "sit" => Self::Sit,
+            "ip6tnl" => Self::Ip6tnl,
+            _ => return None,
+        })
+    }
+}
+
+/// A tunnel device of the kernel's, as it tells of it (`ip -d link show`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelTunnel {
+    pub kind: TunnelKind,
+    /// None where the device has none, as well as the unspecified address.
+    pub local: Option<IpAddr>,
+    pub remote: Option<IpAddr>,
+    /// Interface index of the device that it is bound to, or 0.
+    pub link: u32,
+    /// GRE's flags as they stand in its header (0x8000 checksum, 0x2000 key, 0x1000 sequence number).
+    pub iflags: u16,
+    pub oflags: u16,
+    pub ikey: u32,
+    pub okey: u32,
+    /// The hop limit over IPv6; 0 is inherit.
+    pub ttl: u8,
+    /// Over IPv4; 1 is inherit.
+    pub tos: u8,
+    pub pmtudisc: bool,
+    pub ignore_df: bool,
+    pub encap_limit: u8,
+    /// Traffic class and flow label.
+    pub flowinfo: u32,
+    /// `IP6_TNL_F_…`, or sit's.
+    pub flags: u32,
+    /// The inner protocol of sit, ipip and ip6tnl; 0 is any.
+    pub protocol: u8,
+    /// `TUNNEL_ENCAP_…`; 0 is none.
+    pub encap: u16,
+    /// Packets bring their outer addresses with them (`external`).
+    pub external: bool,
+    pub fwmark: u32,
+    pub six_rd_prefix_len: Option<u16>,
+    /// The number of an attribute that is not known here.
+    pub unknown: Option<u16>,
+}
+
+impl KernelTunnel {
+    pub fn new(kind: TunnelKind) -> Self {
+        Self {
+            kind,
+            local: None,
+            remote: None,
+            link: 0,
+            iflags: 0,
+            oflags: 0,
+            ikey: 0,
+            okey: 0,
+            ttl: 0,
+            tos: 0,
+            pmtudisc: false,
+            ignore_df: false,
+            encap_limit: 0,
+            flowinfo: 0,
+            flags: 0,
+            protocol: 0,
+            encap: 0,
+            external: false,
+            fwmark: 0,
+            six_rd_prefix_len: None,
+            unknown: None,
+        }
+    }
 }
 
 /// An address of this host.
@@ -82,6 +172,8 @@ impl Nud {
 pub struct Neighbour {
     /// None where the device has no six-byte link addresses, or the address is not known yet.
     pub mac: Option<MacAddr>,
+    /// The link address where that is an address of IP, as a tunnel device without a remote has it.
+    pub outer: Option<IpAddr>,
     pub nud: Nud,
 }
 

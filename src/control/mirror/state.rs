@@ -191,6 +191,16 @@ impl State {
         self.neighbours.iter().filter(|(_, n)| n.nud.usable())
     }
 
+    /// The usable neighbours of one device.
+    pub fn neighbours_of(&self, ifindex: u32) -> impl Iterator<Item = (IpAddr, &Neighbour)> {
+        let first = (ifindex, Ipv4Addr::UNSPECIFIED.into());
+        let of_device = self.neighbours.range(first..);
+        of_device
+            .take_while(move |((index, _), _)| *index == ifindex)
+            .filter(|(_, n)| n.nud.usable())
+            .map(|((_, ip), n)| (*ip, n))
+    }
+
     /// Whether the kernel forwards IPv4 packets that come in by the device (net.ipv4.conf.DEV.forwarding).
     pub fn forwards4(&self, ifindex: u32) -> bool {
         let setting = i32::try_from(ifindex).map(|ifindex| self.netconf.get(&(false, ifindex)));

@@ -76,6 +76,11 @@ fn slow_path(slow: &SlowPathReport) -> Reasons {
 }
 
 fn tunnel(t: &TunnelReport) -> String {
+    if let Some(why) = &t.left_to_kernel {
+        let kind = Some(t.mode.as_str()).filter(|kind| !kind.is_empty());
+        let kind = kind.unwrap_or("no device");
+        return format!("{}: {kind}  left to the kernel: {why}\n", t.name);
+    }
     let mut text = format!("{}: {}\n", t.name, options(t).join("  "));
     let _ = writeln!(text, "    {}", state(t));
     for p in &t.peers {
@@ -155,7 +160,7 @@ fn icmp(statistics: &Statistics) -> Reasons {
 
 /// The first line of a tunnel, in iproute2's words; what is the default goes unsaid, as there.
 fn options(t: &TunnelReport) -> Vec<String> {
-    let mode = Mode::from_word(&t.mode);
+    let mode = Mode::from_report(&t.mode);
     let is_v6 = mode.is_some_and(|mode| mode.kind().underlay == Family::V6);
     let (ttl, tos) = if is_v6 {
         ("hoplimit", "tclass")
@@ -223,6 +228,9 @@ fn options(t: &TunnelReport) -> Vec<String> {
     if t.clamp_mss {
         words.push("clamp_mss".to_owned());
     }
+    if t.accelerated {
+        words.push("accelerated".to_owned());
+    }
     if t.mtu != 0 {
         words.push(format!("mtu {}", t.mtu));
     }
@@ -254,7 +262,8 @@ fn protocols(mode: Mode) -> &'static str {
         Mode::Ip6gre => "gre/ipv6",
         Mode::Ip6gretap => "gretap/ipv6",
         Mode::Ipip => "ip/ip",
-        Mode::Sit => "ipv6/ip",
+        Mode::Sit | Mode::Sit6 => "ipv6/ip",
+        Mode::Ip6tnl => "any/ipv6",
         Mode::Ip6ip6 => "ipv6/ipv6",
         Mode::Ipip6 => "ip/ipv6",
     }

@@ -221,7 +221,7 @@ impl SlowPath {
         let needed = Hears::needed(snapshot.fib.tunnels());
         self.hears.retain(|hears| needed.contains(hears));
         self.opened.retain(|r| needed.contains(&r.hears()));
-        let tunnels = snapshot.fib.tunnels().iter();
+        let tunnels = (snapshot.fib.tunnels().iter()).filter(|tunnel| !tunnel.kernels);
         let outcome = self.open(tunnels.map(|t| (t.mode, t.udp.is_some())), filter);
         let opened = std::mem::take(&mut self.opened);
         self.groups.follow(snapshot.fib.tunnels());

@@ -83,7 +83,7 @@ impl Hears {
     /// What these tunnels need, those that are down included: they come and go without new sockets.
     pub fn needed(table: &TunnelTable) -> Vec<Hears> {
         let mut needed = Vec::new();
-        for tunnel in table.iter() {
+        for tunnel in table.iter().filter(|tunnel| !tunnel.kernels) {
             let hears = Hears::of(tunnel.mode, tunnel.udp.is_some());
             needed.extend(
                 hears

@@ -394,6 +394,10 @@ impl Engine {
         let Some((tunnel, record)) = find(&self.snapshot, outer.tunnel) else {
             return self.stats.drops.count(DropReason::UnknownTunnel);
         };
+        // A copy, where another tunnel's socket hears what only the payload tells from its own: the kernel has the packet.
+        if tunnel.kernels {
+            return;
+        }
         // As in datapath::forward: we are no sender of what comes from anybody.
         if outer.remote != tunnel.remote && self.snapshot.fib.is_own(outer.remote) {
             return self.drop_in(record, DropReason::OuterMartian);

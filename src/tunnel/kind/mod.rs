@@ -6,6 +6,7 @@ mod gretap;
 mod ip6gre;
 mod ip6gretap;
 mod ip6ip6;
+mod ip6tnl;
 mod ipip;
 mod ipip6;
 mod sit;
@@ -21,6 +22,9 @@ pub enum Mode {
     Sit,
     Ip6ip6,
     Ipip6,
+    /// As the kernel's sit devices carry IPv6 alone, and ip6tnl devices both families. Configured tunnels are not of these.
+    Sit6,
+    Ip6tnl,
 }
 
 /// The underlay's family.
@@ -82,6 +86,7 @@ fn none_is_martian(_: std::net::Ipv6Addr) -> bool {
 }
 
 impl Mode {
+    /// Those that can be configured.
     pub const ALL: [Mode; 8] = [
         Mode::Gre,
         Mode::Gretap,
@@ -104,12 +109,23 @@ impl Mode {
             Mode::Sit => &sit::KIND,
             Mode::Ip6ip6 => &ip6ip6::KIND,
             Mode::Ipip6 => &ipip6::KIND,
+            Mode::Sit6 => &sit::KIND6,
+            Mode::Ip6tnl => &ip6tnl::KIND,
         }
     }
 
     /// The word that iproute2 uses.
     pub fn as_str(self) -> &'static str {
         self.kind().word
+    }
+
+    /// The kind of a word that [`as_str`](Self::as_str) has given.
+    pub fn from_report(word: &str) -> Option<Mode> {
+        let more = [Mode::Ip6tnl].into_iter();
+        Mode::ALL
+            .into_iter()
+            .chain(more)
+            .find(|mode| mode.as_str() == word)
     }
 
     /// The kind of that word.

@@ -12,6 +12,12 @@ pub(super) const KIND: Kind = Kind {
     is_martian,
 };
 
+/// The same without IPv4 (`mode ip6ip`).
+pub(super) const KIND6: Kind = Kind {
+    payload: Payload::Ipv6,
+    ..KIND
+};
+
 /// RFC 4213 section 3.6: packets from such sources are discarded.
 fn is_martian(source: Ipv6Addr) -> bool {
     source.is_multicast() || source.is_loopback() || source.to_ipv4_mapped().is_some()

@@ -153,6 +153,7 @@ fn happen(net: &mut Net, what: Happening) -> Parts {
             let nud = if on { Nud::Reachable } else { Nud::Failed };
             let neighbour = Neighbour {
                 mac: Some(GATEWAY_MAC),
+                outer: None,
                 nud,
             };
             Event::NewNeighbour(ifindex, ip.parse().unwrap(), neighbour)

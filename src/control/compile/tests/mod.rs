@@ -112,6 +112,7 @@ fn link(index: u32, name: &str, mtu: u32) -> Link {
         link_elsewhere: false,
         master: None,
         vlan: None,
+        tunnel: None,
         rx_queues: 1,
         tx_queues: 1,
         xdp_program: None,
@@ -230,6 +231,7 @@ impl Net {
     fn neighbour(&mut self, ifindex: u32, ip: &str, nud: Nud) {
         let neighbour = Neighbour {
             mac: Some(GATEWAY_MAC),
+            outer: None,
             nud,
         };
         let ip = ip.parse().unwrap();
@@ -304,6 +306,7 @@ impl Net {
 
 fn tunnel(name: &str, remote: &str) -> TunnelConfig {
     TunnelConfig {
+        kernels: false,
         name: name.into(),
         mode: Mode::Gre,
         local: Ipv4Addr::new(192, 0, 2, 1).into(),
