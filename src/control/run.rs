@@ -18,14 +18,14 @@ use super::{
     capture::Wanted,
     change::ChangeError,
     claim::{ClaimError, Claims},
-    config::{Config, RouterConfig},
-    fastpath::{self, FoundDevice},
-    files,
+    config::Config,
+    fastpath, files,
     heard::Reports,
     heirs::Heirs,
     metrics::{Endpoint, Listener, MetricsError},
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle},
+    ports,
     privileges::{self, PrivilegeError},
     removal::remove,
     report::MirrorReport,
@@ -129,7 +129,7 @@ async fn run_until_told(
     };
     let mut monitor = Monitor::open(Options::default()).await?;
     let handle = Handle::open().map_err(RunError::io("cannot open a netlink socket"))?;
-    find_devices(&config.router, monitor.state())?;
+    ports::find(&config.router, monitor.state())?;
 
     // Late, when what can be known without it is known: from here on the other router carries by its slow path.
     let asked = takeover.then(|| Taken::ask(&config.router.control));
@@ -148,7 +148,8 @@ async fn run_until_told(
         endpoint = Some(listener?.open()?);
     }
     let mut claims = taken.as_mut().map_or_else(Claims::default, Taken::claims);
-    claims.set(&config.router.devices())?;
+    let found = ports::find(&config.router, monitor.state())?;
+    claims.set(&ports::claimed(&config.router, &found))?;
     let mut heirs = Heirs::default();
     if let Some(taken) = &mut taken {
         for (name, words) in &taken.state.commanded {
@@ -278,7 +279,7 @@ async fn answer(
         let allowed = router.captures.allows(wanted, &router.names());
         return allowed.map_or_else(Response::Error, |()| Response::ok(&()));
     }
-    let is_order = request.changes() || matches!(request, Request::RouteShow { .. });
+    let is_order = request.changes() || request.asks_mirror();
     match is_order {
         true => order(orders, request).await,
         false => router.borrow().statistics().answer(&request),
@@ -372,6 +373,12 @@ async fn follow(
                     let _ = asked.send(Response::ok(&page));
                     continue;
                 }
+                if let Request::Trace { probe } = request {
+                    let report = router.borrow().trace(monitor.state(), &probe);
+                    let response = report.map_or_else(Response::Error, |report| Response::ok(&report));
+                    let _ = asked.send(response);
+                    continue;
+                }
                 if request == (Request::Takeover {}) {
                     // No change is under way, and none begins: this task is at its end.
                     let _ = asked.send(Response::ok(&()));
@@ -431,27 +438,4 @@ fn mirror_report(monitor: &Monitor) -> MirrorReport {
         overruns: seen.overruns,
         undecodable: seen.undecodable,
     }
-}
-
-/// The configured devices, as they are now.
-pub(super) fn find_devices(
-    config: &RouterConfig,
-    state: &State,
-) -> Result<Vec<FoundDevice>, RunError> {
-    let find = |name: &str| {
-        let underlay = config.underlay.iter().any(|device| device == name);
-        let overlay = config.overlay.iter().any(|device| device == name);
-        let link = state.link_by_name(name).ok_or_else(|| RunError::NoDevice {
-            list: if underlay { "underlay" } else { "overlay" },
-            device: name.to_owned(),
-        })?;
-        Ok(FoundDevice {
-            name: name.to_owned(),
-            ifindex: link.index,
-            mtu: link.mtu,
-            underlay,
-            overlay,
-        })
-    };
-    config.devices().into_iter().map(find).collect()
 }
