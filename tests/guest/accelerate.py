@@ -614,6 +614,9 @@ def what_is_left_alone_is_named(directory: pathlib.Path) -> None:
     finally:
         for name in ("red", *LEFT):
             s.router.ip("link", "del", name, check=False)
+        # The kernel makes it with the first VRF, and leaves it.
+        for family in ("-4", "-6"):
+            s.router.ip(family, "rule", "del", "pref", "1000", check=False)
 
 
 @test()
