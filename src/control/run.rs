@@ -23,6 +23,7 @@ use super::{
     fastpath::{self, FoundDevice},
     heard::Reports,
     heirs::Heirs,
+    log,
     metrics::{Endpoint, Listener, MetricsError},
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle, RequestError},
@@ -36,7 +37,7 @@ use super::{
     tunnels::{self, TunnelEntry, TunnelError},
     wires,
 };
-use crate::xdp::SteerError;
+use crate::xdp::{SteerError, listen_to_libbpf};
 
 /// How often heartbeats are looked at and neighbours refreshed.
 const TICK: Duration = Duration::from_secs(1);
@@ -88,6 +89,7 @@ impl RunError {
 /// Runs the router in the foreground until SIGTERM or SIGINT, or until another process takes over; `path` is where the
 /// configuration came from. With `takeover` it goes on where the router that answers on the control socket is.
 pub fn run(config: Config, path: &Path, takeover: bool) -> Result<(), RunError> {
+    listen_to_libbpf();
     // An address that the other router has comes along from it.
     let bound = config.router.metrics.map(Listener::bind).transpose();
     let listener = match bound {
@@ -393,7 +395,10 @@ async fn follow(
                     let touched = monitor.take_touched();
                     router.follow(monitor.state(), what, touched)
                 }
-                News::Second => router.heartbeat(monitor.state()),
+                News::Second => {
+                    log::say_what_was_left_out();
+                    router.heartbeat(monitor.state())
+                }
                 News::Errors(errors) => router.take_to_heart(monitor.state(), &errors),
                 News::Keepalives => router.keepalives(monitor.state()),
             }
