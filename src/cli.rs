@@ -9,7 +9,10 @@ use std::{collections::HashSet, ffi::OsString, net::IpAddr, path::PathBuf};
 use clap::{Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-use crate::control::config::{DEFAULT_CONFIG, DEFAULT_CONTROL};
+use crate::control::{
+    config::{DEFAULT_CONFIG, DEFAULT_CONTROL},
+    report::trace::PROTOCOLS,
+};
 
 /// The version, the commit, and the versions of what is built in (`build.rs`).
 pub const VERSION: &str = env!("GREYHOUND_VERSION");
@@ -74,6 +77,39 @@ pub enum Verb {
     /// The forwarding table of the running router
     #[command(subcommand, infer_subcommands = true, arg_required_else_help = true)]
     Route(RouteVerb),
+    /// What would become of such a packet, and why; nothing is sent, counted or numbered
+    Trace {
+        /// Its source address
+        source: IpAddr,
+        /// Its destination address
+        destination: IpAddr,
+        /// The device that it comes in by; a tunnel: it is inside a packet that comes out of that one
+        #[arg(long, value_name = "DEV")]
+        from: Option<String>,
+        /// icmp, tcp, udp …, or a number; by default an echo request
+        #[arg(long, value_name = "NAME", value_parser = protocol)]
+        protocol: Option<u8>,
+        /// TCP's or UDP's source port
+        #[arg(long, value_name = "PORT", default_value_t = 49152)]
+        sport: u16,
+        /// TCP's or UDP's destination port
+        #[arg(long, value_name = "PORT", default_value_t = 33434)]
+        dport: u16,
+        /// The IP packet's length, in bytes
+        #[arg(long, value_name = "BYTES", default_value_t = 84)]
+        size: u16,
+        /// Its TTL or hop limit
+        #[arg(long, value_name = "N", default_value_t = 64)]
+        ttl: u8,
+        /// Its TOS or traffic class
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        tos: u8,
+        /// It may not be cut (IPv4)
+        #[arg(long)]
+        df: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
     /// Packets of the fast path, before and after, as pcapng or as lines
     Capture(capture::Options),
     /// Counters per tunnel, worker and drop reason
@@ -171,6 +207,17 @@ fn prefix(text: &str) -> Result<IpNet, String> {
     let net = address.or_else(|_| text.parse::<IpNet>());
     net.map(|net| net.trunc())
         .map_err(|_| "expected a prefix like 10.0.0.0/8, or an address".to_owned())
+}
+
+fn protocol(text: &str) -> Result<u8, String> {
+    let known = PROTOCOLS.iter().find(|(name, _)| *name == text);
+    let number = known
+        .map(|(_, number)| *number)
+        .or_else(|| text.parse().ok());
+    number.ok_or_else(|| {
+        let names: Vec<&str> = PROTOCOLS.iter().map(|(name, _)| *name).collect();
+        format!("expected {} or 0 to 255", names.join(", "))
+    })
 }
 
 fn log_level(text: &str) -> Result<String, String> {

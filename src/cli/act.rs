@@ -21,6 +21,7 @@ use crate::control::{
     report::{
         Statistics, TunnelReport, human,
         routes::{self, RoutePage},
+        trace::{self, Probe, TraceReport},
     },
     socket::{Client, Request},
 };
@@ -49,6 +50,33 @@ pub fn act(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Tunnel(TunnelVerb::Del { name, ask }) => change(&Request::TunnelDel { name }, &ask),
         Verb::Reload { ask } => change(&Request::Reload {}, &ask),
         Verb::Route(RouteVerb::Show { prefix, ask }) => route_show(prefix, &ask),
+        Verb::Trace {
+            source,
+            destination,
+            from,
+            protocol,
+            sport,
+            dport,
+            size,
+            ttl,
+            tos,
+            df,
+            ask,
+        } => {
+            let probe = Probe {
+                source,
+                destination,
+                from,
+                protocol,
+                sport,
+                dport,
+                size,
+                ttl,
+                tos,
+                df,
+            };
+            trace(probe, &ask)
+        }
         Verb::Capture(options) => super::capture::capture(&options),
         Verb::Stats { name, watch, ask } => stats(name, watch, &ask),
         Verb::Top { socket } => return top::run(&socket),
@@ -132,6 +160,14 @@ fn route_show(within: Option<IpNet>, ask: &Ask) -> anyhow::Result<()> {
         true if gap == "[\n" => print("[]\n"),
         true => print("\n]\n"),
         false => Ok(()),
+    }
+}
+
+fn trace(probe: Probe, ask: &Ask) -> anyhow::Result<()> {
+    let report: TraceReport = Client::connect(&ask.socket)?.ask(&Request::Trace { probe })?;
+    match ask.json {
+        true => print_json(&report),
+        false => print(&trace::text(&report)),
     }
 }
 

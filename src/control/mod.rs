@@ -37,6 +37,7 @@ pub mod slowpath;
 pub mod socket;
 mod statistics;
 mod takeover;
+mod trace;
 mod tunnels;
 mod wake;
 mod wires;

@@ -6,6 +6,7 @@
 pub mod glance;
 pub mod human;
 pub mod routes;
+pub mod trace;
 
 use std::{collections::BTreeMap, path::PathBuf};
 

@@ -24,17 +24,24 @@ use super::{
     handover,
     mirror::{Nud, Parts, State, Touched},
     netlink::Device,
-    report::{MirrorReport, Problem, Reasons, Statistics, Status, routes::RoutePage},
+    report::{
+        MirrorReport, Problem, Reasons, Statistics, Status,
+        routes::RoutePage,
+        trace::{Probe, TraceReport},
+    },
     run::{KernelRequest, RunError, find_devices},
     slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
     statistics,
     takeover::Taken,
+    trace,
     tunnels::{TunnelEntry, TunnelError},
     wires,
 };
 use crate::{
-    tunnel::Family,
+    datapath::TunnelRecord,
+    fib::Fib,
+    tunnel::{Family, Sequences},
     xdp::{Limits, Plan, PrefixPlan, Steer},
 };
 
@@ -84,6 +91,8 @@ pub(super) struct Router {
     touched: Touched,
     pub(super) mirror: MirrorReport,
     pub(super) claims: Claims,
+    /// The table in force.
+    fib: Arc<Fib>,
     pub(super) captures: Captures,
 }
 
@@ -154,6 +163,7 @@ impl Router {
             touched: Touched::all(),
             mirror: MirrorReport::default(),
             claims,
+            fib: Arc::default(),
             captures: Captures::default(),
             config,
         };
@@ -268,6 +278,7 @@ impl Router {
             .filter_map(|outer| Some((outer.ifindex, state.link(outer.ifindex)?.name.clone())))
             .collect();
         let fib = Arc::new(fib);
+        self.fib = fib.clone();
         let slots = entries().map(|t| t.id.index() + 1).max();
         let records = |thread: u32| {
             let mut by_slot = vec![None; slots.unwrap_or(0)];
@@ -590,6 +601,40 @@ impl Router {
             limit: PAGE,
         };
         self.compiler.show(input, query)
+    }
+
+    /// What would become of a packet. Nothing is counted or numbered.
+    pub(super) fn trace(&self, state: &State, probe: &Probe) -> Result<TraceReport, String> {
+        let slots = self.entries().map(|t| t.id.index() + 1).max();
+        let mut records = vec![None; slots.unwrap_or(0)];
+        for tunnel in self.entries() {
+            let (tx, rx) = tunnel.sequences.now();
+            let numbers = Arc::new(Sequences::starting_at(tx, rx));
+            records[tunnel.id.index()] = Some(Arc::new(TunnelRecord::new(0, 1, numbers)));
+        }
+        let router = &self.config.router;
+        let scene = trace::Scene {
+            fib: &self.fib,
+            records,
+            devices: router.devices(),
+            overlay: &router.overlay,
+            judge: &|ifindex, frame| {
+                let judged = self.steer.as_ref().map(|steer| steer.trace(ifindex, frame));
+                let judged = judged.transpose().map_err(|why| why.to_string())?;
+                Ok(judged.flatten().unwrap_or("not_attached"))
+            },
+        };
+        let mut report = trace::trace(probe, &scene)?;
+        let within = IpNet::from(probe.destination);
+        report.route = self.routes(state, Some(within), None).routes.pop();
+        let mut all = self.entries().zip(self.all_statuses());
+        let into = all.find(|(entry, _)| Some(&entry.config.name) == report.tunnel.as_ref());
+        if let (Some((entry, status)), Some(_)) = (into, &report.leaves) {
+            let status = Some(status);
+            let tunnel = statistics::tunnel(entry, status, &self.outgoing, Instant::now());
+            report.next_hop = tunnel.next_hop.or(report.next_hop);
+        }
+        Ok(report)
     }
 
     pub(super) fn statistics(&self) -> Statistics {

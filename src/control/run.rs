@@ -281,7 +281,7 @@ async fn answer(
         let allowed = router.captures.allows(wanted, &router.names());
         return allowed.map_or_else(Response::Error, |()| Response::ok(&()));
     }
-    let is_order = request.changes() || matches!(request, Request::RouteShow { .. });
+    let is_order = request.changes() || request.asks_mirror();
     match is_order {
         true => order(orders, request).await,
         false => router.borrow().statistics().answer(&request),
@@ -373,6 +373,12 @@ async fn follow(
                     let page = router.borrow().routes(monitor.state(), within, after);
                     // Whoever asked may have gone.
                     let _ = asked.send(Response::ok(&page));
+                    continue;
+                }
+                if let Request::Trace { probe } = request {
+                    let report = router.borrow().trace(monitor.state(), &probe);
+                    let response = report.map_or_else(Response::Error, |report| Response::ok(&report));
+                    let _ = asked.send(response);
                     continue;
                 }
                 if request == (Request::Takeover {}) {

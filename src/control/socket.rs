@@ -30,6 +30,8 @@ use tokio::{
     time::timeout,
 };
 
+use super::report::trace::Probe;
+
 /// The longest request, in bytes, with its newline.
 const REQUEST_LIMIT: u64 = 64 * 1024;
 /// The longest answer that a client takes, in bytes: some ten thousand tunnels.
@@ -71,6 +73,9 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<IpNet>,
     },
+    /// What would become of a packet.
+    #[serde(rename = "trace")]
+    Trace { probe: Probe },
     /// Who answers, and since when.
     #[serde(rename = "status")]
     Status {},
@@ -98,11 +103,17 @@ impl Request {
             | Request::Top {}
             | Request::TunnelShow { .. }
             | Request::RouteShow { .. }
+            | Request::Trace { .. }
             | Request::Status {}
             | Request::Capture(_) => false,
             Request::Reload {} | Request::Takeover {} => true,
             Request::TunnelAdd { .. } | Request::TunnelDel { .. } => true,
         }
+    }
+
+    /// Whether the answer stands in the mirror of the kernel.
+    pub fn asks_mirror(&self) -> bool {
+        matches!(self, Request::RouteShow { .. } | Request::Trace { .. })
     }
 
     /// What is typed for it.
@@ -112,6 +123,7 @@ impl Request {
             Request::Top {} => "top",
             Request::TunnelShow { .. } => "tunnel show",
             Request::RouteShow { .. } => "route show",
+            Request::Trace { .. } => "trace",
             Request::Status {} => "status",
             Request::Reload {} => "reload",
             Request::TunnelAdd { .. } => "tunnel add",

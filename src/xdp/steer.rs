@@ -277,6 +277,27 @@ impl Steer {
         Ok(all.into_iter().map(|(d, c)| (d, named(c))).collect())
     }
 
+    /// What the program would say of a frame on an attached device, and counts nowhere: it is loaded once more, with the
+    /// same maps and counters of its own. None for a device that is not attached. A frame that does not fit into one page
+    /// with the kernel's own room is refused.
+    pub fn trace(&self, ifindex: u32, frame: &[u8]) -> Result<Option<&'static str>> {
+        let Some(device) = self.devices.get(&ifindex) else {
+            return Ok(None);
+        };
+        let (mut program, _) = self.load_for(ifindex, true)?;
+        program.write(device.program.written)?;
+        attach::run(program.fd.as_fd(), frame).map_err(|source| SteerError::System {
+            what: "run the steering program over a frame",
+            source,
+        })?;
+        let counts = program.counts()?;
+        let counted = abi::REASONS.into_iter().zip(counts);
+        Ok(counted
+            .filter(|(_, n)| *n > 0)
+            .map(|(reason, _)| reason)
+            .next())
+    }
+
     /// The same on all devices together.
     pub fn counters(&self) -> Result<ReasonCounts> {
         let mut sum: ReasonCounts = abi::REASONS.into_iter().map(|name| (name, 0)).collect();
