@@ -97,8 +97,11 @@ fn fib(others: u32) -> Fib {
         forwards,
         partial_checksums: true,
         wire: None,
+        vlan: None,
     };
     let adjacency = Some(Adjacency {
+        vlan: None,
+        mark: Default::default(),
         port: UNDERLAY,
         destination: PEER,
         source: MAC,

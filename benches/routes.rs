@@ -126,6 +126,7 @@ fn router() -> (State, Vec<Device>) {
         underlay: true,
         overlay: true,
         sees_tags: true,
+        vlan: None,
     };
     (state, vec![device])
 }

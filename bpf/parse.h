@@ -54,6 +54,9 @@ struct vlan_tag {
 	__be16 type; /* of what is behind the tag */
 };
 
+/* The VLAN's number within a tag's control information; priority and drop eligibility stand above it. */
+#define VLAN_NUMBER 0x0fff
+
 static __always_inline bool is_vlan(__be16 type)
 {
 	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);

@@ -15,13 +15,16 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* One per attachment; all other maps are shared. Sizes marked 1 are set before loading. */
+/*
+ * One per attachment, by VLAN number; all other maps are shared. Sizes marked 1 are set before loading. The sockets' filters
+ * have one entry.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct steer_port);
-} port SEC(".maps");
+} ports SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -495,13 +498,13 @@ static __always_inline bool frame_may_be_partial(struct cursor cursor, __be16 ty
 	return type != bpf_htons(ETH_P_ARP);
 }
 
-/* Any frame that comes by a wire. The cursor stands behind its Ethernet header. */
-static __always_inline enum steer_reason judge_wire(struct xdp_md *ctx, struct cursor cursor,
-						    __be16 type, const struct steer_port *port)
+/* Any frame that comes by a wire, of `length` bytes without the wire's own tag. The cursor stands behind its header. */
+static __always_inline enum steer_reason judge_wire(struct cursor cursor, __u32 length, __be16 type,
+						    const struct steer_port *port)
 {
 	if (!port->largest)
 		return STEER_kernel_route;
-	if (ctx->data_end - ctx->data > port->largest)
+	if (length > port->largest)
 		return STEER_too_big;
 	if (port->flags & STEER_PORT_PARTIAL_CHECKSUMS &&
 	    frame_may_be_partial(cursor, type, port->flags))
@@ -509,32 +512,27 @@ static __always_inline enum steer_reason judge_wire(struct xdp_md *ctx, struct c
 	return STEER_redirected_overlay;
 }
 
-static __always_inline enum steer_reason judge(struct xdp_md *ctx, const struct steer_port *port)
+static __always_inline bool has_role(const struct steer_port *port)
 {
-	struct cursor cursor = {
-		.at = (const void *)(long)ctx->data,
-		.end = (const void *)(long)ctx->data_end,
-	};
-	const struct ethhdr *ethernet = take(&cursor, struct ethhdr);
+	return port->flags & (STEER_PORT_UNDERLAY | STEER_PORT_OVERLAY | STEER_PORT_WIRE);
+}
+
+/* A frame of `port`'s, with its own tag taken off: `type` is what the cursor stands at. */
+static __always_inline enum steer_reason judge_frame(struct cursor cursor, __be16 type,
+						     const struct ethhdr *ethernet,
+						     const struct steer_port *port)
+{
 	bool to_group = false;
 	enum steer_reason reason;
 
-	if (!(port->flags & (STEER_PORT_UNDERLAY | STEER_PORT_OVERLAY | STEER_PORT_WIRE)))
-		return STEER_port_off;
-	if (!ethernet)
-		return STEER_bad_header;
-	if (port->flags & STEER_PORT_WIRE)
-		return judge_wire(ctx, cursor, ethernet->h_proto, port);
-	if (is_vlan(ethernet->h_proto))
-		return STEER_vlan_tag;
-	if (ethernet->h_proto != bpf_htons(ETH_P_IP) && ethernet->h_proto != bpf_htons(ETH_P_IPV6))
+	if (type != bpf_htons(ETH_P_IP) && type != bpf_htons(ETH_P_IPV6))
 		return STEER_not_ip;
 	if (!own_mac(ethernet, port)) {
 		to_group = port->flags & STEER_PORT_GROUPS && ethernet->h_dest[0] & 1;
 		if (!to_group)
 			return STEER_other_mac;
 	}
-	if (ethernet->h_proto == bpf_htons(ETH_P_IP))
+	if (type == bpf_htons(ETH_P_IP))
 		reason = judge4(cursor, port->flags, to_group);
 	else
 		reason = judge6(cursor, port->flags, to_group);
@@ -542,37 +540,140 @@ static __always_inline enum steer_reason judge(struct xdp_md *ctx, const struct 
 	return to_group && reason != STEER_redirected_underlay ? STEER_other_mac : reason;
 }
 
-/* Only a plain "there is none" lets the frame go on: a tag must never be lost. */
-static __always_inline bool has_tag_beside(struct xdp_md *ctx)
-{
-	__be16 protocol;
-	__u16 tci;
+/* The tag that a device keeps beside a frame: 0 for none, a VLAN number, or UNREADABLE. */
+enum { UNREADABLE = STEER_VLANS };
 
-	return bpf_xdp_metadata_rx_vlan_tag(ctx, &protocol, &tci) != -ENODATA;
+/*
+ * Whose frame it is: the device's own, or by its outer tag a VLAN device's. Priority and drop eligibility say nothing about
+ * that. Provider tags (802.1ad), the priority tag (number 0), and more than one tag are the kernel's, but for wires.
+ */
+static __always_inline enum steer_reason judge(struct xdp_md *ctx, const struct steer_port *self,
+					       __u32 beside)
+{
+	struct cursor cursor = {
+		.at = (const void *)(long)ctx->data,
+		.end = (const void *)(long)ctx->data_end,
+	};
+	const struct ethhdr *ethernet = take(&cursor, struct ethhdr);
+	const struct steer_port *port = self;
+	__u32 number = beside, length = ctx->data_end - ctx->data;
+	const struct vlan_tag *tag;
+	__be16 type;
+
+	if (!ethernet)
+		return STEER_bad_header;
+	type = ethernet->h_proto;
+	if (self->flags & STEER_PORT_WIRE) {
+		/* A worker would not see what is beside the frame. */
+		if (beside)
+			return STEER_vlan_tag;
+		return judge_wire(cursor, length, type, self);
+	}
+	if (!beside && type == bpf_htons(ETH_P_8021Q)) {
+		tag = take(&cursor, struct vlan_tag);
+		if (!tag)
+			return STEER_vlan_tag;
+		number = bpf_ntohs(tag->control) & VLAN_NUMBER;
+		if (!number)
+			return STEER_vlan_tag;
+		type = tag->type;
+		length -= sizeof(*tag);
+	}
+	if (number) {
+		port = bpf_map_lookup_elem(&ports, &number);
+		if (!port || !has_role(port))
+			return STEER_vlan_tag;
+		if (port->flags & STEER_PORT_WIRE)
+			return judge_wire(cursor, length, type, port);
+	}
+	if (is_vlan(type))
+		return STEER_vlan_tag;
+	if (!has_role(port))
+		return STEER_port_off;
+	return judge_frame(cursor, type, ethernet, port);
+}
+
+static __always_inline __u32 tag_beside(struct xdp_md *ctx)
+{
+	__be16 protocol = 0;
+	__u16 control = 0;
+	int told = bpf_xdp_metadata_rx_vlan_tag(ctx, &protocol, &control);
+
+	/* Only a plain "there is none" lets the frame pass for untagged: a tag must never be lost. */
+	if (told == -ENODATA)
+		return 0;
+	control &= VLAN_NUMBER;
+	return told || protocol != bpf_htons(ETH_P_8021Q) || !control ? UNREADABLE : control;
+}
+
+/* Both link addresses and the tag behind them, as words. */
+struct tagged_header {
+	__u32 addresses[3];
+	__be16 type;
+	__be16 control;
+};
+
+/* Puts a tag into the frame, where a worker sees it; false leaves the frame as it was. */
+static __always_inline bool push_tag(struct xdp_md *ctx, __u32 number)
+{
+	struct tagged_header *header;
+
+	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct vlan_tag)))
+		return false;
+	header = (void *)(long)ctx->data;
+	/* The frame was longer than this before: for the verifier. */
+	if ((void *)(header + 1) > (void *)(long)ctx->data_end)
+		return false;
+	header->addresses[0] = header->addresses[1];
+	header->addresses[1] = header->addresses[2];
+	header->addresses[2] = *(__u32 *)&header->type;
+	header->type = bpf_htons(ETH_P_8021Q);
+	header->control = bpf_htons(number);
+	return true;
+}
+
+/* Undoes push_tag. */
+static __always_inline void pop_tag(struct xdp_md *ctx)
+{
+	struct tagged_header *header = (void *)(long)ctx->data;
+
+	if ((void *)(header + 1) > (void *)(long)ctx->data_end)
+		return;
+	*(__u32 *)&header->type = header->addresses[2];
+	header->addresses[2] = header->addresses[1];
+	header->addresses[1] = header->addresses[0];
+	bpf_xdp_adjust_head(ctx, sizeof(struct vlan_tag));
 }
 
 static __always_inline int steer(struct xdp_md *ctx, bool ask_for_tag)
 {
-	__u32 zero = 0, queue = ctx->rx_queue_index, slot = 0, reason;
-	const struct steer_port *self = bpf_map_lookup_elem(&port, &zero);
+	__u32 zero = 0, queue = ctx->rx_queue_index, slot = 0, beside = 0, reason;
+	const struct steer_port *self = bpf_map_lookup_elem(&ports, &zero);
 	__u64 *counter;
+	int action;
 
 	if (!self)
 		return XDP_PASS;
-	reason = judge(ctx, self);
+	if (ask_for_tag)
+		beside = tag_beside(ctx);
+	reason = judge(ctx, self, beside);
 	if (reason <= STEER_redirected_overlay) {
 		slot = self->first_slot + queue;
-		if (ask_for_tag && has_tag_beside(ctx))
-			reason = STEER_vlan_tag;
-		else if (queue >= self->queues || !bpf_map_lookup_elem(&xsks, &slot))
+		if (queue >= self->queues || !bpf_map_lookup_elem(&xsks, &slot))
 			reason = STEER_no_socket;
+		else if (beside && !push_tag(ctx, beside))
+			reason = STEER_vlan_tag;
 	}
 	counter = bpf_map_lookup_elem(&counters, &reason);
 	if (counter)
 		*counter += 1;
 	if (reason > STEER_redirected_overlay)
 		return XDP_PASS;
-	return bpf_redirect_map(&xsks, slot, XDP_PASS);
+	action = bpf_redirect_map(&xsks, slot, XDP_PASS);
+	/* The socket has gone this very moment: the kernel gets the frame as it came. */
+	if (beside && action != XDP_REDIRECT)
+		pop_tag(ctx);
+	return action;
 }
 
 SEC("xdp")
@@ -649,7 +750,7 @@ int greyhound_raw(struct __sk_buff *skb)
 	struct iphdr ip;
 	__u32 zero = 0, offset;
 	int verdict;
-	const struct steer_port *self = bpf_map_lookup_elem(&port, &zero);
+	const struct steer_port *self = bpf_map_lookup_elem(&ports, &zero);
 
 	if (!self || bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET) ||
 	    ip.version != 4)
@@ -702,7 +803,7 @@ int greyhound_raw6(struct __sk_buff *skb)
 	__u32 zero = 0, offset = 0, flags;
 	int verdict;
 	bool any_remote;
-	const struct steer_port *self = bpf_map_lookup_elem(&port, &zero);
+	const struct steer_port *self = bpf_map_lookup_elem(&ports, &zero);
 
 	if (!self || bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET))
 		return DROP;

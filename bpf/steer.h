@@ -18,7 +18,7 @@
 	X(port_off)            /* the device has no role in the plan */                            \
 	X(not_ip)              /* neither IPv4 nor IPv6 */                                         \
 	X(other_mac)           /* not for the device's own address */                              \
-	X(vlan_tag)            /* 802.1Q or 802.1ad, in the frame or beside it */                  \
+	X(vlan_tag)            /* in the frame or beside it: no port's VLAN, or more than one tag */ \
 	X(ip_options)          /* IPv4 options, or IPv6 extension headers for routers */           \
 	X(bad_header)          /* truncated, wrong version, lengths beyond the frame */            \
 	X(bad_checksum)        /* IPv4 header checksum */                                          \
@@ -66,7 +66,10 @@ enum steer_port_flags {
 	STEER_PORT_GROUPS = 1 << 9,
 };
 
-/* The device that a program is attached to; each attachment has its own. */
+/* Valid VLAN numbers are less; entry 0 of an attachment is the device itself, the others its VLAN devices. */
+#define STEER_VLANS 4096
+
+/* The device that a program is attached to, or a VLAN device on it; each attachment has its own. */
 struct steer_port {
 	__u8 mac[6];
 	__u16 flags;

@@ -257,6 +257,27 @@ test_interop() {
     count "$passed" "$failed" "$skipped"
 }
 
+# Tests that need another kernel, in a virtual machine: each is counted.
+test_guest() {
+    local name=$1 bound=$2 status passed failed skipped
+    timeout -k 30 "$((bound + 60))" scripts/guest.sh --limit "$bound" "$name" </dev/null 2>&1 | tee "$WORK/out" && status=0 || status=$?
+    read -r passed failed skipped < <(
+        sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' "$WORK/out" | tail -n 1) || true
+    if [[ -z $passed || ($status -ne 0 && $status -ne 77 && $failed -eq 0) ]]; then
+        bad "tests/guest/$name: ended with $status before its sum"
+        count "$(grep -c '^    ok ' "$WORK/out" || true)" 1 0
+        return
+    fi
+    if [[ $failed -ne 0 ]]; then
+        bad "tests/guest/$name: $failed failed"
+    elif [[ $passed -eq 0 ]]; then
+        note "tests/guest/$name: skipped, nothing of it could be tried here"
+    else
+        ok "tests/guest/$name: $passed passed"
+    fi
+    count "$passed" "$failed" "$skipped"
+}
+
 step "What it takes"
 install_tools
 step "Format and lints"
@@ -273,6 +294,8 @@ step "Packages"
 test_packages
 step "Against the Linux kernel"
 test_interop
+step "In a virtual machine"
+test_guest vlan.py 240
 
 printf '\n%d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPPED"
 [[ $FAILED -eq 0 ]]

@@ -25,5 +25,7 @@ mod raw_socket;
 mod tables;
 #[path = "steering/udp.rs"]
 mod udp;
+#[path = "steering/vlan.rs"]
+mod vlan;
 #[path = "steering/wire.rs"]
 mod wire;

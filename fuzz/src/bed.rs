@@ -232,6 +232,8 @@ impl Bed {
         let far = TunnelTable::new(tunnels.iter().map(Tunnel::far_end));
         let routes = routes(&tunnels);
         let adjacency = Adjacency {
+            vlan: None,
+            mark: Default::default(),
             port: UNDERLAY,
             destination: PEER,
             source: mac(UNDERLAY),
@@ -333,6 +335,7 @@ fn ports(wired: Option<TunnelId>) -> Vec<PortInfo> {
         forwards: Forwards { v4: true, v6: true },
         partial_checksums: false,
         wire: None,
+        vlan: None,
     };
     let odd = PortInfo {
         mtu: 600,

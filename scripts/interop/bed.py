@@ -12,7 +12,7 @@ import subprocess
 import time
 from dataclasses import dataclass, field, replace
 
-from places import Failed, Namespace, Place, boot
+from places import Failed, Namespace, Place, boot, card
 from tunnels import BRIDGE, DEVICE, WAN
 
 # Of a TCP connection each way: enough to tell the paths apart. A virtual machine without KVM takes some time for it.
@@ -67,7 +67,7 @@ class Bed:
         self.port, self.mtu = 5000, WAN
         os.symlink(f"{options.cache}/busybox/bin/busybox", f"{self.dir}/busybox")
         if options.peer == "guest":
-            self.machine, peer = boot(self.dir, options.cache, "toB", MAC_B)
+            self.machine, peer = boot(self.dir, options.cache, card("toB", MAC_B))
             peer.must("ip netns add far")
             far, far_name, files = peer.inside("far"), "far", "/tmp/b"
         else:

@@ -61,7 +61,7 @@ fetch_guest() {
         find "$KERNEL_TREE/lib/modules/" -name '*.ko.xz' -exec xz -d {} +
         "$BUSYBOX" depmod -b "$KERNEL_TREE" "$KERNEL"
     fi
-    ln -sfn "$KERNEL_TREE/boot/vmlinuz-$KERNEL" "$INTEROP_CACHE/vmlinuz"
+    ln -sfn "$KERNEL_TREE/boot/vmlinuz-$KERNEL" "$DIR/vmlinuz"
     command -v qemu-system-x86_64 >/dev/null && return
     # Installed, it could remove a newer QEMU's tools; unpacked, it disturbs nothing.
     if [[ ! -e $INTEROP_CACHE/qemu/.complete ]]; then
@@ -86,7 +86,7 @@ modules_in_order() {
     ' "$KERNEL_TREE/lib/modules/$KERNEL/modules.dep"
 }
 
-# Writes to $1 the file system that the guest runs in.
+# Writes to $1 the file system that the guest runs in; what is in directory $2 comes along.
 build_initramfs() {
     local root program path library module
     root=$(mktemp -d "$DIR/root.XXXXXX")
@@ -106,6 +106,7 @@ build_initramfs() {
     while read -r module; do
         cp "$KERNEL_TREE/lib/modules/$KERNEL/$module" "$root/modules/"
     done <"$root/modules/order"
+    [[ -z ${2:-} ]] || cp -a "$2/." "$root/"
     (cd "$root" && find . | "$BUSYBOX" cpio -o -H newc 2>/dev/null) >"$1"
     rm -rf "$root"
 }

@@ -75,6 +75,7 @@ class Guest(Place):
 
     def __init__(self, line, shell=""):
         self.line, self.shell = line, shell
+        self.show = False
 
     def inside(self, namespace):
         # By path: busybox would start its own shell.
@@ -87,7 +88,7 @@ class Guest(Place):
         try:
             self.line.settimeout(seconds + 30)
             self.line.sendall(f"{seconds} {mark} {escaped(command)}\n".encode())
-            output, _, status = read_until(self.line, mark.encode()).partition(mark.encode())
+            output, _, status = read_until(self.line, mark.encode(), self.show).partition(mark.encode())
         except (OSError, Gone) as why:
             # An answer that comes yet would be taken for the next command's.
             self.line.close()
@@ -100,19 +101,31 @@ def escaped(command):
     return "".join(f"\\0{ord(letter):03o}" if letter in "\\\n" else letter for letter in command)
 
 
-def read_until(line, mark):
-    """What comes up to the end of the line that has `mark`."""
-    answer = bytearray()
+def read_until(line, mark, show=False):
+    """What comes up to the end of the line that has `mark`; `show` prints the lines before that one as they come."""
+    answer, shown = bytearray(), 0
     while mark not in answer or not answer.endswith(b"\n"):
         piece = line.recv(65536)
         if not piece:
             raise Gone("the virtual machine is gone")
         answer += piece
+        while show and b"\n" in answer[shown:]:
+            end = answer.index(b"\n", shown) + 1
+            if mark not in answer[shown:end]:
+                print(answer[shown:end].decode(errors="replace"), end="", flush=True)
+            shown = end
     return bytes(answer)
 
 
-def boot(directory, cache, tap, mac):
-    """Starts the virtual machine with its eth0 on `tap`, and waits until it takes commands."""
+def card(tap, mac):
+    """QEMU's words for a network card on `tap`."""
+    # No vnet header: no offloads, so that whole packets with whole checksums are on the wire.
+    return ["-netdev", f"tap,id=underlay,ifname={tap},script=no,downscript=no,vnet_hdr=off",
+            "-device", f"virtio-net-pci,netdev=underlay,mac={mac},romfile="]
+
+
+def boot(directory, cache, devices, memory=512):
+    """Starts the virtual machine with these devices and so many MiB, and waits until it takes commands."""
     program, environment, where = "qemu-system-x86_64", dict(os.environ), []
     private = f"{cache}/qemu/usr/bin/{program}"
     if os.path.exists(private):
@@ -127,14 +140,11 @@ def boot(directory, cache, tap, mac):
     with open(f"{directory}/qemu.log", "wb") as log:
         machine = subprocess.Popen(
             [program, *where, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-             "-machine", f"accel={accelerator}", "-m", "512", "-smp", "1",
-             "-kernel", f"{cache}/vmlinuz", "-initrd", f"{directory}/initramfs",
+             "-machine", f"accel={accelerator}", "-m", str(memory), "-smp", "1",
+             "-kernel", f"{directory}/vmlinuz", "-initrd", f"{directory}/initramfs",
              "-append", "console=ttyS0 quiet panic=-1", "-serial", f"file:{directory}/console.log",
              "-chardev", f"socket,id=agent,path={path},server=on,wait=off",
-             "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=agent",
-             # No vnet header: no offloads, so that whole packets with whole checksums are on the wire.
-             "-netdev", f"tap,id=underlay,ifname={tap},script=no,downscript=no,vnet_hdr=off",
-             "-device", f"virtio-net-pci,netdev=underlay,mac={mac},romfile="],
+             "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=agent", *devices],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     line = socket.socket(socket.AF_UNIX)
     line.settimeout(150)

@@ -11,6 +11,7 @@ use std::{
 use super::{
     compile::Device,
     config::{RouterConfig, Workers, XdpMode},
+    ports::FoundDevice,
     report::WorkerReport,
     slowpath::{Owner, SlowPath},
     statistics,
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     datapath::{Snapshot, TunnelRecord, punt_queue},
-    fib::Fib,
+    fib::{Fib, OnPort, PortId},
     xdp::{PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want, open_ports},
 };
 
@@ -46,16 +47,6 @@ pub enum FastPathError {
         other: String,
         wanted: u32,
     },
-}
-
-/// A device as it is found when the fast path starts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FoundDevice {
-    pub name: String,
-    pub ifindex: u32,
-    pub mtu: u32,
-    pub underlay: bool,
-    pub overlay: bool,
 }
 
 /// The running fast path. The [`Steer`] that it works with outlives it: it also filters the slow path's raw socket.
@@ -95,13 +86,18 @@ pub fn queues(device: &str) -> u32 {
     count.map_or(1, |n| n.max(1) as u32)
 }
 
+/// The devices that get sockets.
+fn with_sockets(found: &[FoundDevice]) -> impl Iterator<Item = &FoundDevice> {
+    found.iter().filter(|device| device.vlan.is_none())
+}
+
 /// The one number of queues that all devices have.
-fn common_queues(devices: &[FoundDevice]) -> Result<u32, FastPathError> {
-    let Some(first) = devices.first() else {
+fn common_queues(found: &[FoundDevice]) -> Result<u32, FastPathError> {
+    let Some(first) = with_sockets(found).next() else {
         return Ok(1);
     };
     let wanted = queues(&first.name);
-    for device in devices {
+    for device in with_sockets(found) {
         let found = queues(&device.name);
         if found != wanted {
             // The device with more queues is the one that can be told to have fewer.
@@ -175,8 +171,11 @@ impl FastPath {
         steer: &mut Steer,
     ) -> Result<(), FastPathError> {
         let queues = common_queues(found)?;
-        for device in found {
+        for device in with_sockets(found) {
             self.attach(device, config.xdp, queues, steer)?;
+        }
+        for device in found {
+            self.note_vlan(device);
         }
         for (id, cpu) in cpus(&config.workers, queues).into_iter().enumerate() {
             let worker = self.start_worker(id as u32, cpu, config.xdp, found, slow)?;
@@ -232,8 +231,35 @@ impl FastPath {
             underlay: device.underlay,
             overlay: device.overlay,
             sees_tags,
+            vlan: None,
         });
         Ok(())
+    }
+
+    /// A VLAN device has what the device beneath has.
+    fn note_vlan(&mut self, device: &FoundDevice) {
+        let Some(on) = device.vlan else { return };
+        let beneath = self.devices.iter().position(|d| d.ifindex == on.ifindex);
+        let Some(at) = beneath else { return };
+        let (name, below) = (&device.name, &self.devices[at]);
+        match below.sees_tags {
+            true => tracing::info!("{name}: VLAN {} of {}", on.vid, below.name),
+            false => tracing::warn!(
+                "{name}: left to the kernel: VLAN tags on {} cannot be seen",
+                below.name
+            ),
+        }
+        self.devices.push(Device {
+            name: device.name.clone(),
+            ifindex: device.ifindex,
+            underlay: device.underlay,
+            overlay: device.overlay,
+            sees_tags: below.sees_tags,
+            vlan: Some(OnPort {
+                port: PortId(at as u16),
+                vid: on.vid,
+            }),
+        });
     }
 
     fn start_worker(
@@ -250,8 +276,7 @@ impl FastPath {
             XdpMode::Auto if !generic => Want::Auto,
             _ => Want::Copy,
         };
-        let specs: Vec<PortSpec> = found
-            .iter()
+        let specs: Vec<PortSpec> = with_sockets(found)
             .map(|device| PortSpec {
                 device: device.name.clone(),
                 queue: id,
@@ -272,7 +297,7 @@ impl FastPath {
         Ok(worker)
     }
 
-    /// The devices in the order of their ports.
+    /// The devices in the order of their ports: first those with sockets, in the order of each worker's sockets.
     pub fn devices(&self) -> &[Device] {
         &self.devices
     }
@@ -294,6 +319,19 @@ impl FastPath {
     pub fn is_generic(&self, device: &str) -> bool {
         let known = self.devices.iter().find(|d| d.name == device);
         known.is_some_and(|d| self.generic.get(&d.ifindex) == Some(&true))
+    }
+
+    /// The marks of the neighbours that packets were sent to since the last call.
+    pub fn take_used(&self) -> Vec<bool> {
+        let mut used = Vec::new();
+        for worker in &self.workers {
+            let taken = worker.stats.used.take();
+            used.resize(taken.len(), false);
+            used.iter_mut()
+                .zip(taken)
+                .for_each(|(used, taken)| *used |= taken);
+        }
+        used
     }
 
     /// The way to the worker that owns the sequence numbers; none while it hangs, so that the slow path goes on with them.

@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;
+mod ports;
 mod privileges;
 pub mod report;
 mod router;

@@ -20,16 +20,17 @@ use super::{
     claim::Claims,
     compile::{Compiled, Compiler, Input, Query, TunnelDevice, TunnelStatus},
     config::{Config, RouterConfig, TunnelConfig, XdpMode},
-    fastpath::{self, FastPath, FoundDevice},
+    fastpath::{self, FastPath},
     handover,
     mirror::{Nud, Parts, State, Touched},
     netlink::Device,
+    ports::{self, Found, FoundDevice},
     report::{
         MirrorReport, Problem, Reasons, Statistics, Status,
         routes::RoutePage,
         trace::{Probe, TraceReport},
     },
-    run::{KernelRequest, RunError, find_devices},
+    run::{KernelRequest, RunError},
     slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
     statistics,
@@ -40,7 +41,7 @@ use super::{
 };
 use crate::{
     datapath::TunnelRecord,
-    fib::Fib,
+    fib::{Fib, Mark, is_marked},
     tunnel::{Family, Sequences},
     xdp::{Limits, Plan, PrefixPlan, Steer},
 };
@@ -50,8 +51,8 @@ const SERVICE_DEVICES: u32 = 64;
 /// How soon a fast path that was refused is tried again, at first and at last: attaching a program may reset a device.
 const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(300);
-/// Neighbours of the inner networks that are refreshed in one tick, at the most.
-const REFRESHES: usize = 64;
+/// Neighbours that are refreshed in one tick, at the most.
+const REFRESHES: usize = 256;
 /// Routes in one answer: what is put together in some milliseconds.
 const PAGE: usize = 4096;
 
@@ -80,6 +81,8 @@ pub(super) struct Router {
     pub(super) books: Books,
     /// The devices that the fast path runs on, or was last refused on.
     pub(super) devices: Vec<FoundDevice>,
+    /// Configured devices that the fast path leaves to the kernel, and why.
+    left: Vec<(String, String)>,
     /// Why and when the fast path was refused, while it is.
     refused: Option<Refused>,
     /// The device that the fast path waits for, in words.
@@ -124,7 +127,7 @@ impl Router {
         claims: Claims,
         mut taken: Option<&mut Taken>,
     ) -> Result<Self, RunError> {
-        let devices = find_devices(&config.router, state)?;
+        let Found { devices, left } = ports::find(&config.router, state)?;
         let off = config.router.xdp == XdpMode::Off;
         let steer = match Steer::load(Limits::default()) {
             Ok(steer) => Some(steer),
@@ -156,6 +159,7 @@ impl Router {
             fast: None,
             books: Books::default(),
             devices,
+            left: Vec::new(),
             refused: None,
             missing: None,
             outgoing: BTreeMap::new(),
@@ -182,6 +186,7 @@ impl Router {
         router.hear(&router.config.tunnels.clone())?;
         router.follow_accelerated(state, Parts::ALL);
         if !off {
+            router.leave_out(left);
             router.start_fast_path()?;
         }
         if let Some(taken) = taken {
@@ -201,7 +206,19 @@ impl Router {
         &self.path
     }
 
+    /// Says once why devices are left to the kernel.
+    fn leave_out(&mut self, left: Vec<(String, String)>) {
+        for (name, why) in left.iter().filter(|one| !self.left.contains(one)) {
+            tracing::warn!("{name}: left to the kernel: {why}");
+        }
+        self.left = left;
+    }
+
+    /// There is none where all devices are left to the kernel.
     fn start_fast_path(&mut self) -> Result<(), fastpath::FastPathError> {
+        if self.devices.is_empty() {
+            return Ok(());
+        }
         if let Some(steer) = &mut self.steer {
             self.fast = Some(FastPath::start(
                 &self.config.router,
@@ -402,7 +419,12 @@ impl Router {
 
     /// Ends the fast path when a device of it is gone or another one, and starts it again when all are there.
     fn follow_devices(&mut self, state: &State) {
-        let found = match find_devices(&self.config.router, state) {
+        let found = ports::find(&self.config.router, state).and_then(|found| {
+            self.claims
+                .set(&ports::claimed(&self.config.router, &found))?;
+            Ok(found)
+        });
+        let Found { devices, left } = match found {
             Ok(found) => found,
             Err(why) => {
                 self.missing = Some(why.to_string());
@@ -416,9 +438,10 @@ impl Router {
             }
         };
         self.missing = None;
-        if found != self.devices {
+        self.leave_out(left);
+        if devices != self.devices {
             self.stop_fast_path();
-            self.devices = found;
+            self.devices = devices;
             self.refused = None;
             // The new workers must know what they forward by before anything is steered to them, and until then the
             // slow path numbers the packets.
@@ -434,13 +457,18 @@ impl Router {
         new: RouterConfig,
         state: &State,
     ) -> Result<(), RunError> {
-        let found = find_devices(&new, state)?;
+        let found = ports::find(&new, state)?;
         if new.xdp != XdpMode::Off {
             self.prepare_fast_path()?;
         }
-        self.claims.set(&new.devices())?;
+        let held: Vec<String> = self
+            .claims
+            .held()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        self.claims.set(&ports::claimed(&new, &found))?;
         let old = std::mem::replace(&mut self.config.router, new);
-        let devices = std::mem::replace(&mut self.devices, found);
+        let devices = std::mem::replace(&mut self.devices, found.devices);
         self.stop_fast_path();
         // The new workers must know what they forward by before anything is steered to them.
         self.publish(state);
@@ -448,12 +476,14 @@ impl Router {
         if self.config.router.xdp == XdpMode::Off {
             return Ok(());
         }
+        self.leave_out(found.left);
         let Err(why) = self.start_fast_path() else {
             return Ok(());
         };
         self.config.router = old;
         self.devices = devices;
-        self.claims.set(&self.config.router.devices())?;
+        let held: Vec<&str> = held.iter().map(String::as_str).collect();
+        self.claims.set(&held)?;
         if self.config.router.xdp != XdpMode::Off {
             self.restart_fast_path();
         }
@@ -479,7 +509,9 @@ impl Router {
     pub(super) fn restart_fast_path(&mut self) -> bool {
         let before = self.refused.take();
         let Err(why) = self.start_fast_path() else {
-            tracing::info!("fast path on again");
+            if self.fast.is_some() {
+                tracing::info!("fast path on again");
+            }
             return true;
         };
         let why = why.to_string();
@@ -512,7 +544,7 @@ impl Router {
             self.publish_news(state, Parts::LINKS);
         }
         self.mend_wires();
-        let mut requests = self.stale_neighbours(state);
+        let mut requests = self.neighbours_in_use(state);
         requests.extend(self.carriers(state));
         requests
     }
@@ -521,25 +553,32 @@ impl Router {
         self.tunnels.iter_mut().for_each(wires::mend);
     }
 
-    /// The kernel does not see that the next hops are in use, and would neither probe them nor keep them.
-    fn stale_neighbours(&self, state: &State) -> Vec<KernelRequest> {
+    /// The kernel does not see that next hops are in use. It is told of those that packets went to since the last time:
+    /// then it asks a neighbour again when its time is over, as for packets of its own, and the entry does not grow stale.
+    /// Nobody keeps the others.
+    fn neighbours_in_use(&self, state: &State) -> Vec<KernelRequest> {
         let ports = self.fast.as_ref().map_or(&[][..], |fast| fast.devices());
-        let inner = state.neighbours().filter(|((ifindex, _), neighbour)| {
-            neighbour.nud == Nud::Stale && ports.iter().any(|port| port.ifindex == *ifindex)
-        });
-        let mut stale: BTreeSet<_> = inner.map(|(key, _)| *key).take(REFRESHES).collect();
+        let used = self.fast.as_ref().map_or(Vec::new(), FastPath::take_used);
+        let of = |nud: Nud| {
+            let in_use = state.neighbours().filter(move |(_, n)| n.nud == nud);
+            in_use
+                .map(|(key, _)| *key)
+                .filter(|(ifindex, ip)| is_marked(&used, Mark::of(*ifindex, *ip)))
+                .filter(|(ifindex, _)| ports.iter().any(|port| port.ifindex == *ifindex))
+        };
+        let both = of(Nud::Stale).chain(of(Nud::Reachable));
+        let mut wanted: BTreeSet<_> = both.take(REFRESHES).collect();
         let several = self.compiler.gateways_of_several(state);
         let unknown = several.filter(|(ifindex, ip)| {
             let ours = ports.iter().any(|port| port.ifindex == *ifindex);
             ours && state.neighbour(*ifindex, *ip).is_none()
         });
-        stale.extend(unknown.take(REFRESHES));
+        wanted.extend(unknown.take(REFRESHES));
         let outers = self.all_statuses().flat_map(TunnelStatus::outers);
         for outer in outers.filter(|outer| !outer.neighbour.is_multicast()) {
-            let entry = state.neighbour_entry(outer.ifindex, outer.neighbour);
-            // One that is not resolved is asked for too: a tunnel is ready before its first packet.
-            if outer.mac.is_none() || entry.is_some_and(|neighbour| neighbour.nud == Nud::Stale) {
-                stale.insert((outer.ifindex, outer.neighbour));
+            // A tunnel is ready before its first packet.
+            if outer.mac.is_none() {
+                wanted.insert((outer.ifindex, outer.neighbour));
             }
         }
         let request = |(ifindex, ip): (u32, std::net::IpAddr)| {
@@ -550,7 +589,7 @@ impl Router {
             };
             Some(KernelRequest::Refresh(device, ip))
         };
-        stale.into_iter().filter_map(request).collect()
+        wanted.into_iter().filter_map(request).collect()
     }
 
     /// Why the router is not as it was configured to be.

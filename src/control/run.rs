@@ -19,14 +19,15 @@ use super::{
     capture::Wanted,
     change::ChangeError,
     claim::{ClaimError, Claims},
-    config::{Config, RouterConfig},
-    fastpath::{self, FoundDevice},
+    config::Config,
+    fastpath,
     heard::Reports,
     heirs::Heirs,
     log,
     metrics::{Endpoint, Listener, MetricsError},
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle, RequestError},
+    ports,
     privileges::{self, PrivilegeError},
     report::MirrorReport,
     router::Router,
@@ -125,7 +126,7 @@ async fn run_until_told(
     };
     let mut monitor = Monitor::open(Options::default()).await?;
     let handle = Handle::open().map_err(RunError::io("cannot open a netlink socket"))?;
-    find_devices(&config.router, monitor.state())?;
+    ports::find(&config.router, monitor.state())?;
 
     // Late, when what can be known without it is known: from here on the other router carries by its slow path.
     let asked = takeover.then(|| Taken::ask(&config.router.control));
@@ -144,7 +145,8 @@ async fn run_until_told(
         endpoint = Some(listener?.open()?);
     }
     let mut claims = taken.as_mut().map_or_else(Claims::default, Taken::claims);
-    claims.set(&config.router.devices())?;
+    let found = ports::find(&config.router, monitor.state())?;
+    claims.set(&ports::claimed(&config.router, &found))?;
     let mut heirs = Heirs::default();
     if let Some(taken) = &mut taken {
         for (name, words) in &taken.state.commanded {
@@ -483,27 +485,4 @@ impl KernelRequest {
             tracing::warn!("{why}");
         }
     }
-}
-
-/// The configured devices, as they are now.
-pub(super) fn find_devices(
-    config: &RouterConfig,
-    state: &State,
-) -> Result<Vec<FoundDevice>, RunError> {
-    let find = |name: &str| {
-        let underlay = config.underlay.iter().any(|device| device == name);
-        let overlay = config.overlay.iter().any(|device| device == name);
-        let link = state.link_by_name(name).ok_or_else(|| RunError::NoDevice {
-            list: if underlay { "underlay" } else { "overlay" },
-            device: name.to_owned(),
-        })?;
-        Ok(FoundDevice {
-            name: name.to_owned(),
-            ifindex: link.index,
-            mtu: link.mtu,
-            underlay,
-            overlay,
-        })
-    };
-    config.devices().into_iter().map(find).collect()
 }

@@ -7,7 +7,9 @@ use super::{
     wire,
 };
 use crate::{
-    fib::{Adjacency, Fib, IntoTunnel, PortId, PortInfo, Resolution, ResolutionCache},
+    fib::{
+        Adjacency, Fib, IntoTunnel, OnPort, PortId, PortInfo, Resolution, ResolutionCache, Used,
+    },
     packet::{
         self, EtherType, Ethernet, Ipv4, Ipv6, PacketBuf, ParseError, ethernet, flow, ipv4, ipv6,
         protocol, transport,
@@ -49,9 +51,21 @@ fn record(tunnels: &[Option<Arc<TunnelRecord>>], id: TunnelId) -> Option<&Tunnel
     tunnels.get(id.index())?.as_deref()
 }
 
-/// Decides what becomes of a frame that was received on port `from`, and rewrites it in place. `fib` is an immutable
-/// snapshot. The verdict is not counted here but by the caller, who sees whether it could be carried out; what goes into
-/// and comes out of a tunnel is counted here, per tunnel.
+/// The port that a frame belongs to which was received by the socket of `socket`: a VLAN device by its outer tag, else that
+/// one itself. On a wire every frame is the wire's, with whatever tags.
+#[inline]
+pub fn receiver(frame: &[u8], socket: PortId, fib: &Fib) -> PortId {
+    let Some(vid) = ethernet::vlan_of(frame) else {
+        return socket;
+    };
+    let wired = fib.port(socket).is_some_and(|port| port.wire.is_some());
+    let vlan = (!wired).then(|| fib.vlan(OnPort { port: socket, vid }));
+    vlan.flatten().unwrap_or(socket)
+}
+
+/// Decides what becomes of a frame that belongs to port `from` ([`receiver`]), and rewrites it in place. `fib` is an
+/// immutable snapshot. The verdict is not counted here but by the caller, who sees whether it could be carried out; what
+/// goes into and comes out of a tunnel is counted here, per tunnel.
 #[inline]
 pub fn forward<B: PacketBuf>(
     packet: &mut B,
@@ -62,17 +76,27 @@ pub fn forward<B: PacketBuf>(
     let Some(port) = fib.port(from) else {
         return Verdict::Drop(DropReason::NotIp);
     };
+    if let Some(on) = port.vlan {
+        // From here on it is as if the VLAN device had received it.
+        if ethernet::vlan_of(packet.data()) != Some(on.vid) || ethernet::pop_tag(packet).is_err() {
+            return Verdict::Drop(DropReason::VlanTag);
+        }
+    }
     if let Some(id) = port.wire {
         return wire::enter(packet, (port, id), fib, state);
     }
     let Ok(frame) = Ethernet::parse(packet.data()) else {
         return Verdict::Drop(DropReason::NotIp);
     };
+    let ether_type = frame.ether_type();
+    let has_role = port.underlay || port.overlay;
+    if ether_type.is_tag() || !has_role {
+        return Verdict::Drop(DropReason::VlanTag);
+    }
     let is_other = frame.destination() != port.mac;
     if is_other && !(port.underlay && is_to_group(&frame)) {
         return Verdict::Drop(DropReason::OtherMac);
     }
-    let ether_type = frame.ether_type();
     if ether_type != EtherType::IPV4 && ether_type != EtherType::IPV6 {
         return Verdict::Drop(DropReason::NotIp);
     }
@@ -203,17 +227,19 @@ fn decrement(packet: &mut [u8], destination: IpAddr) {
 
 /// Puts the Ethernet header of `adjacency` in front of an IP packet.
 #[inline(always)]
-fn transmit<B: PacketBuf>(packet: &mut B, adjacency: &Adjacency) -> Verdict {
+fn transmit<B: PacketBuf>(packet: &mut B, adjacency: &Adjacency, used: &Used) -> Verdict {
     let ether_type = match packet.data().first().map(|byte| byte >> 4) {
         Some(6) => EtherType::IPV6,
         _ => EtherType::IPV4,
     };
-    match packet.prepend(ethernet::HEADER_LEN) {
-        Ok(frame) => {
-            ethernet::write(frame, adjacency.destination, adjacency.source, ether_type);
-            Verdict::Transmit(adjacency.port)
-        }
-        Err(_) => Verdict::Drop(DropReason::NoHeadroom),
+    let Ok(frame) = packet.prepend(ethernet::HEADER_LEN) else {
+        return Verdict::Drop(DropReason::NoHeadroom);
+    };
+    ethernet::write(frame, adjacency.destination, adjacency.source, ether_type);
+    used.note(adjacency.mark);
+    match adjacency.vlan.map(|vid| ethernet::push_tag(packet, vid)) {
+        Some(Err(_)) => Verdict::Drop(DropReason::NoHeadroom),
+        _ => Verdict::Transmit(adjacency.port),
     }
 }
 
@@ -338,7 +364,7 @@ pub(super) fn encapsulate<B: PacketBuf>(
     if let Err(refusal) = tunnel::encapsulate(tunnel, remote, packet, &record.state) {
         return state.drop_in(tunnel.id, refusal);
     }
-    let verdict = transmit(packet, adjacency);
+    let verdict = transmit(packet, adjacency, &state.stats.used);
     if let Verdict::Transmit(_) = verdict {
         record.state.counters.tx_packets.add(1);
         record.state.counters.tx_bytes.add(inner_len as u64);
@@ -449,7 +475,7 @@ fn from_underlay<B: PacketBuf>(
     match onward {
         Onward::Port(adjacency) => {
             decrement(packet.data_mut(), inner.destination);
-            let verdict = transmit(packet, &adjacency);
+            let verdict = transmit(packet, &adjacency, &state.stats.used);
             if let Verdict::Transmit(_) = verdict {
                 came_out();
             }
@@ -529,7 +555,7 @@ fn out_of_kernels<B: PacketBuf>(
     match onward {
         Ok(adjacency) => {
             decrement(packet.data_mut(), inner.destination);
-            transmit(packet, &adjacency)
+            transmit(packet, &adjacency, &state.stats.used)
         }
         Err(way) => go_in(packet, &inner, &way, state),
     }

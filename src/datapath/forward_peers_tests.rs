@@ -56,6 +56,8 @@ fn table(mode: Mode) -> (Bed, Fib) {
     let mut fib = bed.fib();
     fib.set_peers([(3, 1500), (5, 1300)].map(|(n, mtu)| {
         let adjacency = Adjacency {
+            vlan: None,
+            mark: Default::default(),
             port: UNDERLAY,
             destination: peer_mac(n),
             source: mac(UNDERLAY),
@@ -188,6 +190,8 @@ fn mcast_1_a_group_takes_what_any_member_sends() {
         let mut bed = Bed::new();
         bed.tunnels[0].0 = Tunnel::new(mode, us, group);
         bed.tunnels[0].1.adjacency = Some(Adjacency {
+            vlan: None,
+            mark: Default::default(),
             port: UNDERLAY,
             destination: MacAddr::of_group(group),
             source: mac(UNDERLAY),

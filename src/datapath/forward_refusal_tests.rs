@@ -281,6 +281,11 @@ fn on_the_way_in() -> Vec<(&'static str, Verdict)> {
             Bed::new().verdict(&framed(PEER, &ipv4(INSIDE, OUTSIDE, 64, 8)), OVERLAY),
         ),
         ("not_ip", Bed::new().verdict(&[0; 13], OVERLAY)),
+        ("vlan_tag", {
+            let mut frame = outbound(OUTSIDE, 64, 8);
+            frame[12..14].copy_from_slice(&[0x81, 0]);
+            Bed::new().verdict(&frame, OVERLAY)
+        }),
     ]
 }
 

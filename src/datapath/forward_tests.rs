@@ -14,6 +14,8 @@ mod kernels;
 mod refusals;
 #[path = "forward_udp_tests.rs"]
 mod udp;
+#[path = "forward_vlan_tests.rs"]
+mod vlan;
 #[path = "forward_wire_tests.rs"]
 mod wire;
 
@@ -49,9 +51,12 @@ impl Bed {
             forwards: on,
             partial_checksums: false,
             wire: None,
+            vlan: None,
         };
         let egress = Egress {
             adjacency: Some(Adjacency {
+                vlan: None,
+                mark: Default::default(),
                 port: UNDERLAY,
                 destination: PEER,
                 source: mac(UNDERLAY),

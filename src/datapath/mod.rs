@@ -15,7 +15,7 @@ mod verdict;
 mod wire;
 mod worker;
 
-pub use forward::{ForwardState, HandoverKind, forward, forward_handover};
+pub use forward::{ForwardState, HandoverKind, forward, forward_handover, receiver};
 pub use port::Port;
 pub use punt::{Handover, PuntBuf, PuntQueue, PuntSource, Punted, Wake, punt_queue};
 pub use stats::{DropCounts, ErrorCounts, PortStats, PuntCounts, TunnelRecord, WorkerStats};

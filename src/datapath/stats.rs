@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use super::{DropReason, PuntReason};
+use crate::fib::Used;
 use crate::packet::icmp;
 use crate::tunnel::{Counter, Sequences, TunnelState};
 
@@ -128,6 +129,8 @@ pub struct WorkerStats {
     pub sleeps: Counter,
     /// Port errors (a device that is down, or gone).
     pub port_errors: Counter,
+    /// The neighbours that packets were sent to.
+    pub used: Used,
     /// Sleep that is over, and waking that is over, in nanoseconds.
     asleep: Counter,
     awake: Counter,

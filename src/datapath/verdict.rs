@@ -9,7 +9,7 @@ use crate::{
 /// What becomes of a packet: exactly one of these, always counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// A finished Ethernet frame for this port.
+    /// A finished Ethernet frame, its tag included, for this port, which has a socket.
     Transmit(PortId),
     /// For the kernel, or for the thread that owns the tunnel's sequence numbers.
     Punt(PuntReason, PuntTo),
@@ -95,6 +95,8 @@ reasons! {
         OtherMac = "other_mac",
         /// Not an IP packet: nothing that the service device could carry.
         NotIp = "not_ip",
+        /// A tag that is no port's VLAN, or none where only tagged frames have a port.
+        VlanTag = "vlan_tag",
         /// Forwarding was switched off on the device while the packet was on its way.
         ForwardingOff = "forwarding_off",
         OuterTruncated = "outer_truncated",

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     fib::{Fib, PortInfo},
-    packet::{PacketBuf, transport},
+    packet::{PacketBuf, ethernet, transport},
     tunnel::{Tunnel, TunnelId},
 };
 
@@ -58,18 +58,27 @@ pub(super) fn leave<B: PacketBuf>(
         return Verdict::Drop(DropReason::FrameTooBig);
     }
     tunnel.clamp_mss(frame.data_mut(), &record.state.counters);
-    match (fib.egress(tunnel.id).wire, tunnel.wire) {
+    let egress = fib.egress(tunnel.id).wire;
+    match (egress.and_then(|port| fib.port(port)), tunnel.wire) {
         (Some(port), _) => {
+            let len = frame.data().len() as u64;
+            let to = match (port.vlan, egress) {
+                (Some(on), _) if ethernet::push_tag(frame, on.vid).is_ok() => on.port,
+                (None, Some(port)) => port,
+                _ => return no_headroom(record),
+            };
             record.state.counters.rx_packets.add(1);
-            record
-                .state
-                .counters
-                .rx_bytes
-                .add(frame.data().len() as u64);
-            Verdict::Transmit(port)
+            record.state.counters.rx_bytes.add(len);
+            Verdict::Transmit(to)
         }
         // The slow path counts these for the tunnel when it delivers them.
         (None, Some(_)) => Verdict::Punt(PuntReason::TunnelNotReady, PuntTo::Tunnel(tunnel.id)),
         (None, None) => Verdict::Punt(PuntReason::NotPlain, PuntTo::Tunnel(tunnel.id)),
     }
+}
+
+#[inline]
+fn no_headroom(record: &TunnelRecord) -> Verdict {
+    record.drops.count(DropReason::NoHeadroom);
+    Verdict::Drop(DropReason::NoHeadroom)
 }

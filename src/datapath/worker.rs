@@ -9,7 +9,7 @@ use super::{
     capture::{Tap, Trail, TrailNotes},
     forward,
     forward::HandoverKind,
-    forward_handover,
+    forward_handover, receiver,
     stats::TunnelRecord,
 };
 use crate::{
@@ -205,7 +205,7 @@ impl<P: Port> Worker<P> {
     }
 
     fn receive(&mut self, index: usize) -> usize {
-        let from = PortId(index as u16);
+        let socket = PortId(index as u16);
         let mut burst = mem::take(&mut self.burst);
         let n = self.ports[index].rx_burst(&mut burst, BURST);
         self.state.stats.rx_packets.add(n as u64);
@@ -215,8 +215,9 @@ impl<P: Port> Worker<P> {
         let watched = n > 0 && self.is_watched();
         for mut packet in burst.drain(..) {
             if watched {
-                self.watch(packet.data(), Some(from));
+                self.watch(packet.data(), Some(socket));
             }
+            let from = receiver(packet.data(), socket, &self.fib);
             let verdict = forward(&mut packet, from, &self.fib, &mut self.state);
             self.carry_out(packet, verdict, from);
         }

@@ -47,8 +47,11 @@ fn fib() -> Fib {
         forwards,
         partial_checksums: false,
         wire: None,
+        vlan: None,
     };
     let adjacency = Adjacency {
+        vlan: None,
+        mark: Default::default(),
         port: PortId(0),
         destination: mac(9),
         source: mac(0),

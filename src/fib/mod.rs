@@ -11,6 +11,7 @@ mod prefixes;
 mod routes;
 mod shared;
 mod trie;
+mod used;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,13 +29,15 @@ pub use multipath::Multipath;
 pub use prefixes::{Net, Prefixes};
 pub use routes::{HopId, RouteTable, Routes};
 use shared::Sharded;
+pub use used::{Mark, Used, is_marked};
 
 use crate::{
-    packet::MacAddr,
+    packet::{MacAddr, Vid},
     tunnel::{Tunnel, TunnelId, TunnelTable},
 };
 
-/// A port: the index of a device in the router's list of devices.
+/// A port: the index of a device in the router's list of devices. Devices that workers have sockets on come first, and a
+/// worker's socket has its device's number; VLAN devices on them follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(pub u16);
 
@@ -45,7 +48,7 @@ impl PortId {
     }
 }
 
-/// A device that the router's workers have sockets on.
+/// A device that the router's workers have sockets on, or a VLAN device on one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortInfo {
     pub name: Box<str>,
@@ -61,6 +64,15 @@ pub struct PortInfo {
     pub partial_checksums: bool,
     /// Every frame from here goes into this tunnel, and the tunnel's come out here.
     pub wire: Option<TunnelId>,
+    /// A VLAN device: its frames come and go by another port, with this tag.
+    pub vlan: Option<OnPort>,
+}
+
+/// Where a VLAN device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OnPort {
+    pub port: PortId,
+    pub vid: Vid,
 }
 
 /// Whether the kernel forwards packets that come in by a device (net.ipv4.conf.*.forwarding and its sibling).
@@ -83,7 +95,12 @@ impl Forwards {
 /// A neighbour that can be sent to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Adjacency {
+    /// The one with the socket.
     pub port: PortId,
+    /// Frames carry this tag.
+    pub vlan: Option<Vid>,
+    /// To be noted where packets go there.
+    pub mark: Mark,
     pub destination: MacAddr,
     pub source: MacAddr,
     /// Largest IP packet, in bytes: the device's, or the route's where that is smaller.
@@ -162,6 +179,7 @@ struct Tunnels {
 #[derive(Debug, Clone, Default)]
 pub struct Fib {
     ports: Arc<[PortInfo]>,
+    vlans: Arc<HashMap<OnPort, PortId, FxBuildHasher>>,
     tunnels: Arc<Tunnels>,
     /// The neighbour on the underlay for each outer address of a tunnel without a remote, where it is resolved.
     peers: Arc<HashMap<(TunnelId, IpAddr), Adjacency, FxBuildHasher>>,
@@ -203,6 +221,8 @@ impl Fib {
                 .fold(0u32, |sum, byte| sum.rotate_left(8) ^ u32::from(*byte))
         };
         self.seed = ports.first().map_or(0, |port| of(port.mac));
+        let vlan = |(n, port): (usize, &PortInfo)| Some((port.vlan?, PortId(n as u16)));
+        self.vlans = Arc::new(ports.iter().enumerate().filter_map(vlan).collect());
         self.ports = ports.into();
         self.number = next_number();
     }
@@ -271,6 +291,12 @@ impl Fib {
     #[inline]
     pub fn port(&self, id: PortId) -> Option<&PortInfo> {
         self.ports.get(id.index())
+    }
+
+    /// The VLAN device whose frames come in by this port with this tag.
+    #[inline]
+    pub fn vlan(&self, on: OnPort) -> Option<PortId> {
+        self.vlans.get(&on).copied()
     }
 
     pub fn ports(&self) -> &[PortInfo] {
@@ -379,7 +405,9 @@ impl Fib {
             return Resolution::Unresolved;
         };
         Resolution::Adjacent(Adjacency {
-            port,
+            port: info.vlan.map_or(port, |on| on.port),
+            vlan: info.vlan.map(|on| on.vid),
+            mark: Mark::of(info.ifindex, neighbour),
             destination,
             source: info.mac,
             mtu,
@@ -404,6 +432,7 @@ pub(crate) mod tests {
             forwards: Forwards { v4: true, v6: true },
             partial_checksums: false,
             wire: None,
+            vlan: None,
         }
     }
 

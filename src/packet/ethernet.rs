@@ -1,8 +1,8 @@
 //! Ethernet II headers (IEEE 802.3), and the VLAN tags behind them (IEEE 802.1Q).
 
-use std::net::IpAddr;
+use std::{net::IpAddr, num::NonZeroU16};
 
-use super::ParseError;
+use super::{NoRoom, PacketBuf, ParseError};
 
 /// Bytes of an untagged Ethernet header.
 pub const HEADER_LEN: usize = 14;
@@ -65,7 +65,69 @@ impl EtherType {
 /// VLAN tags that a frame may have in front of what it carries: a provider's and a customer's.
 const TAGS: usize = 2;
 /// Bytes of a VLAN tag.
-const TAG_LEN: usize = 4;
+pub const TAG_LEN: usize = 4;
+/// Bytes of both link addresses, behind which the first tag stands.
+const ADDRESSES: usize = 12;
+
+/// The number of a VLAN: 1 to 4094. 0 is a tag with a priority alone, 4095 is reserved (IEEE 802.1Q table 9-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Vid(NonZeroU16);
+
+impl Vid {
+    const RESERVED: u16 = 4095;
+
+    pub fn new(number: u16) -> Option<Self> {
+        let number = NonZeroU16::new(number).filter(|number| number.get() < Self::RESERVED);
+        number.map(Self)
+    }
+
+    #[inline]
+    pub fn get(self) -> u16 {
+        self.0.get()
+    }
+}
+
+impl std::fmt::Display for Vid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The VLAN that a frame's outer tag names, if that is a customer's (802.1Q) and names one. Priority and drop eligibility
+/// are not looked at.
+#[inline]
+pub fn vlan_of(frame: &[u8]) -> Option<Vid> {
+    if type_before(frame, HEADER_LEN)? != EtherType::VLAN {
+        return None;
+    }
+    let EtherType(control) = type_before(frame, HEADER_LEN + 2)?;
+    // With what is behind the tag, or it is none.
+    type_before(frame, HEADER_LEN + TAG_LEN)?;
+    Vid::new(control & 0x0fff)
+}
+
+/// Takes the outer tag out of a frame that has one ([`vlan_of`]).
+#[inline]
+pub fn pop_tag<B: PacketBuf>(frame: &mut B) -> Result<(), NoRoom> {
+    if frame.data().len() < HEADER_LEN + TAG_LEN {
+        return Err(NoRoom);
+    }
+    frame.data_mut().copy_within(..ADDRESSES, TAG_LEN);
+    frame.trim_front(TAG_LEN)
+}
+
+/// Puts a tag into a frame, in front of any other, with priority 0 and not eligible to be dropped.
+#[inline]
+pub fn push_tag<B: PacketBuf>(frame: &mut B, vid: Vid) -> Result<(), NoRoom> {
+    if frame.data().len() < HEADER_LEN {
+        return Err(NoRoom);
+    }
+    let frame = frame.prepend(TAG_LEN)?;
+    frame.copy_within(TAG_LEN..TAG_LEN + ADDRESSES, 0);
+    frame[ADDRESSES..HEADER_LEN].copy_from_slice(&EtherType::VLAN.0.to_be_bytes());
+    frame[HEADER_LEN..HEADER_LEN + 2].copy_from_slice(&vid.get().to_be_bytes());
+    Ok(())
+}
 
 /// What a frame carries behind its VLAN tags, and where that begins, in bytes from the start of the frame.
 #[inline]
@@ -191,6 +253,45 @@ mod tests {
         // The frame ends within its tags.
         assert_eq!(behind_tags(&frame(&[0x88a8, 0x8100, 0x0800])[..19]), None);
         assert_eq!(behind_tags(&[]), None);
+    }
+
+    #[test]
+    fn a_tag_is_put_in_and_taken_out() {
+        use crate::packet::VecBuf;
+        let plain: Vec<u8> = (0..20).collect();
+        let mut frame = VecBuf::new(4, &plain);
+        let vid = Vid::new(4094).unwrap();
+        push_tag(&mut frame, vid).unwrap();
+        let expected = [&plain[..12], &[0x81, 0, 0x0f, 0xfe], &plain[12..]].concat();
+        assert_eq!(frame.data(), expected);
+        assert_eq!(vlan_of(frame.data()), Some(vid));
+        assert_eq!(push_tag(&mut frame, vid), Err(NoRoom));
+        assert_eq!(frame.data(), expected);
+        pop_tag(&mut frame).unwrap();
+        assert_eq!(frame.data(), plain);
+        assert_eq!(pop_tag(&mut VecBuf::new(0, &plain[..17])), Err(NoRoom));
+        assert_eq!(
+            push_tag(&mut VecBuf::new(9, &plain[..13]), vid),
+            Err(NoRoom)
+        );
+    }
+
+    #[test]
+    fn the_outer_tag_names_the_vlan() {
+        let vid = |tag: &[u8]| vlan_of(&[&[0; 12], tag].concat()).map(Vid::get);
+        assert_eq!(vid(&[0x81, 0, 0x00, 7, 8, 0]), Some(7));
+        // Priority and drop eligibility do not matter, nor what is behind the tag.
+        assert_eq!(vid(&[0x81, 0, 0xf1, 0, 0x81, 0]), Some(256));
+        for none in [
+            &[0x81, 0, 0xe0, 0, 8, 0][..],
+            &[0x81, 0, 0x0f, 0xff, 8, 0],
+            &[0x88, 0xa8, 0, 7, 8, 0],
+            &[8, 0, 0x81, 0, 0, 7],
+            &[0x81, 0, 0, 7, 8],
+            &[0x81],
+        ] {
+            assert_eq!(vid(none), None, "{none:x?}");
+        }
     }
 
     #[test]

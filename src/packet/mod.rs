@@ -20,7 +20,7 @@ pub mod udp;
 
 pub use buf::{NoRoom, PacketBuf, VecBuf};
 pub use checksum::Checksum;
-pub use ethernet::{EtherType, Ethernet, MacAddr};
+pub use ethernet::{EtherType, Ethernet, MacAddr, Vid};
 pub use gre::{Gre, GreHeader, GreKey};
 pub use ipv4::{Ipv4, Ipv4Header};
 pub use ipv6::{Ipv6, Ipv6Header};

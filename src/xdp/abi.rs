@@ -37,6 +37,9 @@ pub const REASONS: [&str; 24] = [
 /// The counter behind those of the reasons: `STEER_STRANGERS`.
 pub const STRANGERS: u32 = REASONS.len() as u32;
 
+/// `STEER_VLANS`: entries for a device and the VLAN devices on it.
+pub const VLANS: u32 = 4096;
+
 pub const PORT_UNDERLAY: u16 = 1 << 0;
 pub const PORT_OVERLAY: u16 = 1 << 1;
 pub const PORT_FORWARD4: u16 = 1 << 2;
@@ -149,6 +152,11 @@ mod tests {
             .filter_map(|rest| rest.split(')').next())
             .collect();
         assert_eq!(in_header, REASONS);
+    }
+
+    #[test]
+    fn there_are_as_many_vlans() {
+        assert!(HEADER.contains(&format!("#define STEER_VLANS {VLANS}\n")));
     }
 
     #[test]

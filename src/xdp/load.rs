@@ -2,6 +2,7 @@
 //! do not outlive a function here.
 
 use std::{
+    collections::BTreeMap,
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
@@ -70,9 +71,10 @@ pub(super) struct SharedMaps {
 #[derive(Debug)]
 pub(super) struct Program {
     pub fd: OwnedFd,
-    port: MapHandle,
+    ports: MapHandle,
     counters: MapHandle,
-    pub written: PortEntry,
+    /// By VLAN number; 0 is the device itself. What is not here is all zeroes.
+    pub written: BTreeMap<u16, PortEntry>,
 }
 
 /// A count for each of [`abi::REASONS`], and one for the strangers.
@@ -95,17 +97,25 @@ impl Program {
         Ok(counts)
     }
 
-    pub(super) fn write(&mut self, entry: PortEntry) -> Result<()> {
-        if entry == self.written {
+    pub(super) fn written(&self, vlan: u16) -> PortEntry {
+        self.written.get(&vlan).copied().unwrap_or_default()
+    }
+
+    pub(super) fn write(&mut self, vlan: u16, entry: PortEntry) -> Result<()> {
+        if entry == self.written(vlan) {
             return Ok(());
         }
-        self.port
-            .update(&0u32.to_ne_bytes(), &entry.bytes(), MapFlags::ANY)
+        self.ports
+            .update(
+                &u32::from(vlan).to_ne_bytes(),
+                &entry.bytes(),
+                MapFlags::ANY,
+            )
             .map_err(|source| SteerError::Map {
                 what: "tell the steering program about its device",
                 source,
             })?;
-        self.written = entry;
+        self.written.insert(vlan, entry);
         Ok(())
     }
 }
@@ -212,9 +222,9 @@ pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filt
     let filters = Filters {
         v4: Program {
             fd: owned(loaded.progs.greyhound_raw.as_fd())?,
-            port: MapHandle::try_from(&loaded.maps.port)?,
+            ports: MapHandle::try_from(&loaded.maps.ports)?,
             counters: MapHandle::try_from(&loaded.maps.counters)?,
-            written: PortEntry::default(),
+            written: BTreeMap::new(),
         },
         v6: owned(loaded.progs.greyhound_raw6.as_fd())?,
     };
@@ -228,6 +238,7 @@ pub(super) fn load_steering(
 ) -> libbpf_rs::Result<Program> {
     let mut storage = MaybeUninit::uninit();
     let mut open: OpenSteerSkel = SteerSkelBuilder::default().open(&mut storage)?;
+    open.maps.ports.set_max_entries(abi::VLANS)?;
     open.maps.xsks.reuse_fd(maps.xsks.as_fd())?;
     let [tunnels4, tunnels6, peers4, peers6] = &maps.tables;
     open.maps.tunnels4.reuse_fd(tunnels4.as_fd())?;
@@ -253,9 +264,9 @@ pub(super) fn load_steering(
     };
     Ok(Program {
         fd: owned(program)?,
-        port: MapHandle::try_from(&loaded.maps.port)?,
+        ports: MapHandle::try_from(&loaded.maps.ports)?,
         counters: MapHandle::try_from(&loaded.maps.counters)?,
-        written: PortEntry::default(),
+        written: BTreeMap::new(),
     })
 }
 

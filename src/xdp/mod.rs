@@ -32,7 +32,9 @@ pub use kick::KickCounters;
 pub use load::Limits;
 pub use offload::TagsInFrame;
 pub use open::{Mode, PortError, PortSet, PortSpec, RingOptions, Want, locked_bytes, open_ports};
-pub use plan::{Changes, Plan, PortPlan, PrefixAction, PrefixPlan, TunnelClass, TunnelMatch};
+pub use plan::{
+    Changes, OnDevice, Plan, PortPlan, PrefixAction, PrefixPlan, TunnelClass, TunnelMatch,
+};
 pub use port::{XskPort, XskStatistics};
 pub use said::listen_to_libbpf;
 pub use steer::{Attached, Steer};

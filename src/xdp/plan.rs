@@ -12,11 +12,12 @@ use std::{
 use ipnet::IpNet;
 
 use super::abi;
+use crate::packet::Vid;
 
 /// Everything that the steering program decides by. The default steers nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// By interface index. A device that is not attached (yet) may stand here.
+    /// By interface index. A device that is not attached (yet) may stand here, and VLAN devices, which never are.
     pub ports: BTreeMap<u32, PortPlan>,
     pub tunnels: BTreeSet<TunnelMatch>,
     /// The router's own addresses: where a tunnel without local address receives. Without wildcard tunnels they are not needed.
@@ -59,6 +60,17 @@ pub struct PortPlan {
     pub partial_checksums: bool,
     /// All frames of up to so many bytes go into one tunnel; 0 while that is not ready. There is no other role beside this.
     pub wire: Option<u32>,
+    /// A VLAN device: its frames come in by another device, tagged.
+    pub vlan: Option<OnDevice>,
+}
+
+/// Where a VLAN device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnDevice {
+    /// The interface index of the device that the program is attached to.
+    pub ifindex: u32,
+    /// The VLAN's number.
+    pub vid: Vid,
 }
 
 /// What the outer header says is behind it, over either family's underlay.
@@ -296,9 +308,21 @@ impl Plan {
         own.copied().collect()
     }
 
-    /// The map entry of a device (or of none, for the raw socket), less what only its attachment knows.
-    pub(super) fn port_entry(&self, ifindex: u32) -> abi::PortEntry {
-        let port = self.ports.get(&ifindex).copied().unwrap_or_default();
+    /// The map entries of an attached device (or of none, for the raw socket) by VLAN number, less what only its attachment
+    /// knows. That of the device itself is always there.
+    pub(super) fn port_entries(&self, ifindex: u32) -> BTreeMap<u16, abi::PortEntry> {
+        let own = self.ports.get(&ifindex).filter(|port| port.vlan.is_none());
+        let own = own.copied().unwrap_or_default();
+        let on = |port: &PortPlan| {
+            let on = port.vlan.filter(|on| on.ifindex == ifindex)?;
+            Some((on.vid.get(), self.port_entry(port)))
+        };
+        let mut entries: BTreeMap<_, _> = self.ports.values().filter_map(on).collect();
+        entries.insert(0, self.port_entry(&own));
+        entries
+    }
+
+    fn port_entry(&self, port: &PortPlan) -> abi::PortEntry {
         let flags = [
             (port.underlay, abi::PORT_UNDERLAY),
             (port.overlay, abi::PORT_OVERLAY),
@@ -535,7 +559,10 @@ mod tests {
         ] {
             let plan = with(&[tunnel]);
             assert_eq!(plan.tables(), Tables::default(), "{tunnel:?}");
-            assert_eq!(plan.port_entry(0), abi::PortEntry::default());
+            assert_eq!(
+                plan.port_entries(0),
+                [(0, abi::PortEntry::default())].into()
+            );
         }
     }
 
@@ -543,7 +570,7 @@ mod tests {
     fn a_second_lookup_is_asked_for_only_where_a_tunnel_of_that_family_needs_it() {
         let flags = |local, remote| {
             let tunnel = of(TunnelClass::Gre, local, remote, None);
-            with(&[tunnel]).port_entry(0).flags
+            with(&[tunnel]).port_entries(0)[&0].flags
         };
         assert_eq!(flags("192.0.2.1", "192.0.2.3"), 0);
         assert_eq!(flags("192.0.2.1", "0.0.0.0"), abi::PORT_ANY_REMOTE);

@@ -101,11 +101,16 @@ impl Steer {
             None => (None, generic),
         };
         let (mut program, sees_tags) = self.load_for(ifindex, generic)?;
-        program.write(PortEntry {
-            first_slot: slots.start,
-            queues,
-            ..self.plan.port_entry(ifindex)
-        })?;
+        for (vlan, entry) in self.plan.port_entries(ifindex) {
+            program.write(
+                vlan,
+                PortEntry {
+                    first_slot: slots.start,
+                    queues,
+                    ..entry
+                },
+            )?;
+        }
         let link = match handed {
             Some(link) => attach::relink(link, program.fd.as_fd()),
             None => attach::link(program.fd.as_fd(), ifindex, generic),
@@ -168,14 +173,19 @@ impl Steer {
         let mut changes = Changes::default();
         // Devices take roles away first and get new ones last.
         for (ifindex, program) in self.programs() {
-            let new = plan.port_entry(ifindex);
-            let old = program.written;
-            program.write(PortEntry {
-                mac: new.mac,
-                flags: old.flags & new.flags | new.flags & abi::PORT_PARTIAL_CHECKSUMS,
-                largest: old.largest.min(new.largest),
-                ..old
-            })?;
+            let new = plan.port_entries(ifindex);
+            let vlans: Vec<u16> = program.written.keys().copied().collect();
+            for vlan in vlans {
+                let new = new.get(&vlan).copied().unwrap_or_default();
+                let old = program.written(vlan);
+                let entry = PortEntry {
+                    mac: new.mac,
+                    flags: old.flags & new.flags | new.flags & abi::PORT_PARTIAL_CHECKSUMS,
+                    largest: old.largest.min(new.largest),
+                    ..old
+                };
+                program.write(vlan, entry)?;
+            }
         }
         for step in plan::removals_of(&self.tables, &wanted) {
             self.maps.perform(&step)?;
@@ -193,12 +203,18 @@ impl Steer {
             self.tables.note(step, &mut changes);
         }
         for (ifindex, program) in self.programs() {
-            let old = program.written;
-            program.write(PortEntry {
-                first_slot: old.first_slot,
-                queues: old.queues,
-                ..plan.port_entry(ifindex)
-            })?;
+            // All entries of an attachment have the same slots.
+            let PortEntry {
+                first_slot, queues, ..
+            } = program.written(0);
+            for (vlan, entry) in plan.port_entries(ifindex) {
+                let entry = PortEntry {
+                    first_slot,
+                    queues,
+                    ..entry
+                };
+                program.write(vlan, entry)?;
+            }
         }
         changes.count_ports(&self.plan, plan);
         self.plan = Plan {
@@ -285,7 +301,9 @@ impl Steer {
             return Ok(None);
         };
         let (mut program, _) = self.load_for(ifindex, true)?;
-        program.write(device.program.written)?;
+        for (vlan, entry) in &device.program.written {
+            program.write(*vlan, *entry)?;
+        }
         attach::run(program.fd.as_fd(), frame).map_err(|source| SteerError::System {
             what: "run the steering program over a frame",
             source,

@@ -99,6 +99,7 @@ pub const UNDERLAY: PortPlan = PortPlan {
     forward6: true,
     partial_checksums: false,
     wire: None,
+    vlan: None,
 };
 pub const OVERLAY: PortPlan = PortPlan {
     underlay: false,

@@ -5,7 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use greyhound::xdp::{Attached, Limits, PortPlan, Steer, SteerError, TagsInFrame};
+use greyhound::{
+    datapath::Port,
+    packet::{PacketBuf, Vid},
+    xdp::{
+        Attached, Limits, OnDevice, PortPlan, PortSpec, RingOptions, Steer, SteerError,
+        TagsInFrame, Want, open_ports,
+    },
+};
 use socket2::{Domain, Socket, Type};
 
 use crate::{
@@ -104,6 +111,53 @@ fn tags_in_the_frame_and_beside_it_are_never_lost() {
             assert_eq!(tag, Some(42));
             assert_eq!(got[14..], payload);
         }
+    }
+}
+
+#[test]
+fn a_workers_frame_has_its_tag_in_it_wherever_it_was_before() {
+    let mut pair = Pair::new(false);
+    let specs = [PortSpec {
+        device: "near".into(),
+        queue: 0,
+        mtu: 1500,
+    }];
+    let (mut ports, _memory) = open_ports(&specs, Want::Copy, RingOptions::default())
+        .unwrap()
+        .into_parts();
+    pair.steer.set_socket(pair.near, 0, ports[0].fd()).unwrap();
+    let port = PortPlan {
+        mac: pair.mac,
+        vlan: Some(OnDevice {
+            ifindex: pair.near,
+            vid: Vid::new(42).unwrap(),
+        }),
+        ..BOTH
+    };
+    let mut plan = plan(port);
+    plan.ports = [(4242, port)].into();
+    pair.steer.apply(&plan).unwrap();
+    assert_eq!(pair.reason(ours(0, 0)), "port_off");
+    push_tag_on_egress(pair.far);
+    // Beside the frame, in it, and both: which are two tags.
+    for txvlan in ["on", "off"] {
+        host::run("ethtool", &["-K", "far", "txvlan", txvlan]);
+        for (frame, reason) in [(ours(0, 0), REDIRECTED_U), (udp(INNER_B), REDIRECTED_O)] {
+            assert_eq!(pair.reason(frame.clone()), reason, "txvlan {txvlan}");
+            let mut burst = Vec::new();
+            eventually(|| {
+                ports[0].service().unwrap();
+                ports[0].rx_burst(&mut burst, 1) == 1
+            });
+            let got = burst[0].data();
+            assert_eq!(got[..6], pair.mac);
+            assert_eq!(got[6..12], frame[6..12]);
+            assert_eq!(got[12..16], [0x81, 0, 0, 42], "txvlan {txvlan}");
+            assert_eq!(got[16..], frame[12..]);
+            ports[0].recycle(&mut burst);
+        }
+        let twice = ether(MAC, 0x8100, &[&[0, 42, 8, 0], &ours(0, 0)[14..]].concat());
+        assert_eq!(pair.reason(twice), "vlan_tag", "txvlan {txvlan}");
     }
 }
 

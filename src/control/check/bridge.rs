@@ -58,7 +58,8 @@ fn addresses(host: &Host, link: &Link) -> Option<Finding> {
 }
 
 fn tags(config: &Config, host: &Host, link: &Link) -> Option<Finding> {
-    let blind = link.is("veth") && host.kernel_version() < Some(READS_TAGS);
+    let beneath = host.beneath(link).filter(|_| link.is("vlan"));
+    let blind = beneath.unwrap_or(link).is("veth") && host.kernel_version() < Some(READS_TAGS);
     (blind && config.router.xdp != XdpMode::Off).then(|| {
         let found =
             "before Linux 6.8 a veth hides VLAN tags from XDP: its frames go by the slow path";

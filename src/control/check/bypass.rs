@@ -36,16 +36,22 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     }
     findings.push(netfilter(config, host));
     findings.extend(legacy(host));
-    findings.extend(
-        config
-            .router
-            .devices()
-            .iter()
-            .filter_map(|name| host.link(name))
-            .filter_map(|link| tc(config, host, link)),
-    );
+    let devices = devices(config, host);
+    let links = devices.iter().filter_map(|name| host.link(name));
+    findings.extend(links.filter_map(|link| tc(config, host, link)));
     findings.push(rules(host));
     findings
+}
+
+/// Every device whose packets the fast path takes, or sends by.
+fn devices<'a>(config: &'a Config, host: &'a Host) -> Vec<&'a str> {
+    let mut devices = config.router.devices();
+    for link in host.sockets(&config.router) {
+        if !devices.contains(&link.name.as_str()) {
+            devices.push(&link.name);
+        }
+    }
+    devices
 }
 
 fn netfilter(config: &Config, host: &Host) -> Finding {
@@ -57,7 +63,7 @@ fn netfilter(config: &Config, host: &Host) -> Finding {
             return Finding::warn("netfilter", "host", found).mend(mend);
         }
     };
-    let devices = config.router.devices();
+    let devices = devices(config, host);
     let ours = |chain: &&Chain| {
         let on_our_device = chain
             .device

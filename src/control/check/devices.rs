@@ -5,7 +5,7 @@ use super::{
     host::{Host, Link, Offloads},
 };
 use crate::{
-    control::config::{Config, XdpMode},
+    control::config::{Config, TunnelConfig, XdpMode},
     xdp::LARGEST_MTU,
 };
 
@@ -14,7 +14,7 @@ const SINGLE_BUFFER_MTU: u32 = 3498;
 /// The kernel that lets an XDP program read a tag that the device took off the frame (bpf_xdp_metadata_rx_vlan_tag).
 pub(super) const READS_TAGS: (u32, u32) = (6, 8);
 /// The virtual kinds whose drivers run XDP themselves; all others have it done for them after the fact (generic).
-const NATIVE_KINDS: &[&str] = &["veth", "bond"];
+const NATIVE_KINDS: &[&str] = &["veth"];
 
 pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     if let Err(why) = &host.links {
@@ -25,6 +25,11 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
         )];
     }
     let mut findings = Vec::new();
+    let sockets = match config.router.xdp {
+        XdpMode::Off => Vec::new(),
+        _ => host.sockets(&config.router),
+    };
+    let mut beneath = sockets.clone();
     for name in config.router.devices() {
         let Some(link) = host.link(name) else {
             let mend = "name a device that exists: ip -brief link";
@@ -35,14 +40,87 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
         if config.router.xdp == XdpMode::Off {
             continue;
         }
-        findings.extend(kind(config.router.xdp, link));
+        beneath.retain(|socket| socket.index != link.index);
+        if let Some(why) = host.why_slow(link) {
+            findings.push(left(link, &why));
+            continue;
+        }
         findings.extend(master(host, link));
-        findings.extend(program(host, link));
-        findings.extend(jumbo(link));
-        findings.extend(vlans(host, link));
-        findings.extend(offloads(config.router.xdp, host, link));
+        match link.is("vlan") {
+            true => findings.extend(vlan(config, host, link)),
+            false => findings.extend(socket(config, host, link)),
+        }
+    }
+    for link in beneath {
+        findings.push(state(link));
+        findings.extend(socket(config, host, link));
     }
     findings
+}
+
+/// A device that frames are to be taken from.
+fn socket(config: &Config, host: &Host, link: &Link) -> Vec<Finding> {
+    let xdp = config.router.xdp;
+    let mut findings = Vec::from_iter(kind(xdp, link));
+    findings.extend(program(host, link));
+    findings.extend(jumbo(link));
+    findings.extend(vlans(config, host, link));
+    findings.extend(offloads(xdp, host, link));
+    findings
+}
+
+fn left(link: &Link, why: &str) -> Finding {
+    let found = format!("left to the kernel: {why}");
+    let (name, vlan) = (&link.name, link.vlan.unwrap_or_default());
+    let mend = match (vlan.marks, link.vlan.is_some() && !vlan.reorders) {
+        (true, _) => format!("ip link set {name} type vlan egress-qos-map PRIORITY:0"),
+        (_, true) => format!("ip link set {name} type vlan reorder_hdr on"),
+        _ => "name a device whose frames are its own: hardware, a veth, a VLAN (802.1Q) on one"
+            .to_owned(),
+    };
+    Finding::warn("kind", name, found).mend(mend)
+}
+
+/// A VLAN device's frames come by the device beneath.
+fn vlan(config: &Config, host: &Host, link: &Link) -> Option<Finding> {
+    let (vlan, beneath) = (link.vlan?, host.beneath(link)?);
+    let name = &link.name;
+    let wired = |tunnel: &&TunnelConfig| tunnel.bridge.as_ref() == Some(&beneath.name);
+    if let Some(tunnel) = config.tunnels.iter().find(wired) {
+        let found = format!(
+            "gets no frames: all those of {} go into tunnel {}",
+            beneath.name, tunnel.name
+        );
+        let mend = format!("bridge = a device beside {name}, or another device for it");
+        return Some(Finding::fail("vlan", name, found).mend(mend));
+    }
+    if let Some(why) = hides_tags(config, host, beneath) {
+        let found = format!("left to the kernel: {why} {}", beneath.name);
+        return Some(Finding::warn("vlan", name, found).mend(SHOW_TAGS));
+    }
+    let found = format!("VLAN {} of {}", vlan.id, beneath.name);
+    Some(Finding::ok("vlan", name, found))
+}
+
+/// What makes tags visible on a veth. The peer's `txvlan off` does too, and cannot be seen from here.
+const SHOW_TAGS: &str = "use Linux 6.8 or later, and not xdp = \"generic\"";
+
+/// Why VLAN tags on a device cannot be seen, up to its name.
+fn hides_tags(config: &Config, host: &Host, link: &Link) -> Option<&'static str> {
+    let fixed = host.offloads.get(&link.name);
+    if fixed.is_some_and(|seen| seen.as_ref().is_ok_and(|o| o.rxvlan == (true, true))) {
+        return Some("tags are taken off by");
+    }
+    match link.is("veth") {
+        false => None,
+        true if host.kernel_version() < Some(READS_TAGS) => {
+            Some("before Linux 6.8 tags cannot be seen on")
+        }
+        true if config.router.xdp == XdpMode::Generic => {
+            Some("in generic mode tags cannot be seen on")
+        }
+        true => None,
+    }
 }
 
 fn state(link: &Link) -> Finding {
@@ -147,10 +225,12 @@ fn jumbo(link: &Link) -> Option<Finding> {
     Some(Finding::warn("mtu", &link.name, found).mend(mend))
 }
 
-/// VLAN devices above a port: their frames belong to the kernel, so their tags must be seen.
-fn vlans(host: &Host, link: &Link) -> Option<Finding> {
+/// VLAN devices above a port that are no ports: their frames belong to the kernel, so their tags must be seen.
+fn vlans(config: &Config, host: &Host, link: &Link) -> Option<Finding> {
     let links = host.links.as_ref().ok()?.iter();
+    let ports = config.router.devices();
     let above = links.filter(|other| other.is("vlan") && other.lower == Some(link.index));
+    let above = above.filter(|other| !ports.contains(&other.name.as_str()));
     let above: Vec<&str> = above.map(|vlan| vlan.name.as_str()).collect();
     if above.is_empty() {
         return None;

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
-use crate::{control::accelerate::Found, tunnel::Family};
+use crate::{
+    control::{accelerate::Found, config::RouterConfig, mirror::Vlan, ports::Nature},
+    tunnel::Family,
+};
 
 /// An observation that may have been impossible, and then says why.
 pub(super) type Seen<T> = Result<T, String>;
@@ -70,6 +73,8 @@ pub(super) struct Link {
     pub master: Option<u32>,
     /// The device beneath it, or a veth's peer, when that lies in this namespace.
     pub lower: Option<u32>,
+    /// Of a VLAN device.
+    pub vlan: Option<Vlan>,
     /// An XDP program that runs on it: id, and name where the kernel tells.
     pub xdp: Option<(u32, Option<String>)>,
     /// Receive and transmit queues in use.
@@ -156,6 +161,40 @@ impl Host {
             Some(link) => link.name.clone(),
             None => format!("device {index}"),
         }
+    }
+
+    /// The device beneath another one.
+    pub fn beneath(&self, link: &Link) -> Option<&Link> {
+        self.link_by_index(link.lower?)
+    }
+
+    /// Why the fast path leaves a device to the kernel.
+    pub fn why_slow(&self, link: &Link) -> Option<String> {
+        let beneath = self.beneath(link);
+        Nature {
+            kind: link.kind.as_deref(),
+            vlan: link.vlan,
+            beneath: beneath.map(|link| (link.name.as_str(), link.kind.as_deref())),
+        }
+        .why_slow()
+    }
+
+    /// The devices that the fast path would have sockets on, once each: those configured, less what it leaves to the kernel,
+    /// and those beneath VLAN devices.
+    pub fn sockets(&self, config: &RouterConfig) -> Vec<&Link> {
+        let mut sockets: Vec<&Link> = Vec::new();
+        let devices = config.devices();
+        let links = || devices.iter().filter_map(|name| self.link(name));
+        let (vlans, others): (Vec<_>, Vec<_>) = links()
+            .filter(|link| self.why_slow(link).is_none())
+            .partition(|link| link.is("vlan"));
+        let beneath = vlans.into_iter().filter_map(|link| self.beneath(link));
+        for link in others.into_iter().chain(beneath) {
+            if !sockets.iter().any(|known| known.index == link.index) {
+                sockets.push(link);
+            }
+        }
+        sockets
     }
 
     /// Kernel version, as far as it can be read.

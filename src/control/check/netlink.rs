@@ -11,7 +11,10 @@ use rtnetlink::{
     Error, Handle, IpVersion, RouteMessageBuilder,
     packet_route::{
         address::AddressAttribute,
-        link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
+        link::{
+            InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+            LinkXdp, VlanFlags, VlanProtocol,
+        },
         route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType},
         rule::{RuleAttribute, RuleMessage},
         tc::TcAttribute,
@@ -19,7 +22,10 @@ use rtnetlink::{
 };
 
 use super::host::{Link, RouteTo, Seen};
-use crate::control::config::{Config, TunnelConfig};
+use crate::control::{
+    config::{Config, TunnelConfig},
+    mirror::Vlan,
+};
 
 /// The kernel's tables, each by itself: one that cannot be read hides no other.
 pub(super) struct Tables {
@@ -109,6 +115,10 @@ fn link(message: &LinkMessage) -> Link {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
                     _ => None,
                 });
+                link.vlan = info.iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Vlan(data)) => Some(vlan(data)),
+                    _ => None,
+                });
             }
             _ => {}
         }
@@ -117,6 +127,20 @@ fn link(message: &LinkMessage) -> Link {
         link.lower = None;
     }
     link
+}
+
+fn vlan(data: &[InfoVlan]) -> Vlan {
+    let mut vlan = Vlan::default();
+    for attribute in data {
+        match attribute {
+            InfoVlan::Id(id) => vlan.id = *id,
+            InfoVlan::Flags((flags, _)) => vlan.reorders = flags.contains(VlanFlags::ReorderHdr),
+            InfoVlan::EgressQos(map) => vlan.marks = !map.is_empty(),
+            InfoVlan::Protocol(protocol) => vlan.provider = *protocol != VlanProtocol::Ieee8021Q,
+            _ => {}
+        }
+    }
+    vlan
 }
 
 fn program(xdp: &[LinkXdp]) -> Option<u32> {

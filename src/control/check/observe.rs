@@ -37,17 +37,7 @@ pub(super) async fn host(config: &Config) -> Host {
     if let Ok(links) = &mut tables.links {
         links.iter_mut().for_each(complete);
     }
-    let physical = |name: &&str| {
-        let links = tables.links.as_deref().unwrap_or_default();
-        links
-            .iter()
-            .any(|link| link.name == **name && link.kind.is_none())
-    };
-    let devices = config.router.devices();
-    let offloads = devices
-        .iter()
-        .filter(|name| config.router.xdp != XdpMode::Off && physical(name));
-    Host {
+    let mut host = Host {
         kernel: rustix::system::uname()
             .release()
             .to_string_lossy()
@@ -61,9 +51,7 @@ pub(super) async fn host(config: &Config) -> Host {
         accelerated: accelerated(config).await,
         running: running(config),
         udp_ports: udp_ports(config),
-        offloads: offloads
-            .map(|name| ((*name).to_owned(), programs::offloads(name)))
-            .collect(),
+        offloads: BTreeMap::new(),
         settings: settings(config),
         chains: programs::chains(),
         legacy_tables: legacy_tables(),
@@ -73,7 +61,14 @@ pub(super) async fn host(config: &Config) -> Host {
         rules: tables.rules,
         qdiscs: tables.qdiscs,
         routes: tables.routes,
+    };
+    if config.router.xdp != XdpMode::Off {
+        let sockets = host.sockets(&config.router);
+        let physical = sockets.iter().filter(|link| link.kind.is_none());
+        let offloads = physical.map(|link| (link.name.clone(), programs::offloads(&link.name)));
+        host.offloads = offloads.collect();
     }
+    host
 }
 
 fn capabilities() -> Seen<u64> {

@@ -11,8 +11,7 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     if xdp == XdpMode::Off {
         return Vec::new();
     }
-    let devices = config.router.devices();
-    let links: Vec<&Link> = devices.iter().filter_map(|name| host.link(name)).collect();
+    let links = host.sockets(&config.router);
     let fewest = links.iter().map(|link| link.queues.0.min(link.queues.1));
     let wanted = fewest.min().unwrap_or(1).max(1);
     let mut findings = Vec::new();

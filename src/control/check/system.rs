@@ -116,9 +116,7 @@ fn af_xdp(host: &Host) -> Finding {
 /// The kernel counts what all workers lock, for the user, and refuses what goes beyond (net/xdp/xdp_umem.c).
 fn memlock(config: &Config, host: &Host) -> Option<Finding> {
     let limit = host.memlock.filter(|_| !has(host, CAP_IPC_LOCK))?;
-    let devices = config.router.devices();
-    let links: Option<Vec<_>> = devices.iter().map(|name| host.link(name)).collect();
-    let links = links?;
+    let links = host.sockets(&config.router);
     let workers = links.first()?.queues.0;
     let mtus: Vec<u32> = links.iter().map(|link| link.mtu).collect();
     let needed = xdp::locked_bytes(&mtus)? * u64::from(workers);

@@ -10,7 +10,10 @@ use super::{
     host::{Chain, Host, IpSettings, Link, Offloads, Policy, RouteTo},
     judge,
 };
-use crate::{control::config::Config, tunnel::Family};
+use crate::{
+    control::{config::Config, mirror::Vlan},
+    tunnel::Family,
+};
 
 const REMOTE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
@@ -342,6 +345,125 @@ fn a_veth_needs_as_many_receive_queues_as_its_peer_transmits_on() {
         "",
         |host| host.veth_with_peer("eth1", 1),
         &["fail eth1 kind: veth has no zero-copy | set xdp = \"auto\""],
+    );
+}
+
+/// Router on a stick: VLANs 100 and 7 of a veth.
+fn stick() -> (Config, Host) {
+    let text = "[router]\nunderlay = [\"eth0.100\"]\noverlay = [\"eth0.7\"]\n[[tunnel]]\nname = \"gre1\"\nmode = \"gre\"\n\
+                local = \"192.0.2.1\"\nremote = \"192.0.2.2\"\n";
+    let mut host = host();
+    host.kernel = "6.12.0".to_owned();
+    host.change("eth0", |link| link.kind = Some("veth".to_owned()));
+    let on = IpSettings {
+        forwarding_v4: Some(1),
+        forwarding_v6: Some(1),
+        rp_filter: Some(0),
+    };
+    for (index, id) in [(10, 100), (11, 7)] {
+        let name = format!("eth0.{id}");
+        host.settings.insert(name.clone(), on);
+        let beneath = host.link("eth0").unwrap().clone();
+        host.links.as_mut().unwrap().push(Link {
+            index,
+            name,
+            kind: Some("vlan".to_owned()),
+            lower: Some(2),
+            vlan: Some(Vlan {
+                id,
+                reorders: true,
+                ..Vlan::default()
+            }),
+            ..beneath
+        });
+    }
+    host.route(
+        REMOTE,
+        Ok(RouteTo {
+            device: 10,
+            ..ROUTE
+        }),
+    );
+    (Config::parse(text, "test.toml").unwrap(), host)
+}
+
+#[test]
+fn vlan_devices_are_looked_at_with_the_one_beneath() {
+    type Change = fn(&mut Host);
+    let cases: &[(Change, &[&str])] = &[
+        (|_| (), &[]),
+        (
+            |host| {
+                host.change("eth0", |link| {
+                    link.xdp = Some((7, Some("somebody".to_owned())))
+                })
+            },
+            &[
+                "fail eth0 xdp: runs XDP program 7 (somebody) of somebody else | \
+               ip link set eth0 xdp off   (busy: its owner holds it; see bpftool link)",
+            ],
+        ),
+        (
+            |host| host.change("eth0", |link| link.up = false),
+            &["fail eth0 device: is down | ip link set eth0 up"],
+        ),
+        (
+            |host| host.qdiscs.as_mut().unwrap().push((2, "htb".to_owned())),
+            &["warn eth0 tc: the fast path goes past tc: htb | \
+               tc qdisc show dev eth0; tc filter show dev eth0 ingress"],
+        ),
+        (
+            |host| host.kernel = "6.1.0".to_owned(),
+            &[
+                "warn eth0.100 vlan: left to the kernel: before Linux 6.8 tags cannot be seen on eth0 | \
+                 use Linux 6.8 or later, and not xdp = \"generic\"",
+                "warn eth0.7 vlan: left to the kernel: before Linux 6.8 tags cannot be seen on eth0 | \
+                 use Linux 6.8 or later, and not xdp = \"generic\"",
+            ],
+        ),
+        (
+            |host| host.change("eth0.7", |link| link.vlan.as_mut().unwrap().marks = true),
+            &[
+                "warn eth0.7 kind: left to the kernel: priorities are sent by a map (egress-qos-map) | \
+               ip link set eth0.7 type vlan egress-qos-map PRIORITY:0",
+            ],
+        ),
+        (
+            |host| {
+                host.change("eth0.7", |link| {
+                    link.vlan.as_mut().unwrap().reorders = false
+                })
+            },
+            &[
+                "warn eth0.7 kind: left to the kernel: tags are left in its frames (reorder_hdr off) | \
+               ip link set eth0.7 type vlan reorder_hdr on",
+            ],
+        ),
+        (
+            |host| host.change("eth0", |link| link.kind = Some("bond".to_owned())),
+            &[
+                "warn eth0.100 kind: left to the kernel: it is on eth0: frames of a bond come by other devices | \
+                 name a device whose frames are its own: hardware, a veth, a VLAN (802.1Q) on one",
+                "warn eth0.7 kind: left to the kernel: it is on eth0: frames of a bond come by other devices | \
+                 name a device whose frames are its own: hardware, a veth, a VLAN (802.1Q) on one",
+            ],
+        ),
+    ];
+    for (change, expected) in cases {
+        let (config, mut host) = stick();
+        change(&mut host);
+        assert_eq!(complaints(&config, &host), *expected);
+    }
+    // A device that is the end of a wire has no frames for its VLAN devices.
+    let (mut config, host) = stick();
+    config.router.overlay.push("eth0".to_owned());
+    config.tunnels[0].bridge = Some("eth0".to_owned());
+    let found = complaints(&config, &host);
+    let word = "gets no frames: all those of eth0 go into tunnel gre1";
+    assert_eq!(
+        found.iter().filter(|line| line.contains(word)).count(),
+        2,
+        "{found:?}"
     );
 }
 

@@ -5,13 +5,13 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use super::{Scene, TunnelDevice, clamp, ports::can_send};
+use super::{Scene, TunnelDevice, clamp};
 use crate::{
     control::{
         config::TunnelConfig,
         mirror::{Lookup, RouteKind, Table},
     },
-    fib::{Adjacency, Egress},
+    fib::{Adjacency, Egress, Mark},
     packet::MacAddr,
     tunnel::{Payload, Shim, Tunnel, TunnelId},
     xdp::{TunnelClass, TunnelMatch},
@@ -261,7 +261,7 @@ impl Scene<'_> {
             adjacency: self.adjacency(status.outer.filter(|_| status.sends())),
             forwards: self.forwards(t.ifindex),
             wire: bridge
-                .filter(|link| can_send(link))
+                .filter(|link| self.sends(link.index))
                 .and_then(|link| self.port(link.index)),
         }
     }
@@ -272,8 +272,10 @@ impl Scene<'_> {
         let port = self.port(outer.ifindex)?;
         let device = &self.devices[port.index()];
         let link = self.state.link(outer.ifindex)?;
-        (device.underlay && can_send(link)).then_some(Adjacency {
-            port,
+        (device.underlay && self.sends(link.index)).then_some(Adjacency {
+            port: device.vlan.map_or(port, |on| on.port),
+            vlan: device.vlan.map(|on| on.vid),
+            mark: Mark::of(outer.ifindex, outer.neighbour),
             destination: outer.mac?,
             source: link.mac?,
             mtu: outer.mtu,

@@ -24,14 +24,15 @@ use super::{
     path_mtu::PathMtus,
 };
 use crate::{
-    fib::{Adjacency, Egress, Fib},
+    fib::{Adjacency, Egress, Fib, OnPort},
     tunnel::{Tunnel, TunnelId},
     xdp::Plan,
 };
 use prefixes::PrefixChanges;
 use routes::RouteCompiler;
 
-/// A device that workers have sockets on; its place in the list is its [`PortId`].
+/// A device that workers have sockets on, or a VLAN device on one; its place in the list is its
+/// [`PortId`](crate::fib::PortId).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     pub name: String,
@@ -40,6 +41,8 @@ pub struct Device {
     pub overlay: bool,
     /// The steering program sees VLAN tags that the device keeps beside the frame.
     pub sees_tags: bool,
+    /// A VLAN device: where it is. That one stands before it.
+    pub vlan: Option<OnPort>,
 }
 
 /// A configured tunnel and its device in the kernel.

@@ -4,7 +4,7 @@ use super::{Device, Scene, TunnelDevice, TunnelStatus, clamp};
 use crate::{
     control::mirror::Link,
     fib::{Forwards, PortId, PortInfo},
-    xdp::PortPlan,
+    xdp::{OnDevice, PortPlan},
 };
 
 impl Scene<'_> {
@@ -31,11 +31,19 @@ impl Scene<'_> {
                 underlay: device.underlay,
                 overlay: device.overlay,
                 forwards: self.forwards(device.ifindex),
-                partial_checksums: self.is_veth(device.ifindex),
+                partial_checksums: self.is_veth(self.beneath(device).ifindex),
                 wire: self.wired(device).map(|(_, t)| t.id),
+                vlan: device.vlan,
             }
         };
         self.devices.iter().map(info).collect()
+    }
+
+    /// The device that has the sockets.
+    fn beneath<'a>(&'a self, device: &'a Device) -> &'a Device {
+        device
+            .vlan
+            .map_or(device, |on| &self.devices[on.port.index()])
     }
 
     fn is_veth(&self, ifindex: u32) -> bool {
@@ -59,6 +67,7 @@ impl Scene<'_> {
             let link = self.state.link(device.ifindex)?;
             // A tag that cannot be seen would be lost.
             let fit = link.up && link.master.is_none() && device.sees_tags;
+            let fit = fit && self.gets_its_frames(device);
             let largest = match fit {
                 true => self.largest_frame(tunnel, &statuses[n]),
                 false => 0,
@@ -79,6 +88,22 @@ impl Scene<'_> {
         (u32::from(status.mtu) + HEADER_AND_TAGS).min(room as u32)
     }
 
+    /// Whether frames with the tag of a VLAN device come to it: the one beneath is up, and not the end of a wire, which
+    /// takes them all.
+    fn gets_its_frames(&self, device: &Device) -> bool {
+        let beneath = self.beneath(device);
+        let link = self.state.link(beneath.ifindex);
+        let wired = self.wired(beneath).is_some();
+        device.vlan.is_none() || link.is_some_and(|link| link.up) && !wired
+    }
+
+    /// Whether packets get anywhere by a device, and by the one beneath it.
+    pub(super) fn sends(&self, ifindex: u32) -> bool {
+        let sends = |ifindex| self.state.link(ifindex).is_some_and(can_send);
+        let port = self.port(ifindex).map(|port| &self.devices[port.index()]);
+        sends(ifindex) && port.is_none_or(|device| sends(self.beneath(device).ifindex))
+    }
+
     /// A device whose frames the kernel would not simply route gets no role: it is down, enslaved to a bridge or bond, or
     /// carries VLAN devices whose tags the steering program cannot see; and no device has one where policy rules decide.
     pub(super) fn port_plan(&self, device: &Device) -> PortPlan {
@@ -91,7 +116,8 @@ impl Scene<'_> {
         };
         let fit = link.up
             && link.master.is_none()
-            && (device.sees_tags || !vlans())
+            && (device.sees_tags || device.vlan.is_none() && !vlans())
+            && self.gets_its_frames(device)
             && !self.state.foreign_rules();
         let forwards = self.forwards(device.ifindex);
         let wired = self.wired(device).is_some();
@@ -103,13 +129,17 @@ impl Scene<'_> {
             wire: wired.then_some(0),
             forward4: forwards.v4,
             forward6: forwards.v6,
-            partial_checksums: self.is_veth(device.ifindex),
+            partial_checksums: self.is_veth(self.beneath(device).ifindex),
+            vlan: device.vlan.map(|on| OnDevice {
+                ifindex: self.beneath(device).ifindex,
+                vid: on.vid,
+            }),
         }
     }
 }
 
 /// Whether packets get anywhere by a device. Without carrier the kernel keeps the route, drops what it sends and answers
 /// the sender when the neighbour stays silent; a permanent neighbour entry outlives the carrier.
-pub(super) fn can_send(link: &Link) -> bool {
+fn can_send(link: &Link) -> bool {
     link.up && link.carrier
 }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Scene, ends::Gateways, ports::can_send, prefixes::PrefixChanges};
+use super::{Scene, ends::Gateways, prefixes::PrefixChanges};
 use crate::{
     control::mirror::{self, Best, Hop, RouteKind, State, Touched},
     fib::{HopId, Multipath, Net, NextHop, Prefixes, RouteTable},
@@ -360,8 +360,8 @@ impl Scene<'_> {
                 mtu,
             };
         }
-        let sends = self.state.link(hop.oif).is_some_and(can_send);
-        match (self.port(hop.oif).filter(|_| sends), hop.gateway) {
+        let port = self.port(hop.oif).filter(|_| self.sends(hop.oif));
+        match (port, hop.gateway) {
             (Some(port), None) => NextHop::Connected { port, mtu },
             (Some(port), Some(gateway)) => NextHop::Via { port, gateway, mtu },
             (None, _) => NextHop::Kernel,

@@ -4,7 +4,7 @@ use super::{
     attribute::{Attribute, attributes},
     decode::{AF_UNSPEC, Undecodable, header, u32_at},
     decode_tunnel::tunnel,
-    model::{Link, TunnelKind},
+    model::{Link, TunnelKind, Vlan},
 };
 
 const IFINFOMSG: usize = 16;
@@ -22,6 +22,11 @@ const IFLA_XDP_PROG_ID: u16 = 4;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VLAN_ID: u16 = 1;
+const IFLA_VLAN_FLAGS: u16 = 2;
+const IFLA_VLAN_EGRESS_QOS: u16 = 3;
+const IFLA_VLAN_PROTOCOL: u16 = 5;
+const VLAN_FLAG_REORDER_HDR: u32 = 1;
+const ETH_P_8021Q: [u8; 2] = [0x81, 0x00];
 
 const IFF_UP: u32 = 1;
 const IFF_LOOPBACK: u32 = 1 << 3;
@@ -95,8 +100,25 @@ fn link_info(info: &Attribute<'_>, link: &mut Link) {
         link.tunnel = Some(Box::new(tunnel(kind, &data)));
     }
     if link.kind.as_deref() == Some("vlan") {
-        let data = find(IFLA_INFO_DATA);
-        let id = data.and_then(|data| data.nested().find(|a| a.kind == IFLA_VLAN_ID));
-        link.vlan = id.and_then(|a| a.u16());
+        link.vlan = find(IFLA_INFO_DATA).map(|data| vlan(&data));
     }
+}
+
+fn vlan(data: &Attribute<'_>) -> Vlan {
+    let mut vlan = Vlan::default();
+    for attribute in data.nested() {
+        match attribute.kind {
+            IFLA_VLAN_ID => vlan.id = attribute.u16().unwrap_or(0),
+            // struct ifla_vlan_flags: flags, then a mask.
+            IFLA_VLAN_FLAGS => {
+                let flags = u32_at(attribute.value, 0).unwrap_or(0);
+                vlan.reorders = flags & VLAN_FLAG_REORDER_HDR != 0;
+            }
+            IFLA_VLAN_EGRESS_QOS => vlan.marks = attribute.nested().next().is_some(),
+            // In network order; 802.1Q where there is none.
+            IFLA_VLAN_PROTOCOL => vlan.provider = attribute.value != ETH_P_8021Q,
+            _ => {}
+        }
+    }
+    vlan
 }

@@ -28,7 +28,7 @@ mod touched;
 
 pub use apply::Effect;
 pub use event::{Event, NetConfChange, RouteEvent};
-pub use model::{Address, KernelTunnel, Link, Neighbour, NetConf, Nud, Rule, TunnelKind};
+pub use model::{Address, KernelTunnel, Link, Neighbour, NetConf, Nud, Rule, TunnelKind, Vlan};
 pub use monitor::{Change, Monitor, Options};
 pub use nexthop::Nexthop;
 pub use parts::Parts;

@@ -31,8 +31,8 @@ pub struct Link {
     pub link_elsewhere: bool,
     /// The bridge, bond or VRF that this device belongs to.
     pub master: Option<u32>,
-    /// The VLAN number of a device of kind "vlan".
-    pub vlan: Option<u16>,
+    /// Of a device of kind "vlan".
+    pub vlan: Option<Vlan>,
     /// What a tunnel device of the kernel's does, where it is of a kind that is looked into.
     pub tunnel: Option<Box<KernelTunnel>>,
     /// Receive queues that the device was created with; `ethtool -l` knows how many are in use.
@@ -41,6 +41,18 @@ pub struct Link {
     /// The id of an attached XDP program. A program attached through a BPF link causes no message, so
     /// this is as old as the link's last change.
     pub xdp_program: Option<u32>,
+}
+
+/// What a VLAN device is told to do (ip-link(8), VLAN Type Support).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Vlan {
+    pub id: u16,
+    /// Its tags are 802.1ad's, not 802.1Q's.
+    pub provider: bool,
+    /// The tag is taken out of received frames, and put into sent ones late (`reorder_hdr on`).
+    pub reorders: bool,
+    /// Packets are sent with priorities in the tag (`egress-qos-map`).
+    pub marks: bool,
 }
 
 /// The kinds of the kernel's tunnel devices that are looked into.

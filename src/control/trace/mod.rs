@@ -14,9 +14,9 @@ use packet::{build, decrement, described, framed};
 use crate::{
     datapath::{
         DropReason, ForwardState, HandoverKind, PuntTo, TunnelRecord, Verdict, WorkerStats,
-        forward, forward_handover,
+        forward, forward_handover, receiver,
     },
-    fib::{Fib, IntoTunnel, PortId, PortInfo, Resolution, ResolutionCache},
+    fib::{Fib, IntoTunnel, OnPort, PortId, PortInfo, Resolution, ResolutionCache},
     packet::{Ipv4, Ipv6, MacAddr, PacketBuf, VecBuf, ethernet, flow},
     tunnel::{self, Payload, Tunnel, TunnelState},
 };
@@ -79,8 +79,8 @@ pub fn trace(probe: &Probe, scene: &Scene<'_>) -> Result<TraceReport, String> {
         slow(&packet, resolution, scene, &mut report);
         return Ok(report);
     };
-    let frame = framed(&packet, port.mac);
-    let steering = (scene.judge)(port.ifindex, &frame)?;
+    let frame = framed(&packet, port);
+    let steering = (scene.judge)(with_socket(scene.fib, port).ifindex, &frame)?;
     report.steering = Some(steering.to_owned());
     if !steering.starts_with("redirected") {
         report.reason = Some(steering.to_owned());
@@ -133,7 +133,15 @@ fn out_of(tunnel: &Tunnel, packet: &[u8], scene: &Scene<'_>) -> Result<TraceRepo
     let egress = scene.fib.egress(tunnel.id).adjacency;
     let ports = scene.fib.ports();
     let port = egress
-        .and_then(|adjacency| ports.get(adjacency.port.index()))
+        .map(|adjacency| {
+            let on = |vid| OnPort {
+                port: adjacency.port,
+                vid,
+            };
+            let vlan = adjacency.vlan.and_then(|vid| scene.fib.vlan(on(vid)));
+            vlan.unwrap_or(adjacency.port)
+        })
+        .and_then(|port| ports.get(port.index()))
         .or_else(|| ports.iter().find(|port| port.underlay));
     let mut report = TraceReport {
         packet: described(outer.data()),
@@ -143,8 +151,8 @@ fn out_of(tunnel: &Tunnel, packet: &[u8], scene: &Scene<'_>) -> Result<TraceRepo
     };
     let verdict = match port.and_then(|port| self::port(scene.fib, &port.name)) {
         Some((id, port)) => {
-            let frame = framed(outer.data(), port.mac);
-            let steering = (scene.judge)(port.ifindex, &frame)?;
+            let frame = framed(outer.data(), port);
+            let steering = (scene.judge)(with_socket(scene.fib, port).ifindex, &frame)?;
             report.steering = Some(steering.to_owned());
             if steering.starts_with("redirected") {
                 outer = VecBuf::new(HEADROOM, &frame);
@@ -240,15 +248,27 @@ fn arrival<'s>(probe: &Probe, scene: &'s Scene<'_>) -> Result<Arrival<'s>, Strin
     }
 }
 
+/// The port whose socket a port's frames come by: itself, or the one beneath a VLAN device.
+fn with_socket<'a>(fib: &'a Fib, port: &'a PortInfo) -> &'a PortInfo {
+    let beneath = port.vlan.and_then(|on| fib.port(on.port));
+    beneath.unwrap_or(port)
+}
+
 /// A verdict in words, and what leaves.
 fn conclude(verdict: Verdict, data: &[u8], fib: &Fib, report: &mut TraceReport) {
     match verdict {
         Verdict::Transmit(id) => {
-            let port = fib.port(id).map_or("", |port| &port.name);
+            let mut data = VecBuf::new(0, data);
+            let port = fib.port(receiver(data.data(), id, fib));
+            if port.is_some_and(|port| port.vlan.is_some()) {
+                // It was put on a moment ago.
+                let _ = ethernet::pop_tag(&mut data);
+            }
+            let port = port.map_or("", |port| &port.name);
             report.verdict = "sent".to_owned();
             report.path = "fast".to_owned();
             report.meaning = format!("by {port}");
-            if let Some((header, packet)) = data.split_at_checked(ethernet::HEADER_LEN) {
+            if let Some((header, packet)) = data.data().split_at_checked(ethernet::HEADER_LEN) {
                 report.leaves = Some(described(packet));
                 let mac = header[..6].try_into().map(|mac| MacAddr(mac).to_string());
                 report.next_hop = Some(NextHopReport {

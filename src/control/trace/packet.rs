@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use crate::{
     control::report::trace::{PacketReport, Probe},
+    fib::PortInfo,
     packet::{
-        EtherType, Gre, Ipv4, Ipv4Header, Ipv6, Ipv6Header, MacAddr, Udp, ethernet, ipv4, ipv6,
-        protocol,
+        EtherType, Gre, Ipv4, Ipv4Header, Ipv6, Ipv6Header, MacAddr, PacketBuf, Udp, VecBuf,
+        ethernet, ipv4, ipv6, protocol,
     },
     tunnel,
 };
@@ -106,15 +107,20 @@ pub(super) fn build(probe: &Probe) -> Result<Vec<u8>, String> {
 }
 
 /// Behind the Ethernet header of a stranger.
-pub(super) fn framed(packet: &[u8], to: MacAddr) -> Vec<u8> {
+pub(super) fn framed(packet: &[u8], port: &PortInfo) -> Vec<u8> {
     let mut frame = vec![0; ethernet::HEADER_LEN + packet.len()];
     let ether_type = match packet.first().map(|byte| byte >> 4) {
         Some(6) => EtherType::IPV6,
         _ => EtherType::IPV4,
     };
-    ethernet::write(&mut frame, to, STRANGER, ether_type);
+    ethernet::write(&mut frame, port.mac, STRANGER, ether_type);
     frame[ethernet::HEADER_LEN..].copy_from_slice(packet);
-    frame
+    let mut frame = VecBuf::new(ethernet::TAG_LEN, &frame);
+    if let Some(on) = port.vlan {
+        // There is room for it.
+        let _ = ethernet::push_tag(&mut frame, on.vid);
+    }
+    frame.data().to_vec()
 }
 
 /// As a router does.

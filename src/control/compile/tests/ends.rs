@@ -183,6 +183,8 @@ fn mcast_1_a_group_is_sent_to_by_its_device_whatever_the_routes_say() {
     assert_eq!(compiled.tunnels[0].word(), "up");
     let group: IpAddr = "239.1.1.1".parse().unwrap();
     let adjacency = Adjacency {
+        vlan: None,
+        mark: Mark::of(ETH0, group),
         port: PortId(0),
         destination: MacAddr([1, 0, 0x5e, 1, 1, 1]),
         source: MacAddr([2, 0, 0, 0, 0, ETH0 as u8]),

@@ -24,14 +24,14 @@ use crate::{
         config::Mtu,
         mirror::{
             Address, Event, Hop, Insertion, Link, Neighbour, NetConfChange, Nud, Route, RouteEvent,
-            RouteKind, Rule, Table,
+            RouteKind, Rule, Table, Vlan,
         },
         path_mtu::Rules,
     },
-    fib::{Forwards, PortId, Resolution},
-    packet::MacAddr,
+    fib::{Forwards, Mark, OnPort, PortId, Resolution},
+    packet::{MacAddr, Vid},
     tunnel::{FlowLabel, Tos, Ttl},
-    xdp::{PrefixAction, PrefixPlan},
+    xdp::{OnDevice, PrefixAction, PrefixPlan},
 };
 
 const ETH0: u32 = 2;
@@ -162,6 +162,7 @@ impl Net {
             underlay,
             overlay: !underlay,
             sees_tags: false,
+            vlan: None,
         };
         let mut net = Self {
             state: State::default(),
@@ -668,7 +669,10 @@ fn a_vlan_device_above_takes_the_role_where_tags_are_not_seen() {
     let mut net = Net::new();
     net.link(Link {
         link: Some(ETH1),
-        vlan: Some(7),
+        vlan: Some(Vlan {
+            id: 7,
+            ..Vlan::default()
+        }),
         ..link(20, "eth1.7", 1500)
     });
     let overlay = |net: &Net| net.compile().plan.ports[&ETH1].overlay;
@@ -676,6 +680,139 @@ fn a_vlan_device_above_takes_the_role_where_tags_are_not_seen() {
     assert!(net.compile().plan.ports[&ETH0].underlay);
     net.devices[1].sees_tags = true;
     assert!(overlay(&net));
+}
+
+/// Router on a stick: eth0 with VLANs 100, the underlay, and 7, the overlay.
+fn stick() -> Net {
+    const BLUE: u32 = 20;
+    const RED: u32 = 21;
+    let mut net = Net::new();
+    let vlan = |index, name: &str, id| Link {
+        kind: Some("vlan".into()),
+        link: Some(ETH0),
+        vlan: Some(Vlan {
+            id,
+            reorders: true,
+            ..Vlan::default()
+        }),
+        ..link(index, name, 1400)
+    };
+    net.link(vlan(BLUE, "eth0.100", 100));
+    net.link(vlan(RED, "eth0.7", 7));
+    let device = |name: &str, ifindex, underlay, id| Device {
+        name: name.into(),
+        ifindex,
+        underlay,
+        overlay: !underlay,
+        sees_tags: true,
+        vlan: Some(OnPort {
+            port: PortId(0),
+            vid: Vid::new(id).unwrap(),
+        }),
+    };
+    net.devices = vec![
+        Device {
+            underlay: false,
+            vlan: None,
+            sees_tags: true,
+            ..net.devices[0].clone()
+        },
+        device("eth0.100", BLUE, true, 100),
+        device("eth0.7", RED, false, 7),
+    ];
+    net.forwarding(false, RED as i32, true);
+    net.route("198.51.100.0/24", route_by(BLUE, Some("192.0.2.254")));
+    net.neighbour(BLUE, "192.0.2.254", Nud::Reachable);
+    net.route("10.1.0.0/24", route_by(RED, None));
+    net.neighbour(RED, "10.1.0.9", Nud::Reachable);
+    net.state
+        .apply(Event::DelNeighbour(ETH0, "192.0.2.254".parse().unwrap()));
+    net
+}
+
+#[test]
+fn vlan_devices_are_ports_by_the_socket_of_the_one_beneath() {
+    let mut net = stick();
+    // A later route of the same prefix replaces none: the one by eth0 goes.
+    net.state.apply(Event::Route(RouteEvent {
+        prefix: "198.51.100.0/24".parse().unwrap(),
+        table: Table::Main,
+        route: route_by(ETH0, Some("192.0.2.254")),
+        added: None,
+    }));
+    let compiled = net.compile();
+    let adjacency = |number, mac: u8, neighbour: &str| Adjacency {
+        port: PortId(0),
+        vlan: Vid::new(number),
+        mark: Mark::of(mac.into(), neighbour.parse().unwrap()),
+        destination: GATEWAY_MAC,
+        source: MacAddr([2, 0, 0, 0, 0, mac]),
+        mtu: 1400,
+    };
+    let out = compiled.fib.egress(TunnelId(0)).adjacency;
+    assert_eq!(out, Some(adjacency(100, 20, "192.0.2.254")));
+    let inside = compiled.fib.resolve("10.1.0.9".parse().unwrap());
+    assert_eq!(inside, Resolution::Adjacent(adjacency(7, 21, "10.1.0.9")));
+    let on = |number| {
+        Some(OnDevice {
+            ifindex: ETH0,
+            vid: Vid::new(number).unwrap(),
+        })
+    };
+    let ports = &compiled.plan.ports;
+    assert!(ports[&20].underlay && !ports[&20].overlay && ports[&20].vlan == on(100));
+    assert!(ports[&21].overlay && ports[&21].forward4 && ports[&21].vlan == on(7));
+    assert!(!ports[&ETH0].underlay && !ports[&ETH0].overlay);
+    assert_eq!(ports[&21].mac, [2, 0, 0, 0, 0, 21]);
+}
+
+#[test]
+fn a_vlan_device_has_no_role_where_its_frames_do_not_come() {
+    type Change = fn(&mut Net);
+    let changes: [(&str, Change); 5] = [
+        ("nothing", |_| ()),
+        ("tags are not seen", |net| {
+            for device in &mut net.devices {
+                device.sees_tags = false;
+            }
+        }),
+        ("the one beneath is down", |net| {
+            net.link(Link {
+                up: false,
+                ..link(ETH0, "eth0", 1500)
+            })
+        }),
+        ("in a bridge", |net| {
+            let vlan = net.state.link(21).unwrap().clone();
+            net.link(Link {
+                master: Some(40),
+                ..vlan
+            })
+        }),
+        ("the one beneath is a wire's end", |net| {
+            net.configs[1].mode = Mode::Gretap;
+            net.configs[1].bridge = Some("eth0".into());
+        }),
+    ];
+    for (name, change) in changes {
+        let mut net = stick();
+        change(&mut net);
+        let role = net.compile().plan.ports[&21].overlay;
+        assert_eq!(role, name == "nothing", "{name}");
+    }
+    // Where the one beneath cannot send, neither can it, whatever it says of itself (loose_binding).
+    let mut net = stick();
+    net.link(Link {
+        carrier: false,
+        ..link(ETH0, "eth0", 1500)
+    });
+    assert_eq!(net.resolve("10.1.0.9"), Resolution::Kernel);
+    // A bridge above the one beneath does not get what the VLAN device gets.
+    net.link(Link {
+        master: Some(40),
+        ..link(ETH0, "eth0", 1500)
+    });
+    assert!(net.compile().plan.ports[&21].overlay);
 }
 
 #[test]
@@ -810,6 +947,8 @@ fn only_usable_neighbours_of_our_devices_are_sent_to() {
     for (nud, usable) in states {
         net.neighbour(ETH1, "10.1.0.9", nud);
         let adjacent = Resolution::Adjacent(Adjacency {
+            vlan: None,
+            mark: Mark::of(ETH1, "10.1.0.9".parse().unwrap()),
             port: PortId(1),
             destination: GATEWAY_MAC,
             source: MacAddr([2, 0, 0, 0, 0, ETH1 as u8]),
@@ -831,6 +970,8 @@ fn only_usable_neighbours_of_our_devices_are_sent_to() {
 fn the_egress_is_the_gateways_link_address() {
     let net = Net::new();
     let adjacency = Adjacency {
+        vlan: None,
+        mark: Mark::of(ETH0, "192.0.2.254".parse().unwrap()),
         port: PortId(0),
         destination: GATEWAY_MAC,
         source: MacAddr([2, 0, 0, 0, 0, ETH0 as u8]),
