@@ -30,6 +30,7 @@ mod ports;
 mod privileges;
 pub mod report;
 mod router;
+mod rules;
 mod run;
 mod service;
 mod slots;
