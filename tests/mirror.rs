@@ -14,6 +14,7 @@ use std::{
 use greyhound::control::{
     mirror::{Monitor, Nud, Options, Parts, Prefix, RouteTable, State},
     netlink::{self, Family, Handle},
+    request::KernelRequest::*,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -460,18 +461,18 @@ fn requests_are_idempotent_and_their_errors_one_clear_line() {
         assert_eq!(handle.device("nothing").unwrap(), None);
         let device = handle.device("t0").unwrap().unwrap();
         let (v4, v6) = ("10.2.0.0/24".parse().unwrap(), "2001:db8:2::/64".parse().unwrap());
-        let error = handle.add_route(&device, v4).await.unwrap_err();
+        let error = handle.one(AddRoute(device.clone(), v4)).await.unwrap_err();
         assert_eq!(
             error.to_string(),
             "cannot add the route 10.2.0.0/24 on device t0: Network is down (os error 100); set the device up first"
         );
         for _ in 0..2 {
-            handle.set_mtu(&device, 1472).await.unwrap();
-            handle.set_up(&device, true).await.unwrap();
-            handle.add_address(&device, "172.16.0.1/30".parse().unwrap()).await.unwrap();
-            handle.add_address(&device, "2001:db8::1/64".parse().unwrap()).await.unwrap();
-            handle.add_route(&device, v4).await.unwrap();
-            handle.add_route(&device, v6).await.unwrap();
+            handle.one(SetMtu(device.clone(), 1472)).await.unwrap();
+            handle.one(SetUp(device.clone(), true)).await.unwrap();
+            handle.one(AddAddress(device.clone(), "172.16.0.1/30".parse().unwrap())).await.unwrap();
+            handle.one(AddAddress(device.clone(), "2001:db8::1/64".parse().unwrap())).await.unwrap();
+            handle.one(AddRoute(device.clone(), v4)).await.unwrap();
+            handle.one(AddRoute(device.clone(), v6)).await.unwrap();
         }
         until(&mut monitor, "everything is there", |state| {
             state.link(device.index).is_some_and(|link| link.up && link.mtu == 1472)
@@ -486,16 +487,16 @@ fn requests_are_idempotent_and_their_errors_one_clear_line() {
         // Somebody else's route of the same prefix is left alone.
         for prefix in ["10.7.0.0/24", "2001:db8:7::/64"] {
             namespace.ip(&format!("route add {prefix} dev lo"));
-            let error = handle.add_route(&device, prefix.parse().unwrap()).await.unwrap_err();
+            let error = handle.one(AddRoute(device.clone(), prefix.parse().unwrap())).await.unwrap_err();
             let end = "File exists (os error 17); another route of that prefix is there, see `ip route`";
             assert_eq!(error.to_string(), format!("cannot add the route {prefix} on device t0: {end}"));
         }
-        handle.set_up(&device, false).await.unwrap();
-        handle.delete_link(&device).await.unwrap();
-        handle.delete_link(&device).await.unwrap();
+        handle.one(SetUp(device.clone(), false)).await.unwrap();
+        handle.one(DeleteLink(device.clone())).await.unwrap();
+        handle.one(DeleteLink(device.clone())).await.unwrap();
         assert_eq!(handle.device("t0").unwrap(), None);
         until(&mut monitor, "the link is gone", |s| s.link_by_name("t0").is_none()).await;
-        let error = handle.set_up(&device, true).await.unwrap_err();
+        let error = handle.one(SetUp(device.clone(), true)).await.unwrap_err();
         assert_eq!(
             error.to_string(),
             "cannot set the link up on device t0: No such device (os error 19)"
@@ -525,8 +526,8 @@ fn a_neighbour_in_use_is_resolved_by_the_kernel() {
             let ip = ip.parse().unwrap();
             assert!(monitor.state().neighbour(device.index, ip).is_none());
             // Twice: an entry that exists is no error.
-            handle.use_neighbour(&device, ip).await.unwrap();
-            handle.use_neighbour(&device, ip).await.unwrap();
+            handle.one(Refresh(device.clone(), ip)).await.unwrap();
+            handle.one(Refresh(device.clone(), ip)).await.unwrap();
             until(&mut monitor, "the neighbour is resolved", |state| {
                 let entry = state.neighbour(device.index, ip);
                 entry.is_some_and(|n| mac == n.mac.unwrap().to_string())
@@ -535,7 +536,7 @@ fn a_neighbour_in_use_is_resolved_by_the_kernel() {
         }
         // Nobody there: never usable.
         let nobody = "10.0.0.3".parse().unwrap();
-        handle.use_neighbour(&device, nobody).await.unwrap();
+        handle.one(Refresh(device.clone(), nobody)).await.unwrap();
         until(&mut monitor, "the attempt has failed", |state| {
             let entry = state.neighbour_entry(device.index, nobody);
             entry.is_some_and(|n| n.nud == Nud::Failed)

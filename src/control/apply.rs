@@ -3,16 +3,23 @@
 //! What can fail comes first, and each step of it can be undone: new devices, addresses and routes, a fast path on other
 //! devices. Then everything changes at once for packets, by one publication. What is no longer wanted goes last.
 
-use std::{cell::RefCell, collections::HashSet, time::Instant};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
 
 use ipnet::IpNet;
 
 use super::{
     change::{Change, ChangeError, Done, Wanted, difference},
+    config::TunnelConfig,
+    files::{self, FilesError},
     mirror::Monitor,
     netlink::{Device, Handle, RequestError},
+    request::{self, KernelRequest},
     router::Router,
-    run::{KernelRequest, RunError, settle},
+    run::{RunError, settle},
     slowpath::{SlowPathError, Tun},
     tunnels::{self, TunnelEntry, TunnelError},
     wires,
@@ -24,6 +31,8 @@ use crate::tunnel::TunnelId;
 pub enum ApplyError {
     #[error(transparent)]
     Change(#[from] ChangeError),
+    #[error(transparent)]
+    Files(#[from] FilesError),
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
     #[error("tunnel {0}")]
@@ -43,13 +52,12 @@ struct Prepared {
 
 impl Prepared {
     async fn take_back(self, router: &RefCell<Router>, handle: &Handle) {
-        for request in self.undo.into_iter().rev() {
-            request.carry_out(handle).await;
-        }
-        for (entry, tun) in self.made {
+        let undo: Vec<_> = self.undo.into_iter().rev().collect();
+        request::carry_out(&undo, handle).await;
+        for (entry, _) in &self.made {
             router.borrow_mut().give_slot_back(entry.id);
-            tunnels::take_back(entry, &tun, handle).await;
         }
+        tunnels::take_back(self.made, handle).await;
         router.borrow_mut().mend_wires();
     }
 }
@@ -66,6 +74,7 @@ pub async fn apply(
         router.borrow_mut().adopt(wanted);
         return Ok(change.done);
     }
+    files::enough_for(wanted.config.tunnels.len())?;
     let mut prepared = Prepared::default();
     if let Err(why) = prepare(router, monitor, handle, (&wanted, &change), &mut prepared).await {
         prepared.take_back(router, handle).await;
@@ -85,12 +94,9 @@ pub async fn apply(
     let left = router
         .borrow_mut()
         .commit(wanted, &change, prepared.made, state);
-    for request in left.requests.into_iter().chain(cleared) {
-        request.carry_out(handle).await;
-    }
-    for entry in left.tunnels {
-        tunnels::end(entry, handle).await;
-    }
+    request::carry_out(&left.requests, handle).await;
+    request::carry_out(&cleared, handle).await;
+    tunnels::end(left.tunnels, handle).await;
     Ok(change.done)
 }
 
@@ -106,92 +112,115 @@ async fn prepare(
     router.borrow_mut().hear(&heard)?;
     let moving = Moving::of(router.borrow().tunnels(), change);
     let state = monitor.state();
+    let mut failed = None;
+    let mut new = Vec::with_capacity(change.added.len());
     for config in &change.added {
-        let id = router.borrow_mut().take_slot();
         let mut bare = config.clone();
-        bare.routes.retain(|route| moving.device(route).is_none());
-        let made = tunnels::create_one(id, &bare, &wanted.config.router, state, handle).await;
-        let (mut entry, tun) = match made {
-            Ok(made) => made,
-            Err(why) => {
+        bare.routes.retain(|route| !moving.is(route));
+        new.push(tunnels::Wanted {
+            id: router.borrow_mut().take_slot(),
+            config: bare,
+            handed: None,
+        });
+    }
+    let slots: Vec<_> = new.iter().map(|tunnel| tunnel.id).collect();
+    match tunnels::create(new, &wanted.config.router, state, handle).await {
+        Ok(made) => prepared.made = made,
+        Err(why) => {
+            for id in slots {
                 router.borrow_mut().give_slot_back(id);
-                return Err(why.into());
             }
-        };
-        let device = entry.device.clone();
-        entry.config = config.clone();
-        prepared.made.push((entry, tun));
-        for route in &config.routes {
-            moving.replace(handle, &device, *route, prepared).await?;
+            return Err(why.into());
         }
+    }
+    let mut steps = Vec::new();
+    for ((entry, _), config) in prepared.made.iter_mut().zip(&change.added) {
+        entry.config = config.clone();
+        let routes = config.routes.iter();
+        steps.extend(routes.filter_map(|route| moving.step(&entry.device, *route)));
     }
     for (id, config) in &change.altered {
         tunnels::refuse_mtu(state, config, &wanted.config.router.underlay)?;
-        let Some((device, addresses, routes)) = router.borrow().terms(*id) else {
-            continue;
-        };
-        for address in config.address.iter().filter(|a| !addresses.contains(a)) {
-            let undo = KernelRequest::DeleteAddress(device.clone(), *address);
-            handle.add_address(&device, *address).await?;
-            prepared.undo.push(undo);
-        }
-        for route in config.routes.iter().filter(|r| !routes.contains(r)) {
-            if moving.device(route).is_some() {
-                moving.replace(handle, &device, *route, prepared).await?;
-                continue;
-            }
-            handle.add_route(&device, *route).await?;
-            let undo = KernelRequest::DeleteRoute(device.clone(), *route);
-            prepared.undo.push(undo);
+        if let Some(terms) = router.borrow().terms(*id) {
+            steps.extend(new_terms(&terms, config, &moving));
         }
     }
-    Ok(())
+    let (requests, undo): (Vec<_>, Vec<_>) = steps.into_iter().unzip();
+    for (outcome, undo) in handle.all(&requests).await.into_iter().zip(undo) {
+        match outcome {
+            Ok(()) => prepared.undo.push(undo),
+            Err(why) => failed = failed.or(Some(why)),
+        }
+    }
+    failed.map_or(Ok(()), |why| Err(why.into()))
 }
 
-/// Routes that leave one tunnel for another within the same change.
-struct Moving(Vec<(IpNet, Device)>);
+/// A request, and what undoes it.
+type Step = (KernelRequest, KernelRequest);
+/// A tunnel's device, and the addresses and routes that the configuration put there.
+type Terms = (Device, Vec<IpNet>, Vec<IpNet>);
+
+/// What a tunnel that goes on gets in addition.
+fn new_terms(
+    (device, addresses, routes): &Terms,
+    config: &TunnelConfig,
+    moving: &Moving,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for address in config.address.iter().filter(|a| !addresses.contains(a)) {
+        steps.push((
+            KernelRequest::AddAddress(device.clone(), *address),
+            KernelRequest::DeleteAddress(device.clone(), *address),
+        ));
+    }
+    for route in config.routes.iter().filter(|r| !routes.contains(r)) {
+        steps.push(moving.step(device, *route).unwrap_or_else(|| {
+            (
+                KernelRequest::AddRoute(device.clone(), *route),
+                KernelRequest::DeleteRoute(device.clone(), *route),
+            )
+        }));
+    }
+    steps
+}
+
+/// Routes that leave one tunnel for another within the same change, and the devices that they leave.
+struct Moving(HashMap<IpNet, Device>);
 
 impl Moving {
     fn of(running: &[TunnelEntry], change: &Change) -> Self {
-        let altered = |id: TunnelId| change.altered.iter().find(|(other, _)| *other == id);
-        let mut leaving = Vec::new();
-        for entry in running {
-            let stays = |route: &&IpNet| match altered(entry.id) {
-                Some((_, config)) => config.routes.contains(route),
-                None => !change.removed.contains(&entry.id),
-            };
-            let routes = entry.config.routes.iter().filter(|route| !stays(route));
-            leaving.extend(routes.map(|route| (*route, entry.device.clone())));
-        }
+        let altered: HashMap<TunnelId, _> = (change.altered.iter())
+            .map(|(id, config)| (*id, config))
+            .collect();
+        let removed: HashSet<TunnelId> = change.removed.iter().copied().collect();
         let arriving: HashSet<IpNet> = (change.added.iter())
             .chain(change.altered.iter().map(|(_, config)| config))
             .flat_map(|config| config.routes.iter().copied())
             .collect();
-        leaving.retain(|(route, _)| arriving.contains(route));
+        let mut leaving = HashMap::new();
+        for entry in running {
+            let stays = |route: &IpNet| match altered.get(&entry.id) {
+                Some(config) => config.routes.contains(route),
+                None => !removed.contains(&entry.id),
+            };
+            let routes = entry.config.routes.iter();
+            let moving = routes.filter(|route| arriving.contains(route) && !stays(route));
+            leaving.extend(moving.map(|route| (*route, entry.device.clone())));
+        }
         Self(leaving)
     }
 
-    /// The device that the route leaves.
-    fn device(&self, route: &IpNet) -> Option<&Device> {
-        let found = self.0.iter().find(|(moving, _)| moving == route);
-        found.map(|(_, device)| device)
+    fn is(&self, route: &IpNet) -> bool {
+        self.0.contains_key(route)
     }
 
     /// Moves a route to its new device; one that does not move is left alone.
-    async fn replace(
-        &self,
-        handle: &Handle,
-        to: &Device,
-        route: IpNet,
-        prepared: &mut Prepared,
-    ) -> Result<(), RequestError> {
-        let Some(from) = self.device(&route) else {
-            return Ok(());
-        };
-        handle.replace_route(to, route).await?;
-        let undo = KernelRequest::ReplaceRoute(from.clone(), route);
-        prepared.undo.push(undo);
-        Ok(())
+    fn step(&self, to: &Device, route: IpNet) -> Option<Step> {
+        let from = self.0.get(&route)?;
+        Some((
+            KernelRequest::ReplaceRoute(to.clone(), route),
+            KernelRequest::ReplaceRoute(from.clone(), route),
+        ))
     }
 }
 
@@ -236,8 +265,7 @@ impl Router {
         self.slots.give_back(id, Instant::now());
     }
 
-    /// A tunnel's device, and the addresses and routes that the configuration put there.
-    fn terms(&self, id: TunnelId) -> Option<(Device, Vec<IpNet>, Vec<IpNet>)> {
+    fn terms(&self, id: TunnelId) -> Option<Terms> {
         let entry = self.tunnels.iter().find(|entry| entry.id == id)?;
         let config = &entry.config;
         Some((

@@ -12,8 +12,8 @@ use super::{
     compile::{OuterHop, TunnelStatus},
     mirror::{Parts, State},
     path_mtu::{FirstHop, Rules, Unreachable},
+    request::KernelRequest,
     router::Router,
-    run::KernelRequest,
     slowpath::{OuterError, Path},
 };
 use crate::{packet::icmp, tunnel::TunnelId};

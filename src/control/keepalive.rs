@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    config::Keepalive, mirror::State, router::Router, run::KernelRequest, tunnels::TunnelEntry,
+    config::Keepalive, mirror::State, request::KernelRequest, router::Router, tunnels::TunnelEntry,
 };
 
 /// How often a tunnel whose device is down is looked at.

@@ -4,24 +4,26 @@
 //! device, and the kernel's reason. Reading is the mirror's job.
 
 use std::{
+    collections::HashSet,
     fs,
     io::{self, ErrorKind},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    pin::pin,
 };
 
-use futures_util::{TryStreamExt, pin_mut};
+use futures_util::{Stream, StreamExt, TryStreamExt, pin_mut};
 use ipnet::IpNet;
 use rtnetlink::{
-    LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
+    RouteMessageBuilder,
     packet_route::{
-        address::{AddressAttribute, AddressMessage},
-        link::LinkAttribute,
-        neighbour::{NeighbourFlags, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
+        link::LinkMessage,
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage},
         tc::{TcAttribute, TcHandle},
     },
 };
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+
+use super::{bulk, request::KernelRequest};
 
 /// A device to be changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,53 +88,56 @@ impl Handle {
         }
     }
 
-    /// Sets the device up or down.
-    pub async fn set_up(&self, device: &Device, up: bool) -> Result<(), RequestError> {
-        let link = LinkUnspec::new_with_index(device.index);
-        let (link, word) = if up {
-            (link.up(), "up")
-        } else {
-            (link.down(), "down")
+    /// Carries out requests, many in one system call, and in their order; the outcome of each.
+    pub async fn all(&self, requests: &[KernelRequest]) -> Vec<Result<(), RequestError>> {
+        let mut outcomes = Vec::with_capacity(requests.len());
+        for group in requests.chunk_by(|a, b| !takes_several(a) && !takes_several(b)) {
+            match group {
+                [KernelRequest::RemoveClsact(device)] => {
+                    outcomes.push(self.remove_clsact(device).await);
+                }
+                group => outcomes.extend(self.together(group).await),
+            }
+        }
+        outcomes
+    }
+
+    /// Carries out one request.
+    pub async fn one(&self, request: KernelRequest) -> Result<(), RequestError> {
+        let outcome = self.all(std::slice::from_ref(&request)).await;
+        outcome.into_iter().collect()
+    }
+
+    async fn together(&self, requests: &[KernelRequest]) -> Vec<Result<(), RequestError>> {
+        let mut outcomes = match self.messages(requests) {
+            Ok(messages) => bulk::ask(&messages),
+            Err(error) => Err(error),
+        }
+        .unwrap_or_else(|error| {
+            let same = |_| Err(io::Error::new(error.kind(), error.to_string()));
+            requests.iter().map(same).collect()
+        });
+        let taken = |outcome: &io::Result<()>| matches!(outcome, Err(error) if error.raw_os_error() == Some(libc::EEXIST));
+        // The route that is there may be the one that was asked for.
+        if outcomes.iter().any(taken) {
+            let mut known = KnownRoutes::default();
+            for (outcome, request) in outcomes.iter_mut().zip(requests) {
+                if let (KernelRequest::AddRoute(device, prefix), true) = (request, taken(outcome)) {
+                    if known.has(self, device, *prefix).await {
+                        *outcome = Ok(());
+                    }
+                }
+            }
+        }
+        let named = |(outcome, request): (io::Result<()>, &KernelRequest)| {
+            outcome.or_else(|reason| refused(request, reason))
         };
-        let attempt = || format!("set the link {word}");
-        self.change(device, link, attempt).await
+        outcomes.into_iter().zip(requests).map(named).collect()
     }
 
-    /// Sets the MTU, in bytes.
-    pub async fn set_mtu(&self, device: &Device, mtu: u32) -> Result<(), RequestError> {
-        let link = LinkUnspec::new_with_index(device.index).mtu(mtu);
-        self.change(device, link, || format!("set the MTU {mtu}"))
-            .await
-    }
-
-    /// Gives the device its carrier, or takes it away (`ip link set DEVICE carrier on`); a TUN device has that
-    /// (drivers/net/tun.c, `tun_net_change_carrier`).
-    pub async fn set_carrier(&self, device: &Device, on: bool) -> Result<(), RequestError> {
-        let attribute = LinkAttribute::Carrier(on.into());
-        let link = LinkUnspec::new_with_index(device.index).append_extra_attribute(attribute);
-        let word = if on { "on" } else { "off" };
-        self.change(device, link, || format!("set the carrier {word}"))
-            .await
-    }
-
-    async fn change(
-        &self,
-        device: &Device,
-        link: LinkMessageBuilder<LinkUnspec>,
-        attempt: impl FnOnce() -> String,
-    ) -> Result<(), RequestError> {
-        let outcome = self.0.link().change(link.build()).execute().await;
-        check(outcome, device, attempt)
-    }
-
-    /// Removes the device, and with it its addresses and routes. One that is not there any more is success.
-    pub async fn delete_link(&self, device: &Device) -> Result<(), RequestError> {
-        let outcome = self.0.link().del(device.index).execute().await;
-        let result = check(outcome, device, || "delete the link".into());
-        result.or_else(|error| match error.errno() {
-            Some(libc::ENODEV) => Ok(()),
-            _ => Err(error),
-        })
+    fn messages(&self, requests: &[KernelRequest]) -> io::Result<Vec<bulk::Message>> {
+        let messages = requests.iter().map(KernelRequest::message);
+        messages.filter_map(io::Result::transpose).collect()
     }
 
     /// Removes the device's clsact qdisc unless there are filters in it. One that is not there any more is success.
@@ -151,153 +156,95 @@ impl Handle {
         message.header.parent = TcHandle::CLSACT;
         // So that a qdisc of another kind in its place is not meant.
         message.attributes.push(TcAttribute::Kind("clsact".into()));
-        let outcome = request.execute().await;
-        let result = check(outcome, device, || "remove the qdisc clsact".into());
-        result.or_else(|error| match error.errno() {
-            Some(libc::ENODEV | libc::ENOENT | libc::EINVAL) => Ok(()),
-            _ => Err(error),
-        })
-    }
-
-    /// Puts an address on the device.
-    pub async fn add_address(&self, device: &Device, address: IpNet) -> Result<(), RequestError> {
-        let add = (self.0.address()).add(device.index, address.addr(), address.prefix_len());
-        let outcome = add.replace().execute().await;
-        check(outcome, device, || format!("add the address {address}"))
-    }
-
-    /// Takes an address off the device. One that is not there any more, or whose device is not, is success.
-    pub async fn delete_address(
-        &self,
-        device: &Device,
-        address: IpNet,
-    ) -> Result<(), RequestError> {
-        let mut message = AddressMessage::default();
-        message.header.index = device.index;
-        message.header.prefix_len = address.prefix_len();
-        message.header.family = match address {
-            IpNet::V4(_) => rtnetlink::packet_route::AddressFamily::Inet,
-            IpNet::V6(_) => rtnetlink::packet_route::AddressFamily::Inet6,
+        let outcome = match request.execute().await {
+            Ok(()) => Ok(()),
+            Err(rtnetlink::Error::NetlinkError(message)) => Err(message.to_io()),
+            Err(other) => Err(io::Error::other(other)),
         };
-        for attribute in [AddressAttribute::Local, AddressAttribute::Address] {
-            message.attributes.push(attribute(address.addr()));
-        }
-        let outcome = self.0.address().del(message).execute().await;
-        let result = check(outcome, device, || format!("delete the address {address}"));
-        gone_is_fine(result)
-    }
-
-    /// Installs a route out of the device in table main, protocol static, default metric. Somebody else's route of the same
-    /// prefix and metric stays, and is an error: it may be the way to the tunnel's far end. The device must be up.
-    pub async fn add_route(&self, device: &Device, prefix: IpNet) -> Result<(), RequestError> {
-        let attempt = || format!("add the route {prefix}");
-        let route = static_route(device, prefix).map_err(|e| refused(attempt, device, e))?;
-        let outcome = self.0.route().add(route).execute().await;
-        match check(outcome, device, attempt) {
-            Err(e) if e.errno() == Some(libc::EEXIST) && self.has_route(device, prefix).await => {
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    /// As [`add_route`](Self::add_route), in the place of a route of that prefix and metric out of another device: at no
-    /// moment is there none.
-    pub async fn replace_route(&self, device: &Device, prefix: IpNet) -> Result<(), RequestError> {
-        let attempt = || format!("replace the route {prefix}");
-        let route = static_route(device, prefix).map_err(|e| refused(attempt, device, e))?;
-        let outcome = self.0.route().add(route).replace().execute().await;
-        check(outcome, device, attempt)
-    }
-
-    /// Removes a route that [`add_route`](Self::add_route) installed. One that is not there any more is success.
-    pub async fn delete_route(&self, device: &Device, prefix: IpNet) -> Result<(), RequestError> {
-        let attempt = || format!("delete the route {prefix}");
-        let route = static_route(device, prefix).map_err(|e| refused(attempt, device, e))?;
-        let outcome = self.0.route().del(route).execute().await;
-        gone_is_fine(check(outcome, device, attempt))
+        outcome.or_else(|reason| refused(&KernelRequest::RemoveClsact(device.clone()), reason))
     }
 
     /// Whether table main has a route of exactly this prefix out of the device.
     pub async fn has_route(&self, device: &Device, prefix: IpNet) -> bool {
-        let all = match prefix {
-            IpNet::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
-            IpNet::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        KnownRoutes::default().has(self, device, prefix).await
+    }
+
+    /// Every route of a family, in every table.
+    pub(super) fn routes(&self, v6: bool) -> impl Stream<Item = RouteMessage> + use<> {
+        let all = match v6 {
+            false => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            true => RouteMessageBuilder::<Ipv6Addr>::new().build(),
         };
-        let mut routes = self.0.route().get(all).execute();
-        while let Ok(Some(route)) = routes.try_next().await {
-            let out =
-                |a: &RouteAttribute| matches!(a, RouteAttribute::Oif(i) if *i == device.index);
-            let to = route.attributes.iter().find_map(|a| match a {
-                RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
-                RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
-                _ => None,
-            });
-            // The default route has no destination attribute.
-            let same = to.map_or(prefix.prefix_len() == 0, |ip| ip == prefix.addr());
-            let len = route.header.destination_prefix_length;
-            if same && len == prefix.prefix_len() && route.attributes.iter().any(out) {
-                return true;
-            }
-        }
-        false
+        let routes = self.0.route().get(all).execute();
+        routes.filter_map(|route| std::future::ready(route.ok()))
     }
 
-    /// Tells the kernel that a neighbour is in use (NTF_USE), so that it resolves the address, or probes it when stale,
-    /// as if it sent a packet there. Not for permanent entries (`Nud::is_static`): they would lose that.
-    pub async fn use_neighbour(&self, device: &Device, ip: IpAddr) -> Result<(), RequestError> {
-        let add = self.0.neighbours().add(device.index, ip);
-        let add = add.state(NeighbourState::None).flags(NeighbourFlags::Use);
-        // With NLM_F_EXCL an entry that exists would be an error.
-        let outcome = add.replace().execute().await;
-        check(outcome, device, || format!("resolve the neighbour {ip}"))
+    /// Every link.
+    pub(super) fn links(&self) -> impl Stream<Item = LinkMessage> + use<> {
+        let links = self.0.link().get().execute();
+        links.filter_map(|link| std::future::ready(link.ok()))
     }
 }
 
-/// A route of table main, protocol static, default metric.
-fn static_route(device: &Device, prefix: IpNet) -> io::Result<RouteMessage> {
-    let prefix = prefix.trunc();
-    Ok(RouteMessageBuilder::<IpAddr>::new()
-        .destination_prefix(prefix.addr(), prefix.prefix_len())
-        .map_err(|error| io::Error::new(ErrorKind::InvalidInput, error.to_string()))?
-        .output_interface(device.index)
-        // As iproute2: without a gateway the destinations are on the link. IPv6 knows no scopes.
-        .scope(match prefix {
-            IpNet::V4(_) => RouteScope::Link,
-            IpNet::V6(_) => RouteScope::Universe,
-        })
-        .build())
-}
-
-fn refused(attempt: impl FnOnce() -> String, device: &Device, reason: io::Error) -> RequestError {
-    RequestError {
-        attempt: attempt(),
-        device: device.name.clone(),
-        reason,
-    }
-}
-
-/// What was to be removed and is not there is removed; with its device everything on it goes.
-fn gone_is_fine(result: Result<(), RequestError>) -> Result<(), RequestError> {
-    result.or_else(|error| match error.errno() {
-        Some(libc::EADDRNOTAVAIL | libc::ESRCH | libc::ENODEV) => Ok(()),
-        _ => Err(error),
+/// The device that a route leads out of, if there is one only.
+pub(super) fn device_of(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
     })
 }
 
-fn check(
-    outcome: Result<(), rtnetlink::Error>,
-    device: &Device,
-    attempt: impl FnOnce() -> String,
-) -> Result<(), RequestError> {
-    let reason = match outcome {
-        Ok(()) => return Ok(()),
-        Err(rtnetlink::Error::NetlinkError(message)) => message.to_io(),
-        Err(other) => io::Error::other(other),
-    };
+/// The routes of table main with a device, as (device, prefix): read once, and only if somebody asks.
+#[derive(Default)]
+pub(super) struct KnownRoutes {
+    read: [bool; 2],
+    routes: HashSet<(u32, IpNet)>,
+}
+
+impl KnownRoutes {
+    pub async fn has(&mut self, handle: &Handle, device: &Device, prefix: IpNet) -> bool {
+        let v6 = prefix.addr().is_ipv6();
+        if !std::mem::replace(&mut self.read[usize::from(v6)], true) {
+            let mut routes = pin!(handle.routes(v6));
+            while let Some(route) = routes.next().await {
+                if route.header.table == RouteHeader::RT_TABLE_MAIN {
+                    let net = prefix_of(&route, v6);
+                    self.routes.extend(device_of(&route).zip(net));
+                }
+            }
+        }
+        self.routes.contains(&(device.index, prefix.trunc()))
+    }
+}
+
+fn prefix_of(route: &RouteMessage, v6: bool) -> Option<IpNet> {
+    let to = route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    });
+    // The default route has no destination attribute.
+    let to = to.unwrap_or(match v6 {
+        false => Ipv4Addr::UNSPECIFIED.into(),
+        true => Ipv6Addr::UNSPECIFIED.into(),
+    });
+    IpNet::new(to, route.header.destination_prefix_length).ok()
+}
+
+fn takes_several(request: &KernelRequest) -> bool {
+    matches!(request, KernelRequest::RemoveClsact(_))
+}
+
+fn refused(request: &KernelRequest, reason: io::Error) -> Result<(), RequestError> {
+    if reason
+        .raw_os_error()
+        .is_some_and(|errno| request.is_so_already(errno))
+    {
+        return Ok(());
+    }
     Err(RequestError {
-        attempt: attempt(),
-        device: device.name.clone(),
+        attempt: request.attempt(),
+        device: request.device().name.clone(),
         reason,
     })
 }

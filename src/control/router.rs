@@ -30,7 +30,8 @@ use super::{
         routes::RoutePage,
         trace::{Probe, TraceReport},
     },
-    run::{KernelRequest, RunError},
+    request::KernelRequest,
+    run::RunError,
     slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
     statistics,
@@ -396,7 +397,7 @@ impl Router {
             let mtu = entry.new_mtu(state, &underlay)?;
             let name = &entry.config.name;
             tracing::info!("tunnel {name}: MTU {mtu}");
-            Some(KernelRequest::SetMtu(entry.device.clone(), mtu))
+            Some(KernelRequest::SetMtu(entry.device.clone(), mtu.into()))
         };
         self.tunnels.iter_mut().filter_map(mtu).collect()
     }
@@ -724,10 +725,14 @@ impl Router {
         reports
     }
 
-    /// Leaves everything to the kernel and ends the threads. The tunnels' devices are still there.
-    pub(super) fn stop(mut self) -> Vec<TunnelEntry> {
+    /// Leaves everything to the kernel and ends the workers. The tunnels' devices are still there, and open in the slow path,
+    /// which does nothing any more: closing those that are not persistent would remove them one by one.
+    pub(super) fn stop(mut self) -> (Vec<TunnelEntry>, SlowPath) {
         self.stop_fast_path();
-        self.tunnels
+        if let Err(why) = self.slow.pause() {
+            tracing::warn!("{why}");
+        }
+        (self.tunnels, self.slow)
     }
 }
 

@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
@@ -20,15 +19,17 @@ use super::{
     change::ChangeError,
     claim::{ClaimError, Claims},
     config::Config,
-    fastpath,
+    fastpath, files,
     heard::Reports,
     heirs::Heirs,
     metrics::{Endpoint, Listener, MetricsError},
     mirror::{MirrorError, Monitor, Options, Parts, State},
-    netlink::{Device, Handle, RequestError},
+    netlink::{Device, Handle},
     ports,
     privileges::{self, PrivilegeError},
+    removal::remove,
     report::MirrorReport,
+    request,
     router::Router,
     service::Service,
     slowpath::{OuterError, SlowPathError, Tun},
@@ -51,6 +52,8 @@ const SETTLE: Duration = Duration::from_secs(2);
 pub enum RunError {
     #[error(transparent)]
     Takeover(#[from] TakeoverError),
+    #[error(transparent)]
+    Files(#[from] files::FilesError),
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
     #[error(transparent)]
@@ -89,6 +92,8 @@ impl RunError {
 /// Runs the router in the foreground until SIGTERM or SIGINT, or until another process takes over; `path` is where the
 /// configuration came from. With `takeover` it goes on where the router that answers on the control socket is.
 pub fn run(config: Config, path: &Path, takeover: bool) -> Result<(), RunError> {
+    files::raise();
+    files::enough_for(config.tunnels.len())?;
     // An address that the other router has comes along from it.
     let bound = config.router.metrics.map(Listener::bind).transpose();
     let listener = match bound {
@@ -168,9 +173,7 @@ async fn run_until_told(
     let router = match Router::start(config, path, state, made, claims, taken.as_mut()) {
         Ok(router) => RefCell::new(router),
         Err(why) => {
-            for device in &new {
-                tunnels::remove(device, &handle).await;
-            }
+            remove(&new, &handle).await;
             wires::take_up(&fresh, &handle).await;
             return Err(why);
         }
@@ -181,16 +184,12 @@ async fn run_until_told(
         taken.done()?;
         socket.own();
         let requests = heirs.settled(&router.borrow());
-        for request in requests {
-            request.carry_out(&handle).await;
-        }
+        request::carry_out(&requests, &handle).await;
         heirs.end(&handle).await;
         tracing::info!("taken over");
     }
     let cleared = wires::clear(&router.borrow().config, monitor.state(), &inherited);
-    for request in cleared {
-        request.carry_out(&handle).await;
-    }
+    request::carry_out(&cleared, &handle).await;
     tracing::info!("ready");
     let mut service = Service::find();
     service.status(router.borrow().summary());
@@ -235,10 +234,9 @@ async fn run_until_told(
     }
     tracing::info!("stopping");
     service.stopping();
-    let stopped = router.into_inner().stop();
-    for entry in stopped {
-        tunnels::end(entry, &handle).await;
-    }
+    let (stopped, slow) = router.into_inner().stop();
+    tunnels::end(stopped, &handle).await;
+    drop(slow);
     Ok(())
 }
 
@@ -406,9 +404,7 @@ async fn follow(
                 News::Keepalives => router.keepalives(monitor.state()),
             }
         };
-        for request in requests {
-            request.carry_out(handle).await;
-        }
+        request::carry_out(&requests, handle).await;
         service.status(router.borrow().summary());
         service.alive();
         if let Some((asked, response)) = reply {
@@ -441,43 +437,5 @@ fn mirror_report(monitor: &Monitor) -> MirrorReport {
         messages: seen.messages,
         overruns: seen.overruns,
         undecodable: seen.undecodable,
-    }
-}
-
-/// Something to ask of the kernel.
-pub(super) enum KernelRequest {
-    SetMtu(Device, u16),
-    SetCarrier(Device, bool),
-    Refresh(Device, std::net::IpAddr),
-    AddAddress(Device, IpNet),
-    AddRoute(Device, IpNet),
-    /// In the place of another tunnel's route of that prefix.
-    ReplaceRoute(Device, IpNet),
-    DeleteAddress(Device, IpNet),
-    DeleteRoute(Device, IpNet),
-    RemoveClsact(Device),
-}
-
-impl KernelRequest {
-    pub(super) async fn send(&self, handle: &Handle) -> Result<(), RequestError> {
-        use KernelRequest::*;
-        match self {
-            SetMtu(device, mtu) => handle.set_mtu(device, (*mtu).into()).await,
-            SetCarrier(device, on) => handle.set_carrier(device, *on).await,
-            Refresh(device, ip) => handle.use_neighbour(device, *ip).await,
-            AddAddress(device, address) => handle.add_address(device, *address).await,
-            AddRoute(device, prefix) => handle.add_route(device, *prefix).await,
-            ReplaceRoute(device, prefix) => handle.replace_route(device, *prefix).await,
-            DeleteAddress(device, address) => handle.delete_address(device, *address).await,
-            DeleteRoute(device, prefix) => handle.delete_route(device, *prefix).await,
-            RemoveClsact(device) => handle.remove_clsact(device).await,
-        }
-    }
-
-    /// Where there is nobody to tell that it failed but the log.
-    pub(super) async fn carry_out(self, handle: &Handle) {
-        if let Err(why) = self.send(handle).await {
-            tracing::warn!("{why}");
-        }
     }
 }

@@ -1,14 +1,16 @@
 //! The tunnels' devices: made or adopted, set up as configured, removed in the end.
 
-use std::{cell::RefCell, collections::BTreeMap, os::fd::OwnedFd, sync::Arc, time::Instant};
+use std::{cell::RefCell, os::fd::OwnedFd, sync::Arc, time::Instant};
 
 use super::{
-    config::{Config, Mtu, RouterConfig, TunnelConfig},
+    config::{Mtu, RouterConfig, TunnelConfig},
     keepalive::Watch,
     mirror::{Link, State},
     netlink::{Device, Handle, RequestError, SettingError},
     path_mtu::{PathMtus, Unreachable},
+    removal::remove,
     report::human::mtu_sum,
+    request::KernelRequest,
     slowpath::{Tun, TunError, TunKind},
     wires,
 };
@@ -22,6 +24,9 @@ use crate::{
 const IPV6_MTU: u16 = 1280;
 /// What an underlay carries when nothing better is known.
 const ETHERNET_MTU: u32 = 1500;
+/// Devices are opened by so many threads, each of which has so many to open; at the most, and at the least.
+const OPENERS: usize = 4;
+const OPENED_AT_ONCE: usize = 64;
 
 /// Why a tunnel's device is not there.
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +39,6 @@ pub enum TunnelError {
         "tunnel {name}: mtu = {mtu} is above the underlay's: {sum}; expected no more than that, or \"auto\""
     )]
     Mtu { name: String, mtu: u16, sum: String },
-    #[error("tunnel {0}: the device vanished while it was being set up")]
-    Vanished(String),
     #[error("bridge: there is no device {0:?}; see `ip link`")]
     NoBridge(String),
     #[error(transparent)]
@@ -186,113 +189,144 @@ pub fn refuse_mtu(
     })
 }
 
-/// Makes or adopts every tunnel's device and sets it up. When one fails, those that were made are removed again.
+/// A tunnel that is to have its device.
+pub struct Wanted {
+    pub id: TunnelId,
+    pub config: TunnelConfig,
+    /// The device, where another process hands it over.
+    pub handed: Option<OwnedFd>,
+}
+
+/// Makes or adopts the tunnels' devices and sets them up. When one fails, those that were made are removed again.
 pub async fn create(
-    config: &Config,
+    wanted: Vec<Wanted>,
+    router: &RouterConfig,
     state: &State,
     handle: &Handle,
-    mut handed: BTreeMap<String, OwnedFd>,
 ) -> Result<Vec<(TunnelEntry, Tun)>, TunnelError> {
-    let mut made = Vec::new();
-    for (slot, tunnel) in config.tunnels.iter().enumerate() {
-        let id = TunnelId(slot as u32);
-        let created = match handed.remove(&tunnel.name) {
-            Some(device) => {
-                let tun = Tun::handed(&tunnel.name, device);
-                create_with(id, tun, tunnel, &config.router, (state, handle)).await
-            }
-            None => create_one(id, tunnel, &config.router, state, handle).await,
-        };
-        match created {
-            Ok(entry) => made.push(entry),
-            Err(why) => {
-                for (entry, tun) in made {
-                    take_back(entry, &tun, handle).await;
-                }
-                return Err(why);
-            }
+    for tunnel in &wanted {
+        refuse_mtu(state, &tunnel.config, &router.underlay)?;
+    }
+    let mut made = Vec::with_capacity(wanted.len());
+    let mut outcome = Ok(());
+    for (opened, (id, config)) in open_all(wanted, router.persist) {
+        match opened {
+            Ok((tun, device)) => made.push((TunnelEntry::new(id, config, device), tun)),
+            Err(why) => outcome = outcome.and(Err(why)),
         }
     }
-    Ok(made)
-}
-
-/// Makes or adopts the device of one tunnel and sets it up; a device that was made is removed again when that fails.
-pub async fn create_one(
-    id: TunnelId,
-    tunnel: &TunnelConfig,
-    router: &RouterConfig,
-    state: &State,
-    handle: &Handle,
-) -> Result<(TunnelEntry, Tun), TunnelError> {
-    refuse_mtu(state, tunnel, &router.underlay)?;
-    let kind = match tunnel.mode.kind().payload {
-        Payload::Ethernet => TunKind::Tap,
-        _ => TunKind::Tun,
-    };
-    let tun = Tun::open(&tunnel.name, kind, router.persist)?;
-    create_with(id, tun, tunnel, router, (state, handle)).await
-}
-
-async fn create_with(
-    id: TunnelId,
-    tun: Tun,
-    tunnel: &TunnelConfig,
-    router: &RouterConfig,
-    (state, handle): (&State, &Handle),
-) -> Result<(TunnelEntry, Tun), TunnelError> {
-    let device =
-        (handle.device(&tunnel.name)?).ok_or_else(|| TunnelError::Vanished(tunnel.name.clone()))?;
-    let mut entry = TunnelEntry::new(id, tunnel.clone(), device);
-    match set_up(&mut entry, &router.underlay, state, handle).await {
-        Ok(()) => {
-            let how = if tun.adopted() { "adopted" } else { "created" };
-            tracing::info!("tunnel {}: device {how}", tunnel.name);
-            Ok((entry, tun))
-        }
+    if outcome.is_ok() {
+        outcome = set_up(&mut made, &router.underlay, state, handle).await;
+    }
+    match outcome {
+        Ok(()) => Ok(made),
         Err(why) => {
-            take_back(entry, &tun, handle).await;
+            take_back(made, handle).await;
             Err(why)
         }
     }
 }
 
+type Opened = Result<(Tun, Device), TunnelError>;
+
+/// Opens every device, several at a time: most of what the kernel does for a new one, it does outside its routing lock.
+fn open_all(wanted: Vec<Wanted>, persist: bool) -> Vec<(Opened, (TunnelId, TunnelConfig))> {
+    let threads = wanted.len().div_ceil(OPENED_AT_ONCE).clamp(1, OPENERS);
+    let mut rest = wanted.into_iter();
+    let share = rest.len().div_ceil(threads);
+    std::thread::scope(|scope| {
+        let mut opening = Vec::new();
+        for _ in 0..threads {
+            let mine: Vec<Wanted> = rest.by_ref().take(share).collect();
+            let open = move || -> Vec<_> {
+                let one = |wanted: Wanted| {
+                    let opened = open(&wanted.config, wanted.handed, persist);
+                    (opened, (wanted.id, wanted.config))
+                };
+                mine.into_iter().map(one).collect()
+            };
+            opening.push(scope.spawn(open));
+        }
+        let joined = opening.into_iter().map(|thread| thread.join());
+        joined
+            .flat_map(|opened| opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
+}
+
+fn open(tunnel: &TunnelConfig, handed: Option<OwnedFd>, persist: bool) -> Opened {
+    let kind = match tunnel.mode.kind().payload {
+        Payload::Ethernet => TunKind::Tap,
+        _ => TunKind::Tun,
+    };
+    let tun = match handed {
+        Some(device) => Tun::handed(&tunnel.name, device),
+        None => Tun::open(&tunnel.name, kind, persist)?,
+    };
+    let device = Device {
+        index: tun.index()?,
+        name: tunnel.name.as_str().into(),
+    };
+    let how = if tun.adopted() { "adopted" } else { "created" };
+    tracing::info!("tunnel {}: device {how}", tunnel.name);
+    Ok((tun, device))
+}
+
+/// What the configuration says of each device. The MTUs come before any device is up, and what needs a device that is up
+/// comes last: the kernel goes through its routes for every change of a device.
 async fn set_up(
-    entry: &mut TunnelEntry,
+    made: &mut [(TunnelEntry, Tun)],
     underlay: &[String],
     state: &State,
     handle: &Handle,
 ) -> Result<(), TunnelError> {
-    entry.wire = wires::lay(&entry.config, &entry.device, handle)?;
-    if let Some(mtu) = entry.new_mtu(state, underlay) {
-        handle.set_mtu(&entry.device, mtu.into()).await?;
+    let (mut sizes, mut addresses) = (Vec::new(), Vec::new());
+    let (mut ups, mut routes) = (Vec::new(), Vec::new());
+    for (entry, tun) in made {
+        // Nothing can be left on a device that is new, or that carries no frames.
+        let has_frames = entry.config.mode.kind().payload == Payload::Ethernet;
+        if has_frames && (tun.adopted() || entry.config.bridge.is_some()) {
+            entry.wire = wires::lay(&entry.config, &entry.device, handle)?;
+        }
+        let mtu = entry.new_mtu(state, underlay);
+        let (config, device) = (&entry.config, &entry.device);
+        sizes.extend(mtu.map(|mtu| KernelRequest::SetMtu(device.clone(), mtu.into())));
+        let all = config.address.iter();
+        addresses.extend(all.map(|net| KernelRequest::AddAddress(device.clone(), *net)));
+        ups.push(KernelRequest::SetUp(device.clone(), true));
+        let all = config.routes.iter();
+        routes.extend(all.map(|net| KernelRequest::AddRoute(device.clone(), *net)));
     }
-    for address in &entry.config.address {
-        handle.add_address(&entry.device, *address).await?;
-    }
-    handle.set_up(&entry.device, true).await?;
-    for route in &entry.config.routes {
-        handle.add_route(&entry.device, *route).await?;
+    for requests in [sizes, addresses, ups, routes] {
+        for outcome in handle.all(&requests).await {
+            outcome?;
+        }
     }
     Ok(())
 }
 
-/// Undoes what was done for a tunnel that will not run. A device that was adopted stays.
-pub async fn take_back(entry: TunnelEntry, tun: &Tun, handle: &Handle) {
-    let device = entry.device.clone();
-    // Where there was a wire before, somebody counts on it.
-    if entry.wire.as_ref().is_some_and(|wire| !wire.adopted()) {
-        unwire(entry, handle).await;
+/// Undoes what was done for tunnels that will not run. Devices that were adopted stay.
+pub async fn take_back(made: Vec<(TunnelEntry, Tun)>, handle: &Handle) {
+    let mut new = Vec::new();
+    for (entry, tun) in made {
+        if !tun.adopted() {
+            new.push(entry.device.clone());
+        }
+        // Where there was a wire before, somebody counts on it.
+        if entry.wire.as_ref().is_some_and(|wire| !wire.adopted()) {
+            unwire(entry, handle).await;
+        }
     }
-    if !tun.adopted() {
-        remove(&device, handle).await;
-    }
+    remove(&new, handle).await;
 }
 
-/// Removes everything that was made for a tunnel.
-pub async fn end(entry: TunnelEntry, handle: &Handle) {
-    let device = entry.device.clone();
-    unwire(entry, handle).await;
-    remove(&device, handle).await;
+/// Removes everything that was made for tunnels.
+pub async fn end(entries: Vec<TunnelEntry>, handle: &Handle) {
+    let devices: Vec<Device> = entries.iter().map(|entry| entry.device.clone()).collect();
+    for entry in entries {
+        unwire(entry, handle).await;
+    }
+    remove(&devices, handle).await;
 }
 
 async fn unwire(mut entry: TunnelEntry, handle: &Handle) {
@@ -302,12 +336,5 @@ async fn unwire(mut entry: TunnelEntry, handle: &Handle) {
     }
     if let Some(device) = qdisc {
         wires::remove_qdisc(&device, handle).await;
-    }
-}
-
-/// Removes a tunnel's device, and with it its addresses and routes.
-pub async fn remove(device: &Device, handle: &Handle) {
-    if let Err(why) = handle.delete_link(device).await {
-        tracing::warn!("{why}");
     }
 }

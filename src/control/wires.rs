@@ -7,7 +7,7 @@ use super::{
     config::{Config, TunnelConfig},
     mirror::State,
     netlink::{Device, Family, Handle, SettingError, write_setting},
-    run::KernelRequest,
+    request::KernelRequest,
     tunnels::{TunnelEntry, TunnelError},
 };
 use crate::xdp::{Wire, WireEnd};

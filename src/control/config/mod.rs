@@ -10,6 +10,7 @@ mod frames;
 mod inside;
 mod keepalive;
 pub mod keys;
+mod neighbours;
 mod reader;
 mod router;
 mod rules;
@@ -34,6 +35,7 @@ use crate::{
     },
 };
 
+use neighbours::Known;
 use reader::{Section, Source};
 
 /// Where `greyhound` looks for its configuration when it is not told.
@@ -218,8 +220,31 @@ impl Config {
         root.only(&["router", "tunnel"], &[])?;
         let router = router::parse(&root.table("router")?)?;
         let mut tunnels: Vec<TunnelConfig> = Vec::new();
+        let mut known = Known::default();
         for section in root.tables("tunnel")? {
-            tunnels.push(one_tunnel(&section, &router, &tunnels)?);
+            let tunnel = one_tunnel(&section, &router)?;
+            for place in known.beside(&tunnel) {
+                rules::tunnel_beside(&section, &tunnel, &tunnels[place])?;
+            }
+            known.add(&tunnel);
+            tunnels.push(tunnel);
+        }
+        Ok(Config { router, tunnels })
+    }
+
+    #[cfg(test)]
+    fn parse_comparing_each(text: &str, file: &str) -> Result<Config, ConfigError> {
+        let source = Source { file, text };
+        let document = source.parse()?;
+        let root = Section::root(&source, document.get_ref());
+        let router = router::parse(&root.table("router")?)?;
+        let mut tunnels: Vec<TunnelConfig> = Vec::new();
+        for section in root.tables("tunnel")? {
+            let tunnel = one_tunnel(&section, &router)?;
+            for other in &tunnels {
+                rules::tunnel_beside(&section, &tunnel, other)?;
+            }
+            tunnels.push(tunnel);
         }
         Ok(Config { router, tunnels })
     }
@@ -235,7 +260,11 @@ impl Config {
             let root = Section::root(&source, document.get_ref());
             let sections = root.tables("tunnel")?;
             let section = sections.first().ok_or_else(|| root.error("no tunnel"))?;
-            one_tunnel(section, &self.router, &self.tunnels)
+            let tunnel = one_tunnel(section, &self.router)?;
+            for other in &self.tunnels {
+                rules::tunnel_beside(section, &tunnel, other)?;
+            }
+            Ok(tunnel)
         });
         match parsed {
             Ok(tunnel) => self.tunnels.push(tunnel),
@@ -247,19 +276,12 @@ impl Config {
     }
 }
 
-/// A tunnel that obeys every rule, beside the `others`.
-fn one_tunnel(
-    section: &Section<'_>,
-    router: &RouterConfig,
-    others: &[TunnelConfig],
-) -> Result<TunnelConfig, ConfigError> {
+/// A tunnel that obeys every rule for itself.
+fn one_tunnel(section: &Section<'_>, router: &RouterConfig) -> Result<TunnelConfig, ConfigError> {
     let mut tunnel = tunnel::parse(section)?;
     rules::tunnel_alone(section, &tunnel)?;
     rules::group_device(section, &mut tunnel, router)?;
     rules::tunnel_on_router(section, &tunnel, router)?;
-    for other in others {
-        rules::tunnel_beside(section, &tunnel, other)?;
-    }
     Ok(tunnel)
 }
 

@@ -171,7 +171,7 @@ pub(super) fn tunnel_beside(
 }
 
 /// Addresses that several devices may have: unnumbered links share a host address, and link-local ones are per link.
-fn may_be_shared(address: &IpNet) -> bool {
+pub(super) fn may_be_shared(address: &IpNet) -> bool {
     let link_local = match address.addr() {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),

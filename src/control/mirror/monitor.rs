@@ -67,7 +67,7 @@ pub struct Monitor {
 
 impl Monitor {
     /// Subscribes in the calling thread's network namespace, before the first dump so that nothing is missed, and
-    /// returns once everything has been read. Needs a tokio runtime with I/O and time enabled.
+    /// returns once everything has been read; what has to be read again is reported as a change. Needs a tokio runtime with I/O and time enabled.
     pub async fn open(options: Options) -> Result<Self, MirrorError> {
         let socket = RouteSocket::open(options.receive_buffer).map_err(MirrorError::Socket)?;
         let now = Instant::now();
@@ -82,7 +82,8 @@ impl Monitor {
             reported_at: now,
             confirmed_at: now,
         };
-        while !monitor.sync.in_sync() {
+        // Not until nothing is to be read again: while thousands of links lose their carrier that would take its time.
+        while !monitor.sync.is_complete() {
             if now.elapsed() > START_PATIENCE {
                 let error = monitor.sync.last_error.take();
                 return Err(MirrorError::Dump {

@@ -69,7 +69,12 @@ pub struct Sync {
     port: u32,
     dump: Option<Dump>,
     wanted: Parts,
+    /// What has been read at least once.
+    read: Parts,
     changed: Parts,
+    /// Notifications are lost until all that waits has been received (NETLINK_S_CONGESTED in net/netlink/af_netlink.c). What
+    /// waits is older than what was lost, and must not be said again to a dump that is younger.
+    congested: bool,
     /// Consecutive troubles, and until when the next dump waits because of them.
     trouble: u32,
     retry_at: Instant,
@@ -90,7 +95,9 @@ impl Sync {
             port,
             dump: None,
             wanted: Parts::ALL,
+            read: Parts::NONE,
             changed: Parts::NONE,
+            congested: false,
             trouble: 0,
             retry_at: Instant::now(),
             routes_at: Instant::now(),
@@ -102,6 +109,11 @@ impl Sync {
         self.wanted.is_empty() && self.dump.is_none()
     }
 
+    /// Everything has been read, though some of it may have to be read again.
+    pub fn is_complete(&self) -> bool {
+        Parts::ALL.without(self.read).is_empty()
+    }
+
     /// What is being dumped, or waits for it.
     pub fn missing(&self) -> Parts {
         self.wanted | self.dump.as_ref().map_or(Parts::NONE, |dump| dump.part)
@@ -109,7 +121,8 @@ impl Sync {
 
     /// When the next dump may be asked for; none while there is nothing to ask for.
     pub fn next_dump_at(&self) -> Option<Instant> {
-        let part = self.wanted.first().filter(|_| self.dump.is_none())?;
+        let ready = self.dump.is_none() && !self.congested;
+        let part = self.wanted.first().filter(|_| ready)?;
         Some(match Parts::ROUTES.contains(part) {
             true => self.retry_at.max(self.routes_at),
             false => self.retry_at,
@@ -149,6 +162,7 @@ impl Sync {
 
     /// Nothing more is waiting to be received.
     pub fn drained(&mut self) {
+        self.congested = false;
         if self.in_sync() {
             self.trouble = 0;
         }
@@ -157,6 +171,7 @@ impl Sync {
     /// Notifications were lost.
     pub fn overrun(&mut self) {
         self.statistics.overruns += 1;
+        self.congested = true;
         self.resync();
     }
 
@@ -164,6 +179,7 @@ impl Sync {
     pub fn reopened(&mut self, port: u32) {
         self.port = port;
         self.dump = None;
+        self.congested = false;
         self.resync();
     }
 
@@ -251,6 +267,7 @@ impl Sync {
             return self.in_trouble();
         }
         self.statistics.dumps += 1;
+        self.read |= part;
         for event in dump.held.drain(..) {
             let effect = dump.fresh.apply(event);
             self.wanted |= effect.doubt;

@@ -109,7 +109,7 @@ enum Command {
     Keepalive(TunnelId),
     AddPunts(u32, PuntSource),
     RemovePunts(u32),
-    /// Tells what it reads from; the answer holds descriptors of its own.
+    /// Tells what it reads from; the answer holds it too.
     Show(Sender<io::Result<Shown>>),
     /// Carries what has come, says so, and then nothing until it is told to go on.
     Pause(Sender<()>),
@@ -120,7 +120,7 @@ enum Command {
 /// What the slow path reads from and writes to: for another process that is to go on with it.
 #[derive(Default)]
 pub struct Shown {
-    pub tuns: Vec<(TunnelId, OwnedFd)>,
+    pub tuns: Vec<(TunnelId, Arc<Tun>)>,
     /// Whether over IPv6, and the protocol that a socket hears.
     pub receivers: Vec<((bool, u8), OwnedFd)>,
     pub service: Option<(Box<str>, OwnedFd)>,

@@ -56,7 +56,7 @@ pub(super) struct Engine {
     pub(super) answers: Answers,
     next_hops: NextHops,
     service: Option<ServiceTun>,
-    pub(super) tuns: HashMap<TunnelId, Tun>,
+    pub(super) tuns: HashMap<TunnelId, Arc<Tun>>,
     punts: Vec<(u32, PuntSource)>,
     pub(super) snapshot: SlowSnapshot,
     pub(super) stats: Arc<SlowStats>,
@@ -148,7 +148,7 @@ impl Engine {
     fn show(&self) -> io::Result<Shown> {
         let mut shown = Shown::default();
         for (id, tun) in &self.tuns {
-            shown.tuns.push((*id, tun.as_fd().try_clone_to_owned()?));
+            shown.tuns.push((*id, tun.clone()));
         }
         for receiver in &self.receivers {
             let socket = receiver.as_fd().try_clone_to_owned()?;
@@ -222,7 +222,7 @@ impl Engine {
         drop(self.tuns.remove(&id));
         let data = epoll::EventData::new_u64(u64::from(id.0));
         match epoll::add(&self.epoll, &tun, data, epoll::EventFlags::IN) {
-            Ok(()) => drop(self.tuns.insert(id, tun)),
+            Ok(()) => drop(self.tuns.insert(id, Arc::new(tun))),
             Err(e) => tracing::error!("{}: cannot listen to the tunnel's device: {e}", tun.name()),
         }
     }

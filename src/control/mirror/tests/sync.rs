@@ -1,6 +1,6 @@
 //! How dumps and notifications meet.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rtnetlink::packet_core::{
     DoneMessage, NLM_F_CREATE, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NetlinkMessage, NetlinkPayload,
@@ -64,6 +64,12 @@ fn an_overrun_has_everything_read_anew() {
 
     sync.overrun();
     assert!(!sync.in_sync());
+    assert_eq!(
+        sync.next_dump_at(),
+        None,
+        "not before what waits is received"
+    );
+    sync.drained();
     assert_eq!(sync.next_dump(Instant::now()), None, "not before a pause");
     assert_eq!(
         gateway(&sync.state, "10.1.0.1").as_deref(),
@@ -94,8 +100,10 @@ fn a_notification_during_a_dump_is_newer_than_the_dump() {
         }
     });
     sync.overrun();
+    sync.drained();
     dump_all(&mut sync, |_| Vec::new());
     sync.overrun();
+    sync.drained();
     while let Some(at) = sync.next_dump_at() {
         let part = sync.next_dump(at).unwrap();
         sync.started(part, 7);
@@ -111,11 +119,32 @@ fn a_notification_during_a_dump_is_newer_than_the_dump() {
     assert!(sync.state.main_v4().is_empty());
 }
 
+/// A link came, and that it is up was lost: what still waits says "down" when the kernel has long been asked.
+#[test]
+fn what_waits_when_notifications_are_lost_is_not_said_again_to_a_younger_dump() {
+    let mut sync = Sync::new(PORT);
+    dump_all(&mut sync, |_| Vec::new());
+    sync.overrun();
+    assert_eq!(
+        sync.next_dump(Instant::now() + Duration::from_secs(9)),
+        None
+    );
+    sync.datagram(&datagram(Message::NewLink(link(ETH, "eth0", false)), 0, 0));
+    sync.drained();
+    let up = |part| match part {
+        Parts::LINKS => vec![Message::NewLink(link(ETH, "eth0", true))],
+        _ => Vec::new(),
+    };
+    assert_eq!(dump_all(&mut sync, up), Parts::ALL);
+    assert!(sync.state.link(ETH).unwrap().up);
+}
+
 #[test]
 fn an_interrupted_dump_is_repeated() {
     let mut sync = Sync::new(PORT);
     dump_all(&mut sync, |_| Vec::new());
     sync.overrun();
+    sync.drained();
     let part = sync.next_dump(sync.next_dump_at().unwrap()).unwrap();
     sync.started(part, 9);
     let flags = NLM_F_MULTIPART | NLM_F_DUMP_INTR;
