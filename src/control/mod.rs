@@ -30,6 +30,7 @@ pub mod netlink;
 pub mod path_mtu;
 mod ports;
 mod privileges;
+mod quiet;
 mod removal;
 pub mod report;
 pub mod request;

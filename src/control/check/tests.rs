@@ -857,9 +857,42 @@ fn the_kernels_own_driver_is_named_where_its_kind_is_configured() {
     one_change(
         |host| host.kernel_tunnels = vec!["sit".to_owned(), "ip_gre".to_owned()],
         &[
-            "warn host module: the kernel's ip_gre is loaded: it answers tunnel packets on the slow path with ICMP \
-             unreachable | modprobe -r ip_gre",
+            "warn host module: the kernel's ip_gre is loaded: before Linux 6.6 it answers tunnel packets on the slow path with \
+             ICMP unreachable | modprobe -r ip_gre",
         ],
+    );
+    let newer = |host: &mut Host| {
+        host.kernel_tunnels = vec!["ip_gre".to_owned()];
+        host.kernel = "6.12.1".to_owned();
+    };
+    one_change(newer, &[]);
+}
+
+#[test]
+fn the_kernels_tunnels_are_named_and_why_they_are_left_to_it() {
+    let found = |name: &str, verdict: Result<&str, &str>| crate::control::accelerate::Found {
+        ifindex: 9,
+        name: name.into(),
+        kind: "gre".into(),
+        verdict: match verdict {
+            Ok(tunnel) => Ok(config("", tunnel).tunnels.remove(0)),
+            Err(why) => Err(why.to_owned()),
+        },
+    };
+    one_change(
+        |host| host.accelerated = Ok(vec![found("gre5", Ok("")), found("gre6", Err("seq: why"))]),
+        &["warn gre6 accelerate: left to the kernel: seq: why | "],
+    );
+    let mut host = host();
+    host.accelerated = Ok(vec![found("gre5", Ok(""))]);
+    let text = Report::new(judge(&config("", ""), &host)).to_string();
+    assert!(
+        text.contains("the kernel's gre from 192.0.2.1 to 192.0.2.2"),
+        "{text}"
+    );
+    one_change(
+        |host| host.accelerated = Err("netlink: no".to_owned()),
+        &["warn host accelerate: could not look: netlink: no | "],
     );
 }
 

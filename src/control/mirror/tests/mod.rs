@@ -308,6 +308,39 @@ fn cloned_routes_and_those_of_other_tables_are_ignored() {
     assert_eq!(state, State::default());
 }
 
+#[test]
+fn a_neighbour_of_a_tunnel_has_an_address_of_the_underlays() {
+    let mut state = State::default();
+    let mut tell_of = |lladdr: &[u8]| {
+        let mut message = neighbour(NeighbourState::Permanent, NeighbourFlags::empty(), 1);
+        message.attributes[1] = NeighbourAttribute::LinkLayerAddress(lladdr.to_vec());
+        tell(&mut state, Message::NewNeighbour(message), 0).changed
+    };
+    assert_eq!(tell_of(&[198, 51, 100, 3]), Parts::NEIGHBOURS);
+    assert_eq!(tell_of(&[198, 51, 100, 3]), Parts::NONE);
+    // Another end, and nothing else about it.
+    assert_eq!(tell_of(&[198, 51, 100, 4]), Parts::NEIGHBOURS);
+    let of_device: Vec<_> = state
+        .neighbours_of(ETH)
+        .map(|(_, n)| (n.mac, n.outer))
+        .collect();
+    assert_eq!(of_device, [(None, Some([198, 51, 100, 4].into()))]);
+    assert_eq!(state.neighbours_of(OTHER).count(), 0);
+}
+
+#[test]
+fn a_gre_device_that_was_changed_is_looked_at_again() {
+    let mut state = State::default();
+    let mut gre = link(OTHER, "gre1", true);
+    let kind = rtnetlink::packet_route::link::InfoKind::GreTun;
+    let info = rtnetlink::packet_route::link::LinkInfo::Kind(kind);
+    gre.attributes.push(LinkAttribute::LinkInfo(vec![info]));
+    let new = tell(&mut state, Message::NewLink(gre.clone()), 0);
+    let again = tell(&mut state, Message::NewLink(gre), 0);
+    assert_eq!((new.doubt, again.doubt), (Parts::NONE, Parts::LINKS));
+    assert_eq!(again.changed, Parts::NONE);
+}
+
 fn neighbour(nud: NeighbourState, flags: NeighbourFlags, mac: u8) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet;
