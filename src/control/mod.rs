@@ -36,6 +36,7 @@ mod removal;
 pub mod report;
 pub mod request;
 mod router;
+mod rules;
 mod run;
 mod service;
 mod slots;
