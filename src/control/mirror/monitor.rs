@@ -47,8 +47,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// A dump without any progress for so long is given up, and the socket with it. The kernel may hold its routing lock for
 /// seconds, while it removes hundreds of devices.
 const DUMP_PATIENCE: Duration = Duration::from_secs(30);
-/// How long the first complete dump may take. After a crash the kernel has to take the carrier from every tunnel's device
-/// first, and holds its routing lock meanwhile: for 10,000 of them that can take more than a minute.
+/// How long the first complete dump may take. On a busy machine that had just lost a router with 10,000 devices the kernel
+/// was seen not to answer for a minute.
 const START_PATIENCE: Duration = Duration::from_secs(300);
 
 /// The mirror, live. It moves only while [`Monitor::changed`] is awaited. A request for a dump is answered, in part,
