@@ -35,6 +35,7 @@ mod removal;
 pub mod report;
 pub mod request;
 mod router;
+mod rules;
 mod run;
 mod service;
 mod slots;

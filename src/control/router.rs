@@ -282,9 +282,10 @@ impl Router {
             what,
             touched: &std::mem::take(&mut self.touched),
         });
-        if self.foreign_rules != state.foreign_rules() {
-            self.foreign_rules = state.foreign_rules();
-            match self.foreign_rules {
+        let decide = self.compiler.rules().all;
+        if self.foreign_rules != decide {
+            self.foreign_rules = decide;
+            match decide {
                 true => tracing::warn!(
                     "policy rules: the kernel forwards everything while they are there; see `ip rule`"
                 ),

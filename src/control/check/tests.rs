@@ -11,7 +11,10 @@ use super::{
     judge,
 };
 use crate::{
-    control::{config::Config, mirror::Vlan},
+    control::{
+        config::Config,
+        mirror::{Rule, Vlan},
+    },
     tunnel::Family,
 };
 
@@ -464,6 +467,67 @@ fn vlan_devices_are_looked_at_with_the_one_beneath() {
         found.iter().filter(|line| line.contains(word)).count(),
         2,
         "{found:?}"
+    );
+}
+
+/// The kernel's own rules of IPv4, and one more of priority 100.
+fn own_and(change: impl FnOnce(&mut Rule)) -> Vec<Rule> {
+    let own = [(0, 255), (32766, 254), (32767, 253)].map(|(priority, table)| Rule {
+        priority,
+        table,
+        plain: true,
+        ..Rule::default()
+    });
+    let mut more = Rule {
+        priority: 100,
+        table: 7,
+        ..Rule::default()
+    };
+    change(&mut more);
+    own.into_iter().chain([more]).collect()
+}
+
+#[test]
+fn each_policy_rule_is_named_with_what_it_does() {
+    let device = |name: &str| Some(name.into());
+    let found = |rules: Vec<Rule>| {
+        let mut host = host();
+        host.rules = Ok(rules);
+        let all = judge(&config("", ""), &host).into_iter();
+        let lines = all
+            .filter(|finding| finding.check == "rules")
+            .map(|finding| format!("{} {}", finding.severity.as_str(), finding.found));
+        lines.collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(
+        found(own_and(|rule| rule.iif = device("eth1"))),
+        "warn 100: iif eth1 table 7: switches the fast path off"
+    );
+    assert_eq!(
+        found(own_and(|rule| rule.iif = device("gre1"))),
+        "warn 100: iif gre1 table 7: switches the fast path off"
+    );
+    assert_eq!(
+        found(own_and(|rule| rule.iif = device("eth7"))),
+        "ok 100: iif eth7 table 7: concerns no packet of the fast path"
+    );
+    assert_eq!(
+        found(own_and(|rule| rule.l3mdev = true)),
+        "ok 100: l3mdev: concerns no packet of the fast path"
+    );
+    let from = |net: &str| own_and(|rule| rule.from = Some(net.parse().unwrap()));
+    assert_eq!(
+        found(from("192.0.2.1/32")),
+        "warn 100: from 192.0.2.1/32 table 7: sends by the slow path: gre1"
+    );
+    assert_eq!(
+        found(from("10.0.0.0/8")),
+        "warn 100: from 10.0.0.0/8 table 7: switches the fast path off"
+    );
+    let gone = own_and(|rule| rule.iif = device("eth7"));
+    assert!(
+        found(gone[1..].to_vec())
+            .ends_with("warn one of the kernel's own rules is gone: the fast path is off")
     );
 }
 
@@ -998,9 +1062,9 @@ fn what_the_fast_path_goes_past_is_named() {
         ],
     );
     one_change(
-        |host| host.rules = Ok(vec!["100: table 7".to_owned()]),
+        |host| host.rules = Ok(own_and(|rule| rule.table = 7)),
         &[
-            "warn host rules: policy rules beside the kernel's own switch the fast path off: 100: table 7 | ip rule; \
+            "warn host rules: 100: table 7: switches the fast path off | ip rule; \
            ip -6 rule",
         ],
     );

@@ -14,7 +14,7 @@ use rtnetlink::{
             NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
         },
         route::{RouteFlags, RouteMessage, RouteScope, RouteType},
-        rule::{RuleAction, RuleAttribute, RuleMessage},
+        rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
     },
 };
 
@@ -406,6 +406,42 @@ fn rule(priority: u32, table: u8) -> RuleMessage {
         rule.attributes.push(RuleAttribute::Priority(priority));
     }
     rule
+}
+
+#[test]
+fn what_a_rule_selects_is_read() {
+    let mut message = rule(100, 7);
+    message.header.src_len = 24;
+    message.header.dst_len = 32;
+    message.attributes.extend([
+        RuleAttribute::Source("10.1.2.3".parse().unwrap()),
+        RuleAttribute::Destination("10.9.9.9".parse().unwrap()),
+        RuleAttribute::Iifname("eth1".to_owned()),
+        RuleAttribute::Oifname("eth2".to_owned()),
+    ]);
+    let mut state = State::default();
+    tell(&mut state, Message::NewRule(message.clone()), 0);
+    let shown = |state: &State| {
+        let rules = state.rules_of_others().map(ToString::to_string);
+        rules.collect::<Vec<_>>()
+    };
+    assert_eq!(
+        shown(&state),
+        ["100: from 10.1.2.0/24 to 10.9.9.9/32 iif eth1 oif eth2 table 7"]
+    );
+    // `not`
+    message.header.flags = RuleFlags::Invert;
+    let mut state = State::default();
+    tell(&mut state, Message::NewRule(message), 0);
+    assert_eq!(
+        shown(&state),
+        ["100: not from 10.1.2.0/24 to 10.9.9.9/32 iif eth1 oif eth2 table 7"]
+    );
+    let mut vrf = rule(1000, 0);
+    vrf.attributes.push(RuleAttribute::L3MDev(true));
+    let mut state = State::default();
+    tell(&mut state, Message::NewRule(vrf), 0);
+    assert_eq!(shown(&state), ["1000: l3mdev"]);
 }
 
 #[test]
