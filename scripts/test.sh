@@ -48,7 +48,7 @@ skip() {
 install_tools() {
     local missing
     local tools=(python3-pytest python3-scapy shellcheck iproute2 iputils-ping traceroute ethtool procps tcpdump tshark bird2 python3-pyte
-        groff man-db mandoc zsh fish)
+        groff man-db mandoc nftables zsh fish)
     if is_root; then
         install_packages "${BUILD_PACKAGES[@]}" "${tools[@]}"
     elif command -v dpkg-query >/dev/null; then
