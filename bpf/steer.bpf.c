@@ -7,6 +7,7 @@
  * greyhound_tags    the same, and it asks the device for such tags (Linux 6.8, bound to its device)
  * greyhound_raw     the filter of the slow path's IPv4 sockets: raw ones for protocols 4, 41 and 47, and GRE in UDP's
  * greyhound_raw6    the same for IPv6
+ * greyhound_quiet   on an underlay device's way out: the kernel's own tunnel drivers do not answer for our tunnels
  */
 #include <linux/errno.h>
 
@@ -833,4 +834,114 @@ int greyhound_raw6(struct __sk_buff *skb)
 	if (offset && !udp.check && !(flags & STEER_TUNNEL_ZERO_CHECKSUM))
 		return DROP;
 	return for_socket(flags);
+}
+
+enum { TC_NEXT = -1, TC_SHOT = 2 };
+
+/* Types and codes of RFC 792 and RFC 4443, whose headers (linux/icmp.h) need a C library. */
+enum { UNREACHABLE4 = 3, PORT4 = 3, UNREACHABLE6 = 1, PORT6 = 4, ICMP_LEN = 8 };
+
+/* What an error quotes at `at`: a packet for one of the tunnels whose packets the slow path's socket has got. */
+static __always_inline bool quotes_ours4(struct __sk_buff *skb, __u32 at,
+					 const struct steer_port *self)
+{
+	struct steer_tunnel4 tunnel = {};
+	struct steer_peer4 peer = {};
+	struct iphdr ip;
+	int verdict;
+
+	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.version != 4)
+		return false;
+	peer.local = ip.daddr;
+	peer.remote = ip.saddr;
+	peer.protocol = ip.protocol;
+	if (!bpf_map_lookup_elem(&peers4, &peer)) {
+		peer.remote = 0;
+		if (!(self->flags & STEER_PORT_ANY_REMOTE) || !bpf_map_lookup_elem(&peers4, &peer))
+			return false;
+	}
+	if (ip.protocol != IPPROTO_GRE)
+		return ip.protocol != IPPROTO_UDP;
+	tunnel.local = ip.daddr;
+	tunnel.remote = ip.saddr;
+	tunnel.shim.protocol = ip.protocol;
+	if (filter_gre(skb, at + ip.ihl * 4, &tunnel.shim, &verdict))
+		return false;
+	return known_tunnel4(&tunnel, self->flags) & STEER_TUNNEL_SOCKET;
+}
+
+static __always_inline bool quotes_ours6(struct __sk_buff *skb, __u32 at,
+					 const struct steer_port *self)
+{
+	bool any_remote = self->flags & STEER_PORT_ANY_REMOTE6;
+	struct steer_tunnel6 tunnel = {};
+	struct steer_peer6 peer = {};
+	struct ipv6_opt_hdr options;
+	struct ipv6hdr ip;
+	int verdict;
+
+	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.version != 6)
+		return false;
+	at += sizeof(ip);
+	peer.local = ip.daddr;
+	peer.remote = ip.saddr;
+	peer.protocol = ip.nexthdr;
+	for (int i = 0; i < 4; i++) {
+		if (peer.protocol != IPPROTO_HOPOPTS && peer.protocol != IPPROTO_ROUTING &&
+		    peer.protocol != IPPROTO_DSTOPTS)
+			break;
+		if (bpf_skb_load_bytes(skb, at, &options, sizeof(options)))
+			return false;
+		peer.protocol = options.nexthdr;
+		at += (options.hdrlen + 1) * 8;
+	}
+	if (!bpf_map_lookup_elem(&peers6, &peer)) {
+		__builtin_memset(&peer.remote, 0, sizeof(peer.remote));
+		if (!any_remote || !bpf_map_lookup_elem(&peers6, &peer))
+			return false;
+	}
+	if (peer.protocol != IPPROTO_GRE)
+		return peer.protocol != IPPROTO_UDP;
+	tunnel.local = ip.daddr;
+	tunnel.remote = ip.saddr;
+	tunnel.shim.protocol = peer.protocol;
+	if (filter_gre(skb, at, &tunnel.shim, &verdict))
+		return false;
+	return known_tunnel6(&tunnel, self->flags, any_remote) & STEER_TUNNEL_SOCKET;
+}
+
+/*
+ * ip_gre, ipip, sit and their siblings get a copy of what the slow path's raw sockets receive, and answer "port
+ * unreachable" for tunnels that are none of theirs. Everything else goes on.
+ */
+SEC("tc")
+int greyhound_quiet(struct __sk_buff *skb)
+{
+	__u32 zero = 0, at = sizeof(struct ethhdr);
+	const struct steer_port *self = bpf_map_lookup_elem(&ports, &zero);
+	struct ipv6hdr ip6;
+	struct iphdr ip;
+	__u8 kind[2];
+
+	if (!self)
+		return TC_NEXT;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.protocol != IPPROTO_ICMP)
+			return TC_NEXT;
+		at += ip.ihl * 4;
+		if (bpf_skb_load_bytes(skb, at, kind, sizeof(kind)) || kind[0] != UNREACHABLE4 ||
+		    kind[1] != PORT4)
+			return TC_NEXT;
+		return quotes_ours4(skb, at + ICMP_LEN, self) ? TC_SHOT : TC_NEXT;
+	}
+	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		if (bpf_skb_load_bytes(skb, at, &ip6, sizeof(ip6)) || ip6.nexthdr != IPPROTO_ICMPV6)
+			return TC_NEXT;
+		at += sizeof(ip6);
+		if (bpf_skb_load_bytes(skb, at, kind, sizeof(kind)) || kind[0] != UNREACHABLE6 ||
+		    kind[1] != PORT6)
+			return TC_NEXT;
+		return quotes_ours6(skb, at + ICMP_LEN, self) ? TC_SHOT : TC_NEXT;
+	}
+	return TC_NEXT;
 }

@@ -301,6 +301,7 @@ impl Router {
         }
         self.adopt(wanted);
         self.publish(state);
+        self.keep_quiet(state);
         for (id, tun) in tuns {
             self.slow.add_tun(id, tun);
         }

@@ -74,6 +74,8 @@ pub(super) struct Router {
     pub(super) slow: SlowPath,
     /// The slow path can hand packets back to the kernel.
     has_service: bool,
+    /// Why the kernel's own drivers answer for our tunnels, while they do.
+    pub(super) not_quiet: Option<String>,
     /// The kernel has policy rules of somebody else's, which the fast path does not know.
     foreign_rules: bool,
     /// None where BPF is not to be had and not needed (`xdp = "off"`).
@@ -156,6 +158,7 @@ impl Router {
             slow,
             has_service: !off,
             foreign_rules: false,
+            not_quiet: None,
             steer,
             fast: None,
             books: Books::default(),
@@ -196,6 +199,7 @@ impl Router {
             router.take_numbers(&numbers);
         }
         router.publish(state);
+        router.keep_quiet(state);
         for (entry, tun) in router.tunnels.iter().zip(tuns) {
             router.slow.add_tun(entry.id, tun);
         }
@@ -278,9 +282,10 @@ impl Router {
             what,
             touched: &std::mem::take(&mut self.touched),
         });
-        if self.foreign_rules != state.foreign_rules() {
-            self.foreign_rules = state.foreign_rules();
-            match self.foreign_rules {
+        let decide = self.compiler.rules().all;
+        if self.foreign_rules != decide {
+            self.foreign_rules = decide;
+            match decide {
                 true => tracing::warn!(
                     "policy rules: the kernel forwards everything while they are there; see `ip rule`"
                 ),
@@ -384,6 +389,9 @@ impl Router {
         let was_up: Vec<bool> = self.statuses.iter().map(|status| status.up).collect();
         let what = self.follow_accelerated(state, what);
         self.publish_news(state, what);
+        if what.contains(Parts::LINKS) {
+            self.keep_quiet(state);
+        }
         let mut requests = self.restore(&was_up);
         requests.extend(self.new_mtus(state));
         requests
@@ -545,6 +553,7 @@ impl Router {
             self.publish_news(state, Parts::LINKS);
         }
         self.mend_wires();
+        self.keep_quiet(state);
         let mut requests = self.neighbours_in_use(state);
         requests.extend(self.carriers(state));
         requests

@@ -69,6 +69,21 @@ pub(super) fn link(program: BorrowedFd, ifindex: u32, generic: bool) -> io::Resu
     Ok(Link { fd, left: false })
 }
 
+/// Attaches a tc program to the way out of a device, behind others that are there (Linux 6.6).
+pub(super) fn link_egress(program: BorrowedFd, ifindex: u32) -> io::Result<Link> {
+    let options = sys::bpf_link_create_opts {
+        sz: mem::size_of::<sys::bpf_link_create_opts>() as sys::size_t,
+        ..Default::default()
+    };
+    let kind = sys::BPF_TCX_EGRESS;
+    // SAFETY: `options` outlives the call, which only reads it, and states its own size. No frame is involved.
+    let fd = unsafe { sys::bpf_link_create(program.as_raw_fd(), ifindex as i32, kind, &options) };
+    let fd = check(fd)?;
+    // SAFETY: the kernel has just opened this descriptor for us and nobody else knows it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(Link { fd, left: false })
+}
+
 /// The id of an XDP program on this device that is not one of ours.
 pub(super) fn foreign_program(ifindex: u32) -> io::Result<Option<u32>> {
     for id in programs(ifindex)? {

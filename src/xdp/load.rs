@@ -56,6 +56,8 @@ impl Default for Limits {
 pub(super) struct Filters {
     pub v4: Program,
     pub v6: OwnedFd,
+    /// Not a socket's: holds back what the kernel's own tunnel drivers say of our tunnels.
+    pub quiet: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -231,6 +233,7 @@ pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filt
             written: BTreeMap::new(),
         },
         v6: owned(loaded.progs.greyhound_raw6.as_fd())?,
+        quiet: owned(loaded.progs.greyhound_quiet.as_fd())?,
     };
     Ok((maps, filters))
 }
@@ -254,6 +257,7 @@ pub(super) fn load_steering(
     open.maps.hops.reuse_fd(maps.hops.as_fd())?;
     open.progs.greyhound_raw.set_autoload(false);
     open.progs.greyhound_raw6.set_autoload(false);
+    open.progs.greyhound_quiet.set_autoload(false);
     open.progs.greyhound_steer.set_autoload(bound_to.is_none());
     open.progs.greyhound_tags.set_autoload(bound_to.is_some());
     if let Some(ifindex) = bound_to {

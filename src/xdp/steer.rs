@@ -5,7 +5,8 @@
 //! alone: when the process dies, links, programs and maps go with it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    io,
     ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
@@ -43,6 +44,8 @@ pub struct Steer {
     devices: BTreeMap<u32, Device>,
     /// Devices on which another process has attached its program, and handed it over: its hold, and whether generic.
     handed: BTreeMap<u32, (OwnedFd, bool)>,
+    /// Devices by which no driver of the kernel's answers for our tunnels.
+    quiet: BTreeMap<u32, attach::Link>,
     plan: Plan,
     /// What the shared maps hold: written only here, after the kernel has agreed.
     tables: Tables,
@@ -74,6 +77,7 @@ impl Steer {
             filters,
             devices: BTreeMap::new(),
             handed: BTreeMap::new(),
+            quiet: BTreeMap::new(),
             plan: Plan::default(),
             tables: Tables::default(),
             prefixes: PrefixTable::new(),
@@ -126,6 +130,19 @@ impl Steer {
             native: !generic,
             sees_tags,
         })
+    }
+
+    /// By these devices, and no others, the kernel's own tunnel drivers do not say "port unreachable" about packets of tunnels
+    /// that a socket hears (Linux 6.6). Those that cannot be had are tried again with the next call.
+    pub fn keep_quiet(&mut self, devices: &BTreeSet<u32>) -> io::Result<()> {
+        self.quiet.retain(|ifindex, _| devices.contains(ifindex));
+        for ifindex in devices {
+            if !self.quiet.contains_key(ifindex) {
+                let link = attach::link_egress(self.filters.quiet.as_fd(), *ifindex)?;
+                self.quiet.insert(*ifindex, link);
+            }
+        }
+        Ok(())
     }
 
     /// The next [`attach`](Self::attach) of this device takes over another process's hold on it, in the mode that that one

@@ -117,6 +117,9 @@ fn the_ipv6_raw_sockets_get_only_our_tunnels() {
     let mut plan = family(UNDERLAY);
     let slow = TunnelMatch { fast: false, ..tunnel(ip6(LOCAL6), ip6(REMOTE6), Some(9)) };
     let subnet = TunnelMatch { class: TunnelClass::Nvgre, ..tunnel(ip6(LOCAL6), ip6(REMOTE6), Some(5000)) };
+    // Of the kernel's own: one beside ours, and one with a peer of its own.
+    let kernels = |remote: &str, key| TunnelMatch { socket: false, ..tunnel(ip6(LOCAL6), ip6(remote), key) };
+    plan.tunnels.extend([kernels(REMOTE6, Some(11)), kernels("2001:db8:ffff::4", None)]);
     plan.tunnels.extend([bare(TunnelClass::Ipv4, ip6(other), any), tunnel(ip6(other), any, Some(7)), slow, subnet]);
     steer.apply(&plan).unwrap();
     let sender = host::raw_socket6(libc::IPPROTO_RAW);
@@ -128,6 +131,8 @@ fn the_ipv6_raw_sockets_get_only_our_tunnels() {
         ("no key", ours6(0, 0), true),
         ("key", ours6(0x2000, 42), true),
         ("key of a tunnel that is not steered", ours6(0x2000, 9), true),
+        ("key of a tunnel of the kernel's", ours6(0x2000, 11), false),
+        ("malformed, from a peer of the kernel's", gre6("2001:db8:ffff::4", LOCAL6, 0x4000, 0), false),
         ("virtual subnet", spoil(ours6(0x2000, 5000 << 8 | 3), |ip| ip[42..44].copy_from_slice(&[0x65, 0x58])), true),
         ("its number, and no frame", ours6(0x2000, 5000 << 8 | 3), false),
         ("another subnet", spoil(ours6(0x2000, 5001 << 8), |ip| ip[42..44].copy_from_slice(&[0x65, 0x58])), false),

@@ -1,13 +1,17 @@
 //! What the kernel would do to forwarded packets, and the fast path goes past: netfilter, tc, policy routing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::{
     Finding,
     host::{Chain, Host, Link, Policy},
 };
 use crate::{
-    control::config::{Config, TunnelConfig, XdpMode},
+    control::{
+        config::{Accelerate, Config, TunnelConfig, XdpMode},
+        mirror::{Rule, State, TunnelKind},
+        rules::{Concern, Ours, concern},
+    },
     packet::protocol,
     tunnel::{Family, GRE_IN_UDP_PORT, Payload, Shim},
 };
@@ -39,7 +43,7 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     let devices = devices(config, host);
     let links = devices.iter().filter_map(|name| host.link(name));
     findings.extend(links.filter_map(|link| tc(config, host, link)));
-    findings.push(rules(host));
+    findings.extend(rules(config, host));
     findings.extend(watchers(host));
     findings
 }
@@ -294,16 +298,78 @@ fn watchers(host: &Host) -> Vec<Finding> {
     findings
 }
 
-fn rules(host: &Host) -> Finding {
-    match &host.rules {
-        Err(why) => Finding::warn("rules", "host", format!("could not look: {why}")),
-        Ok(rules) if rules.is_empty() => Finding::ok("rules", "host", "no policy routing"),
-        Ok(rules) => {
-            let found = format!(
-                "policy rules beside the kernel's own switch the fast path off: {}",
-                rules.join("; ")
-            );
-            Finding::warn("rules", "host", found).mend("ip rule; ip -6 rule")
+/// Each rule beside the kernel's own, and what it is to the fast path.
+fn rules(config: &Config, host: &Host) -> Vec<Finding> {
+    let rules = match &host.rules {
+        Ok(rules) => rules,
+        Err(why) => {
+            return vec![Finding::warn(
+                "rules",
+                "host",
+                format!("could not look: {why}"),
+            )];
         }
+    };
+    let state = State::of_rules(rules.iter().cloned());
+    if !state.foreign_rules() {
+        return vec![Finding::ok("rules", "host", "no policy routing")];
+    }
+    let ours = ours(config, host);
+    let judged = |rule: &Rule| {
+        let (fine, meaning) = match concern(rule, &ours) {
+            Concern::None => (true, "concerns no packet of the fast path".to_owned()),
+            Concern::All => (false, "switches the fast path off".to_owned()),
+            Concern::Outer(local) => {
+                let of = |tunnel: &&TunnelConfig| tunnel.local == local;
+                let tunnels = config.tunnels.iter().filter(of);
+                let tunnels: Vec<&str> = tunnels.map(|tunnel| tunnel.name.as_str()).collect();
+                match tunnels.is_empty() {
+                    true => (true, format!("concerns no tunnel: none is from {local}")),
+                    false => {
+                        let tunnels = tunnels.join(", ");
+                        (false, format!("sends by the slow path: {tunnels}"))
+                    }
+                }
+            }
+        };
+        let found = format!("{rule}: {meaning}");
+        match fine {
+            true => Finding::ok("rules", "host", found),
+            false => rule_warning(found),
+        }
+    };
+    let mut findings: Vec<Finding> = state.rules_of_others().map(judged).collect();
+    if state.lacks_own_rules() {
+        let found = "one of the kernel's own rules is gone: the fast path is off";
+        findings.push(rule_warning(found.to_owned()));
+    }
+    findings
+}
+
+fn rule_warning(found: String) -> Finding {
+    Finding::warn("rules", "host", found).mend("ip rule; ip -6 rule")
+}
+
+/// What of this host packets of the fast path have to do with.
+fn ours<'a>(config: &'a Config, host: &'a Host) -> Ours<'a> {
+    let mut devices: HashSet<&str> = devices(config, host).into_iter().collect();
+    devices.extend(config.tunnels.iter().map(|tunnel| tunnel.name.as_str()));
+    let links = || host.links.as_deref().unwrap_or_default().iter();
+    if config.router.accelerate != Accelerate::None {
+        let tunnels = links().filter(|link| {
+            let kind = link.kind.as_deref().unwrap_or_default();
+            TunnelKind::from_word(kind).is_some()
+        });
+        devices.extend(tunnels.map(|link| link.name.as_str()));
+    }
+    let in_vrf = |link: &Link| {
+        let master = link.master.and_then(|index| host.link_by_index(index));
+        devices.contains(link.name.as_str()) && master.is_some_and(|master| master.is("vrf"))
+    };
+    let addresses = host.addresses.as_deref().unwrap_or_default().iter();
+    Ours {
+        in_vrf: links().any(in_vrf),
+        addresses: addresses.map(|(_, net)| net.addr()).collect(),
+        devices,
     }
 }

@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 use crate::{
-    control::{accelerate::Found, config::RouterConfig, mirror::Vlan, ports::Nature},
+    control::{
+        accelerate::Found,
+        config::RouterConfig,
+        mirror::{Rule, Vlan},
+        ports::Nature,
+    },
     tunnel::Family,
 };
 
@@ -38,8 +43,8 @@ pub(super) struct Host {
     pub links: Seen<Vec<Link>>,
     /// Addresses with the index of their device.
     pub addresses: Seen<Vec<(u32, IpNet)>>,
-    /// Policy rules that are not the kernel's own, as text.
-    pub rules: Seen<Vec<String>>,
+    /// All policy rules, the kernel's own too.
+    pub rules: Seen<Vec<Rule>>,
     /// Queueing disciplines: device index and kind.
     pub qdiscs: Seen<Vec<(u32, String)>>,
     /// The kernel's route to each outer address that a tunnel sends to, by the tunnel's name and the address.

@@ -9,6 +9,7 @@ use futures_util::{Stream, TryStreamExt, pin_mut};
 use ipnet::IpNet;
 use rtnetlink::{
     Error, Handle, IpVersion, RouteMessageBuilder,
+    packet_core::Emitable,
     packet_route::{
         address::AddressAttribute,
         link::{
@@ -16,7 +17,6 @@ use rtnetlink::{
             LinkXdp, VlanFlags, VlanProtocol,
         },
         route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType},
-        rule::{RuleAttribute, RuleMessage},
         tc::TcAttribute,
     },
 };
@@ -24,14 +24,14 @@ use rtnetlink::{
 use super::host::{Link, RouteTo, Seen};
 use crate::control::{
     config::{Config, TunnelConfig},
-    mirror::Vlan,
+    mirror::{Rule, Vlan, read_rule},
 };
 
 /// The kernel's tables, each by itself: one that cannot be read hides no other.
 pub(super) struct Tables {
     pub links: Seen<Vec<Link>>,
     pub addresses: Seen<Vec<(u32, IpNet)>>,
-    pub rules: Seen<Vec<String>>,
+    pub rules: Seen<Vec<Rule>>,
     pub qdiscs: Seen<Vec<(u32, String)>>,
     pub routes: BTreeMap<(String, IpAddr), Seen<RouteTo>>,
 }
@@ -179,53 +179,16 @@ async fn addresses(handle: &Handle) -> Seen<Vec<(u32, IpNet)>> {
     Ok(addresses)
 }
 
-async fn rules(handle: &Handle) -> Seen<Vec<String>> {
-    let mut foreign = Vec::new();
-    for (version, flag) in [(IpVersion::V4, ""), (IpVersion::V6, "-6 ")] {
-        let rules = all(handle.rule().get(version).execute()).await?;
-        foreign.extend(
-            rules
-                .iter()
-                .filter(|rule| !is_default(rule))
-                .map(|rule| describe(rule, flag)),
-        );
-    }
-    Ok(foreign)
-}
-
-/// The rules that every kernel starts with: 0 local, 32766 main, 32767 default, each for all packets.
-fn is_default(rule: &RuleMessage) -> bool {
-    let selects = |attribute: &RuleAttribute| {
-        !matches!(
-            attribute,
-            RuleAttribute::Priority(_)
-                | RuleAttribute::Table(_)
-                | RuleAttribute::Protocol(_)
-                | RuleAttribute::SuppressPrefixLen(u32::MAX)
-        )
-    };
-    let known = matches!(
-        priority_and_table(rule),
-        (0, 255) | (32766, 254) | (32767, 253)
-    );
-    known && !rule.attributes.iter().any(selects)
-}
-
-fn priority_and_table(rule: &RuleMessage) -> (u32, u32) {
-    let (mut priority, mut table) = (0, u32::from(rule.header.table));
-    for attribute in &rule.attributes {
-        match attribute {
-            RuleAttribute::Priority(n) => priority = *n,
-            RuleAttribute::Table(n) => table = *n,
-            _ => {}
+async fn rules(handle: &Handle) -> Seen<Vec<Rule>> {
+    let mut rules = Vec::new();
+    for version in [IpVersion::V4, IpVersion::V6] {
+        for message in all(handle.rule().get(version).execute()).await? {
+            let mut bytes = vec![0; message.buffer_len()];
+            message.emit(&mut bytes);
+            rules.extend(read_rule(&bytes).ok().flatten());
         }
     }
-    (priority, table)
-}
-
-fn describe(rule: &RuleMessage, flag: &str) -> String {
-    let (priority, table) = priority_and_table(rule);
-    format!("{flag}{priority}: table {table}")
+    Ok(rules)
 }
 
 async fn qdiscs(handle: &Handle) -> Seen<Vec<(u32, String)>> {

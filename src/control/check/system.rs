@@ -178,11 +178,23 @@ fn kernel_tunnels(config: &Config, host: &Host) -> Vec<Finding> {
         let mut bare = config.tunnels.iter().filter(|t| t.udp.is_none());
         bare.any(|tunnel| of(name).contains(&tunnel.mode))
     });
-    let finding = |name: &String| {
-        let found = format!(
-            "the kernel's {name} is loaded: it answers tunnel packets on the slow path with ICMP unreachable"
-        );
-        Finding::warn("module", "host", found).mend(format!("modprobe -r {name}"))
+    // BPF links of tc programs (`Steer::keep_quiet`).
+    let quiet = host
+        .kernel_version()
+        .is_some_and(|version| version >= (6, 6));
+    let finding = |name: &String| match quiet {
+        true => {
+            let found = format!(
+                "the kernel's {name} is loaded: what it says of our tunnels' packets is held back"
+            );
+            Finding::ok("module", "host", found)
+        }
+        false => {
+            let found = format!(
+                "the kernel's {name} is loaded: before Linux 6.6 it answers tunnel packets on the slow path with ICMP unreachable"
+            );
+            Finding::warn("module", "host", found).mend(format!("modprobe -r {name}"))
+        }
     };
     modules.into_iter().map(finding).collect()
 }

@@ -11,7 +11,10 @@ use super::{
     judge,
 };
 use crate::{
-    control::{config::Config, mirror::Vlan},
+    control::{
+        config::Config,
+        mirror::{Rule, Vlan},
+    },
     tunnel::Family,
 };
 
@@ -471,6 +474,67 @@ fn vlan_devices_are_looked_at_with_the_one_beneath() {
     );
 }
 
+/// The kernel's own rules of IPv4, and one more of priority 100.
+fn own_and(change: impl FnOnce(&mut Rule)) -> Vec<Rule> {
+    let own = [(0, 255), (32766, 254), (32767, 253)].map(|(priority, table)| Rule {
+        priority,
+        table,
+        plain: true,
+        ..Rule::default()
+    });
+    let mut more = Rule {
+        priority: 100,
+        table: 7,
+        ..Rule::default()
+    };
+    change(&mut more);
+    own.into_iter().chain([more]).collect()
+}
+
+#[test]
+fn each_policy_rule_is_named_with_what_it_does() {
+    let device = |name: &str| Some(name.into());
+    let found = |rules: Vec<Rule>| {
+        let mut host = host();
+        host.rules = Ok(rules);
+        let all = judge(&config("", ""), &host).into_iter();
+        let lines = all
+            .filter(|finding| finding.check == "rules")
+            .map(|finding| format!("{} {}", finding.severity.as_str(), finding.found));
+        lines.collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(
+        found(own_and(|rule| rule.iif = device("eth1"))),
+        "warn 100: iif eth1 table 7: switches the fast path off"
+    );
+    assert_eq!(
+        found(own_and(|rule| rule.iif = device("gre1"))),
+        "warn 100: iif gre1 table 7: switches the fast path off"
+    );
+    assert_eq!(
+        found(own_and(|rule| rule.iif = device("eth7"))),
+        "ok 100: iif eth7 table 7: concerns no packet of the fast path"
+    );
+    assert_eq!(
+        found(own_and(|rule| rule.l3mdev = true)),
+        "ok 100: l3mdev: concerns no packet of the fast path"
+    );
+    let from = |net: &str| own_and(|rule| rule.from = Some(net.parse().unwrap()));
+    assert_eq!(
+        found(from("192.0.2.1/32")),
+        "warn 100: from 192.0.2.1/32 table 7: sends by the slow path: gre1"
+    );
+    assert_eq!(
+        found(from("10.0.0.0/8")),
+        "warn 100: from 10.0.0.0/8 table 7: switches the fast path off"
+    );
+    let gone = own_and(|rule| rule.iif = device("eth7"));
+    assert!(
+        found(gone[1..].to_vec())
+            .ends_with("warn one of the kernel's own rules is gone: the fast path is off")
+    );
+}
+
 #[test]
 fn a_vlan_over_a_veth_hides_tags_before_linux_6_8() {
     let vlan = |host: &mut Host| {
@@ -797,9 +861,42 @@ fn the_kernels_own_driver_is_named_where_its_kind_is_configured() {
     one_change(
         |host| host.kernel_tunnels = vec!["sit".to_owned(), "ip_gre".to_owned()],
         &[
-            "warn host module: the kernel's ip_gre is loaded: it answers tunnel packets on the slow path with ICMP \
-             unreachable | modprobe -r ip_gre",
+            "warn host module: the kernel's ip_gre is loaded: before Linux 6.6 it answers tunnel packets on the slow path with \
+             ICMP unreachable | modprobe -r ip_gre",
         ],
+    );
+    let newer = |host: &mut Host| {
+        host.kernel_tunnels = vec!["ip_gre".to_owned()];
+        host.kernel = "6.12.1".to_owned();
+    };
+    one_change(newer, &[]);
+}
+
+#[test]
+fn the_kernels_tunnels_are_named_and_why_they_are_left_to_it() {
+    let found = |name: &str, verdict: Result<&str, &str>| crate::control::accelerate::Found {
+        ifindex: 9,
+        name: name.into(),
+        kind: "gre".into(),
+        verdict: match verdict {
+            Ok(tunnel) => Ok(config("", tunnel).tunnels.remove(0)),
+            Err(why) => Err(why.to_owned()),
+        },
+    };
+    one_change(
+        |host| host.accelerated = Ok(vec![found("gre5", Ok("")), found("gre6", Err("seq: why"))]),
+        &["warn gre6 accelerate: left to the kernel: seq: why | "],
+    );
+    let mut host = host();
+    host.accelerated = Ok(vec![found("gre5", Ok(""))]);
+    let text = Report::new(judge(&config("", ""), &host)).to_string();
+    assert!(
+        text.contains("the kernel's gre from 192.0.2.1 to 192.0.2.2"),
+        "{text}"
+    );
+    one_change(
+        |host| host.accelerated = Err("netlink: no".to_owned()),
+        &["warn host accelerate: could not look: netlink: no | "],
     );
 }
 
@@ -969,9 +1066,9 @@ fn what_the_fast_path_goes_past_is_named() {
         ],
     );
     one_change(
-        |host| host.rules = Ok(vec!["100: table 7".to_owned()]),
+        |host| host.rules = Ok(own_and(|rule| rule.table = 7)),
         &[
-            "warn host rules: policy rules beside the kernel's own switch the fast path off: 100: table 7 | ip rule; \
+            "warn host rules: 100: table 7: switches the fast path off | ip rule; \
            ip -6 rule",
         ],
     );

@@ -155,7 +155,7 @@ impl Scene<'_> {
             mtu: clamp(link.mtu),
             route_mtu: clamp(link.mtu),
             has_metric: false,
-            kernel_only: self.state.foreign_rules(),
+            kernel_only: self.rules.decide_outer(config.local),
         })
     }
 
@@ -223,17 +223,16 @@ impl Scene<'_> {
             mtu: learned.map_or(route_mtu, |mtu| mtu.min(route_mtu)),
             route_mtu,
             has_metric: route_mtu < device_mtu,
-            kernel_only: self.is_kernels(&found) || elsewhere,
+            kernel_only: self.is_kernels(&found)
+                || elsewhere
+                || self.rules.decide_outer(config.local),
         })
     }
 
     /// Whether following a route takes more than its next hop.
     fn is_kernels(&self, found: &Lookup<'_>) -> bool {
         let alive = || found.hops.iter().filter(|hop| !hop.dead);
-        found.conditional
-            || alive().count() > 1
-            || alive().any(|hop| hop.encap)
-            || self.state.foreign_rules()
+        found.conditional || alive().count() > 1 || alive().any(|hop| hop.encap)
     }
 
     pub(super) fn tunnel(&self, t: &TunnelDevice<'_>, status: &TunnelStatus) -> Tunnel {

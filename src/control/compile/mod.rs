@@ -20,8 +20,9 @@ pub use show::Query;
 
 use super::{
     config::TunnelConfig,
-    mirror::{Parts, State, Touched},
+    mirror::{Link, Parts, State, Touched},
     path_mtu::PathMtus,
+    rules::{Ours, Rules},
 };
 use crate::{
     fib::{Adjacency, Egress, Fib, OnPort},
@@ -71,9 +72,29 @@ pub struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
+    /// What the administrator's policy rules mean to what there is.
+    fn rules(&self) -> Rules {
+        let state = self.state;
+        if !state.foreign_rules() {
+            return Rules::default();
+        }
+        let tunnels = self.tunnels.iter().map(|tunnel| tunnel.ifindex);
+        let all = self.devices.iter().map(|d| d.ifindex).chain(tunnels);
+        let links: Vec<_> = all.filter_map(|ifindex| state.link(ifindex)).collect();
+        let master = |link: &&Link| link.master.and_then(|master| state.link(master));
+        let is_vrf = |master: &Link| master.kind.as_deref() == Some("vrf");
+        let ours = Ours {
+            in_vrf: links.iter().filter_map(master).any(is_vrf),
+            devices: links.iter().map(|link| &*link.name).collect(),
+            addresses: state.addresses().map(|a| a.ip).collect(),
+        };
+        Rules::of(state.rules_of_others(), state.lacks_own_rules(), &ours)
+    }
+
     fn scene(&self) -> Scene<'a> {
         let tunnels = self.tunnels.iter();
         Scene {
+            rules: self.rules(),
             state: self.state,
             devices: self.devices,
             tunnels: self.tunnels,
@@ -99,6 +120,7 @@ pub struct Compiler {
     fib: Fib,
     devices: Vec<Device>,
     ends: Ends,
+    rules: Rules,
     /// The last plan, less its prefixes.
     plan: Plan,
     /// The steering program has to be told all prefixes.
@@ -119,6 +141,7 @@ struct Ends {
 
 /// The inputs, with indexes.
 struct Scene<'a> {
+    rules: Rules,
     state: &'a State,
     devices: &'a [Device],
     tunnels: &'a [TunnelDevice<'a>],
@@ -147,7 +170,8 @@ impl Compiler {
                 changes.all();
             }
             self.fib.set_ports(scene.ports());
-            self.fib.set_rules(scene.state.foreign_rules());
+            self.fib.set_rules(scene.rules.all);
+            self.rules = scene.rules.clone();
             self.fib.set_own(scene.state.addresses().map(|a| a.ip));
             let devices = scene.devices.iter();
             self.plan.ports = devices.map(|d| (d.ifindex, scene.port_plan(d))).collect();
@@ -175,6 +199,11 @@ impl Compiler {
             },
             tunnels: self.ends.statuses.clone(),
         }
+    }
+
+    /// What policy rules mean to what was compiled last.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// The next plan names all prefixes: the steering program does not have those that it was told.

@@ -118,7 +118,7 @@ impl Scene<'_> {
             && link.master.is_none()
             && (device.sees_tags || device.vlan.is_none() && !vlans())
             && self.gets_its_frames(device)
-            && !self.state.foreign_rules();
+            && !self.rules.all;
         let forwards = self.forwards(device.ifindex);
         let wired = self.wired(device).is_some();
         PortPlan {

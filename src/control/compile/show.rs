@@ -206,7 +206,7 @@ impl Scene<'_> {
     /// Why only the kernel can follow a route.
     fn kernels(&self, best: &Best<'_>, hops: &[Hop]) -> Option<String> {
         let route = best.route;
-        if self.state.foreign_rules() {
+        if self.rules.all {
             return Some("policy rules decide; see `ip rule`".to_owned());
         }
         if route.kind != RouteKind::Unicast {

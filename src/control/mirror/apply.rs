@@ -134,6 +134,7 @@ impl State {
         let (up, carrier) = (link.up, (link.carrier, link.running));
         let (name, mtu) = (link.name.clone(), link.mtu);
         let unpaired = link.link == Some(0) && link.kind.as_deref() == Some("veth");
+        let is_gre = link.kind.as_deref() == Some("gre");
         let changed = self.links.get(&ifindex) != Some(&link);
         let old = self.links.insert(ifindex, link);
         if let Some(old) = &old {
@@ -145,6 +146,10 @@ impl State {
         let mut effect = changed_if(changed, Parts::LINKS);
         if unpaired {
             // The first of a pair is told before it has its peer, and not again afterwards.
+            effect.doubt |= Parts::LINKS;
+        }
+        if is_gre && old.is_some() {
+            // `ip tunnel change` tells of it before it has set the flags (`ipgre_tunnel_ctl`), and not again afterwards.
             effect.doubt |= Parts::LINKS;
         }
         if let Some(old) = old {
@@ -221,7 +226,7 @@ impl State {
     /// A change of state among the usable ones is kept, but is no news.
     fn new_neighbour(&mut self, key: (u32, IpAddr), new: Neighbour) -> Effect {
         let old = self.neighbours.insert(key, new);
-        let send_to = |n: Neighbour| n.nud.usable().then_some(n.mac);
+        let send_to = |n: Neighbour| n.nud.usable().then_some((n.mac, n.outer));
         let changed = old.and_then(send_to) != send_to(new);
         self.touched.add_neighbours(changed.then_some(key));
         changed_if(changed, Parts::NEIGHBOURS)

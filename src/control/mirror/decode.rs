@@ -8,7 +8,7 @@ use super::{
     decode_nexthop::{nexthop, nexthop_id},
     decode_route::route,
     event::{Event, NetConfChange},
-    model::{Address, Neighbour, Nud, Rule},
+    model::{self, Address, Neighbour, Nud, Rule},
     route::Insertion,
 };
 
@@ -142,36 +142,52 @@ fn neighbour(payload: &[u8]) -> Result<Option<(u32, IpAddr, Neighbour)>, Undecod
 const FIB_RULE_HDR: usize = 12;
 const FIB_RULE_PERMANENT: u32 = 1;
 const FR_ACT_TO_TBL: u8 = 1;
+const FIB_RULE_INVERT: u32 = 2;
+const FRA_DST: u16 = 1;
+const FRA_SRC: u16 = 2;
+const FRA_IIFNAME: u16 = 3;
 const FRA_PRIORITY: u16 = 6;
 const FRA_SUPPRESS_IFGROUP: u16 = 13;
 const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
 const FRA_TABLE: u16 = 15;
+const FRA_OIFNAME: u16 = 17;
 const FRA_PAD: u16 = 18;
+const FRA_L3MDEV: u16 = 19;
 const FRA_PROTOCOL: u16 = 21;
 
-fn rule(payload: &[u8]) -> Result<Option<Rule>, Undecodable> {
+pub fn rule(payload: &[u8]) -> Result<Option<Rule>, Undecodable> {
     let header: &[u8; FIB_RULE_HDR] = header(payload)?;
     if !matches!(header[0], AF_INET | AF_INET6) {
         return Ok(None);
     }
+    let (mut from, mut to) = (None, None);
     let mut rule = Rule {
+        inverted: u32_at(header, 8)? & FIB_RULE_INVERT != 0,
         v6: header[0] == AF_INET6,
         priority: 0,
         table: u32::from(header[4]),
         plain: header[1..4] == [0; 3]
             && header[7] == FR_ACT_TO_TBL
             && u32_at(header, 8)? & !FIB_RULE_PERMANENT == 0,
+        ..Rule::default()
     };
     for attribute in attributes(payload, FIB_RULE_HDR) {
         match attribute.kind {
             FRA_PRIORITY => rule.priority = attribute.u32().unwrap_or(0),
             FRA_TABLE => rule.table = attribute.u32().unwrap_or(0),
             FRA_PAD | FRA_PROTOCOL => {}
+            FRA_DST => (to, rule.plain) = (attribute.ip(), false),
+            FRA_SRC => (from, rule.plain) = (attribute.ip(), false),
+            FRA_IIFNAME => (rule.iif, rule.plain) = (attribute.text(), false),
+            FRA_OIFNAME => (rule.oif, rule.plain) = (attribute.text(), false),
+            FRA_L3MDEV => (rule.l3mdev, rule.plain) = (attribute.value.first() == Some(&1), false),
             // −1 suppresses nothing.
             FRA_SUPPRESS_IFGROUP | FRA_SUPPRESS_PREFIXLEN if attribute.u32() == Some(u32::MAX) => {}
             _ => rule.plain = false,
         }
     }
+    rule.to = to.and_then(|to| model::prefix(to, header[1]));
+    rule.from = from.and_then(|from| model::prefix(from, header[2]));
     Ok(Some(rule))
 }
 

@@ -27,6 +27,7 @@ mod table;
 mod touched;
 
 pub use apply::Effect;
+pub use decode::rule as read_rule;
 pub use event::{Event, NetConfChange, RouteEvent};
 pub use model::{Address, KernelTunnel, Link, Neighbour, NetConf, Nud, Rule, TunnelKind, Vlan};
 pub use monitor::{Change, Monitor, Options};

@@ -197,14 +197,44 @@ pub struct NetConf {
     pub ignore_linkdown: bool,
 }
 
-/// A policy rule, as far as it takes to know whether it is one of the kernel's own.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// A policy rule, as far as it takes to know whether it is one of the kernel's own, and which packets it cannot concern.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Rule {
     pub v6: bool,
     pub priority: u32,
     pub table: u32,
     /// It looks up its table for every packet, and does nothing else.
     pub plain: bool,
+    /// It is for the packets that its selectors do not match (`not`).
+    pub inverted: bool,
+    pub iif: Option<Box<str>>,
+    pub oif: Option<Box<str>>,
+    pub from: Option<IpNet>,
+    pub to: Option<IpNet>,
+    /// It is for packets of VRFs.
+    pub l3mdev: bool,
+}
+
+impl std::fmt::Display for Rule {
+    /// As `ip rule` writes it, as far as it is known here.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let family = if self.v6 { "-6 " } else { "" };
+        let not = if self.inverted { " not" } else { "" };
+        write!(f, "{family}{}:{not}", self.priority)?;
+        let nets = [("from", self.from), ("to", self.to)];
+        for (word, net) in nets.iter().filter_map(|(word, net)| Some((word, (*net)?))) {
+            write!(f, " {word} {net}")?;
+        }
+        for (word, device) in [("iif", &self.iif), ("oif", &self.oif)] {
+            if let Some(device) = device {
+                write!(f, " {word} {device}")?;
+            }
+        }
+        match self.l3mdev {
+            true => f.write_str(" l3mdev"),
+            false => write!(f, " table {}", self.table),
+        }
+    }
 }
 
 /// A prefix in the words of the standard library's addresses: host bits are cut off, an impossible length refused.

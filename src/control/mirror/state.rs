@@ -20,7 +20,7 @@ use super::{
 const ALL_DEVICES: i32 = -1;
 
 /// The rules that the kernel makes by itself: local, main and, for IPv4, default.
-const OWN_RULES: [Rule; 5] = [
+static OWN_RULES: [Rule; 5] = [
     own_rule(false, 0, 255),
     own_rule(false, 32766, 254),
     own_rule(false, 32767, 253),
@@ -34,6 +34,12 @@ const fn own_rule(v6: bool, priority: u32, table: u32) -> Rule {
         priority,
         table,
         plain: true,
+        inverted: false,
+        iif: None,
+        oif: None,
+        from: None,
+        to: None,
+        l3mdev: false,
     }
 }
 
@@ -220,12 +226,28 @@ impl State {
     /// Policy rules exist, of either family, besides the kernel's own three, or one of those is gone: a lookup by
     /// destination no longer says where a packet goes. A VRF's rule (l3mdev) counts.
     pub fn foreign_rules(&self) -> bool {
-        [false, true].into_iter().any(|v6| {
-            let own = OWN_RULES.iter().filter(|rule| rule.v6 == v6);
-            let present = || self.rules.iter().filter(|rule| rule.v6 == v6);
-            // A kernel without policy routing has no rules at all.
-            present().next().is_some() && !present().eq(own)
-        })
+        self.lacks_own_rules() || self.rules_of_others().next().is_some()
+    }
+
+    /// One that knows rules and nothing else.
+    pub fn of_rules(rules: impl IntoIterator<Item = Rule>) -> Self {
+        Self {
+            rules: rules.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The rules that are not the kernel's own.
+    pub fn rules_of_others(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().filter(|rule| !OWN_RULES.contains(rule))
+    }
+
+    /// One of the kernel's own rules is gone.
+    pub fn lacks_own_rules(&self) -> bool {
+        // A kernel without policy routing has no rules at all.
+        let has_some = |v6| self.rules.iter().any(|rule| rule.v6 == v6);
+        let mut own = OWN_RULES.iter();
+        own.any(|rule| has_some(rule.v6) && !self.rules.contains(rule))
     }
 
     /// Where an IPv4 destination leads.

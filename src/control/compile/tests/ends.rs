@@ -149,6 +149,7 @@ fn with_policy_rules_the_slow_path_still_knows_the_gateways() {
         priority: 100,
         table: 100,
         plain: false,
+        ..Rule::default()
     }));
     let fib = net.compile().fib;
     let inside = "10.3.0.1".parse().unwrap();

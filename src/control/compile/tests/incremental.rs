@@ -171,6 +171,7 @@ fn happen(net: &mut Net, what: Happening) -> Parts {
             priority: 7,
             table: 7,
             plain: false,
+            ..Rule::default()
         }),
         Happening::Rule(false) => {
             net.state.take_part(Parts::RULES, State::default());

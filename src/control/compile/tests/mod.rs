@@ -824,6 +824,7 @@ fn with_somebodys_policy_rules_nothing_is_steered_and_nothing_routed() {
         priority: 100,
         table: 100,
         plain: false,
+        ..Rule::default()
     }));
     let compiled = net.compile();
     let far = "10.2.0.1".parse().unwrap();
@@ -834,6 +835,76 @@ fn with_somebodys_policy_rules_nothing_is_steered_and_nothing_routed() {
     assert!(!ports[&ETH0].underlay && !ports[&ETH1].overlay);
     // The raw socket's filter goes by the same table.
     assert_eq!(compiled.plan.tunnels.len(), 2);
+}
+
+#[test]
+fn policy_rules_that_concern_others_leave_the_fast_path_alone() {
+    let rule = |change: fn(&mut Rule)| {
+        let mut rule = Rule {
+            priority: 100,
+            table: 100,
+            ..Rule::default()
+        };
+        change(&mut rule);
+        rule
+    };
+    let with = |rules: &[Rule], change: fn(&mut Net)| {
+        let mut net = Net::new();
+        net.route("10.2.0.0/16", route_by(GRE1, None));
+        net.configs[1].local = Ipv4Addr::new(192, 0, 2, 7).into();
+        net.address(ETH0, "192.0.2.7");
+        for (priority, table) in [(0, 255), (32766, 254), (32767, 253)] {
+            net.state.apply(Event::NewRule(Rule {
+                priority,
+                table,
+                plain: true,
+                ..Rule::default()
+            }));
+        }
+        for rule in rules {
+            net.state.apply(Event::NewRule(rule.clone()));
+        }
+        change(&mut net);
+        let compiled = net.compile();
+        let steered = compiled.plan.ports[&ETH1].overlay;
+        let resolved = compiled.fib.resolve("10.2.0.1".parse().unwrap());
+        assert_eq!(steered, resolved != Resolution::Kernel);
+        (steered, net.is_ready(0), net.is_ready(1))
+    };
+    let nothing: fn(&mut Net) = |_| ();
+    let elsewhere = rule(|r| r.iif = Some("eth7".into()));
+    assert_eq!(with(&[], nothing), (true, true, true));
+    assert_eq!(
+        with(std::slice::from_ref(&elsewhere), nothing),
+        (true, true, true)
+    );
+    let ours = rule(|r| r.iif = Some("eth1".into()));
+    assert_eq!(
+        with(&[elsewhere.clone(), ours], nothing),
+        (false, false, false)
+    );
+    // What leaves from an address is the kernel's; what comes for its tunnels goes fast all the same.
+    let from = rule(|r| r.from = Some("192.0.2.7/32".parse().unwrap()));
+    assert_eq!(with(&[from], nothing), (true, true, false));
+    let somebody = rule(|r| r.from = Some("10.1.0.0/24".parse().unwrap()));
+    assert_eq!(with(&[somebody], nothing), (false, false, false));
+    let vrfs = rule(|r| r.l3mdev = true);
+    assert_eq!(
+        with(std::slice::from_ref(&vrfs), nothing),
+        (true, true, true)
+    );
+    let in_vrf = with(&[vrfs], |net| {
+        net.link(Link {
+            kind: Some("vrf".into()),
+            ..link(40, "red", 1500)
+        });
+        net.link(Link {
+            mac: None,
+            master: Some(40),
+            ..link(GRE2, "gre2", ROOM.into())
+        });
+    });
+    assert_eq!(in_vrf, (false, false, false));
 }
 
 #[test]

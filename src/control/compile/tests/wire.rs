@@ -78,6 +78,7 @@ fn a_wire_takes_nothing_while_frames_could_be_lost_or_spoilt() {
                 priority: 100,
                 table: 100,
                 plain: false,
+                ..Rule::default()
             }));
         },
     ];

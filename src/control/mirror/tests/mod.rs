@@ -14,7 +14,7 @@ use rtnetlink::{
             NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
         },
         route::{RouteFlags, RouteMessage, RouteScope, RouteType},
-        rule::{RuleAction, RuleAttribute, RuleMessage},
+        rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
     },
 };
 
@@ -308,6 +308,39 @@ fn cloned_routes_and_those_of_other_tables_are_ignored() {
     assert_eq!(state, State::default());
 }
 
+#[test]
+fn a_neighbour_of_a_tunnel_has_an_address_of_the_underlays() {
+    let mut state = State::default();
+    let mut tell_of = |lladdr: &[u8]| {
+        let mut message = neighbour(NeighbourState::Permanent, NeighbourFlags::empty(), 1);
+        message.attributes[1] = NeighbourAttribute::LinkLayerAddress(lladdr.to_vec());
+        tell(&mut state, Message::NewNeighbour(message), 0).changed
+    };
+    assert_eq!(tell_of(&[198, 51, 100, 3]), Parts::NEIGHBOURS);
+    assert_eq!(tell_of(&[198, 51, 100, 3]), Parts::NONE);
+    // Another end, and nothing else about it.
+    assert_eq!(tell_of(&[198, 51, 100, 4]), Parts::NEIGHBOURS);
+    let of_device: Vec<_> = state
+        .neighbours_of(ETH)
+        .map(|(_, n)| (n.mac, n.outer))
+        .collect();
+    assert_eq!(of_device, [(None, Some([198, 51, 100, 4].into()))]);
+    assert_eq!(state.neighbours_of(OTHER).count(), 0);
+}
+
+#[test]
+fn a_gre_device_that_was_changed_is_looked_at_again() {
+    let mut state = State::default();
+    let mut gre = link(OTHER, "gre1", true);
+    let kind = rtnetlink::packet_route::link::InfoKind::GreTun;
+    let info = rtnetlink::packet_route::link::LinkInfo::Kind(kind);
+    gre.attributes.push(LinkAttribute::LinkInfo(vec![info]));
+    let new = tell(&mut state, Message::NewLink(gre.clone()), 0);
+    let again = tell(&mut state, Message::NewLink(gre), 0);
+    assert_eq!((new.doubt, again.doubt), (Parts::NONE, Parts::LINKS));
+    assert_eq!(again.changed, Parts::NONE);
+}
+
 fn neighbour(nud: NeighbourState, flags: NeighbourFlags, mac: u8) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet;
@@ -373,6 +406,42 @@ fn rule(priority: u32, table: u8) -> RuleMessage {
         rule.attributes.push(RuleAttribute::Priority(priority));
     }
     rule
+}
+
+#[test]
+fn what_a_rule_selects_is_read() {
+    let mut message = rule(100, 7);
+    message.header.src_len = 24;
+    message.header.dst_len = 32;
+    message.attributes.extend([
+        RuleAttribute::Source("10.1.2.3".parse().unwrap()),
+        RuleAttribute::Destination("10.9.9.9".parse().unwrap()),
+        RuleAttribute::Iifname("eth1".to_owned()),
+        RuleAttribute::Oifname("eth2".to_owned()),
+    ]);
+    let mut state = State::default();
+    tell(&mut state, Message::NewRule(message.clone()), 0);
+    let shown = |state: &State| {
+        let rules = state.rules_of_others().map(ToString::to_string);
+        rules.collect::<Vec<_>>()
+    };
+    assert_eq!(
+        shown(&state),
+        ["100: from 10.1.2.0/24 to 10.9.9.9/32 iif eth1 oif eth2 table 7"]
+    );
+    // `not`
+    message.header.flags = RuleFlags::Invert;
+    let mut state = State::default();
+    tell(&mut state, Message::NewRule(message), 0);
+    assert_eq!(
+        shown(&state),
+        ["100: not from 10.1.2.0/24 to 10.9.9.9/32 iif eth1 oif eth2 table 7"]
+    );
+    let mut vrf = rule(1000, 0);
+    vrf.attributes.push(RuleAttribute::L3MDev(true));
+    let mut state = State::default();
+    tell(&mut state, Message::NewRule(vrf), 0);
+    assert_eq!(shown(&state), ["1000: l3mdev"]);
 }
 
 #[test]
