@@ -295,7 +295,7 @@ test_packages
 step "Against the Linux kernel"
 test_interop
 step "In a virtual machine"
-test_guest vlan.py 240
+test_guest vlan.py 600
 test_guest accelerate.py 300
 
 printf '\n%d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPPED"

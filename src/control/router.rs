@@ -293,8 +293,8 @@ impl Router {
             }
         }
         let of_kernels = tunnels.split_off(self.tunnels.len());
-        log_words(&self.tunnels, &tunnels, &self.statuses);
-        log_words(kernels, &of_kernels, &self.accelerated.statuses);
+        log_words(state, &self.tunnels, &tunnels, &self.statuses);
+        log_words(state, kernels, &of_kernels, &self.accelerated.statuses);
         let outer = tunnels.iter().chain(&of_kernels);
         let outer = outer.flat_map(TunnelStatus::outers);
         self.outgoing = outer
@@ -745,13 +745,44 @@ impl Router {
 }
 
 /// One line for each tunnel that is in another state than before.
-fn log_words(entries: &[TunnelEntry], now: &[TunnelStatus], before: &[TunnelStatus]) {
+fn log_words(
+    state: &State,
+    entries: &[TunnelEntry],
+    now: &[TunnelStatus],
+    before: &[TunnelStatus],
+) {
     let before = before.iter().map(|status| Some(status.word()));
     let before = before.chain(std::iter::repeat(None));
     for ((entry, now), before) in entries.iter().zip(now).zip(before) {
         if before != Some(now.word()) {
-            tracing::info!("tunnel {}: {}", entry.config.name, now.word());
+            let (name, word, why) = (&entry.config.name, now.word(), why(state, entry, now));
+            match word {
+                "up" | "unresolved" => tracing::info!("tunnel {name}: {word}{why}"),
+                _ => tracing::warn!("tunnel {name}: {word}{why}"),
+            }
         }
+    }
+}
+
+/// Why a tunnel is in the state that it is in, behind the word for it.
+fn why(state: &State, entry: &TunnelEntry, now: &TunnelStatus) -> String {
+    let remote = entry.config.remote;
+    match (now.word(), now.outer) {
+        ("down", _) if now.mtu == 0 => "; its device is gone".to_owned(),
+        ("down", _) => "; its device was set down".to_owned(),
+        ("no-keepalive", _) => format!("; {remote} does not answer"),
+        ("no-route", _) => {
+            format!("; no way to {remote} by an underlay device: `ip route get {remote}`")
+        }
+        (word, Some(outer)) => {
+            let device = state.link(outer.ifindex).map_or("?", |link| &*link.name);
+            let via = outer.neighbour;
+            match word {
+                "up" => format!("; via {via} dev {device}"),
+                _ => format!("; the link address of {via} on {device} is not known yet"),
+            }
+        }
+        _ => String::new(),
     }
 }
 

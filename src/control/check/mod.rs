@@ -159,6 +159,7 @@ pub fn refused(error: &ConfigError) -> Finding {
 
 /// Looks at everything that matters to this configuration.
 pub async fn examine(config: &Config) -> Vec<Finding> {
+    crate::xdp::listen_to_libbpf();
     judge(config, &observe::host(config).await)
 }
 

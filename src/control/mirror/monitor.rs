@@ -47,8 +47,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// A dump without any progress for so long is given up, and the socket with it. The kernel may hold its routing lock for
 /// seconds, while it removes hundreds of devices.
 const DUMP_PATIENCE: Duration = Duration::from_secs(30);
-/// How long the first complete dump may take.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the first complete dump may take. On a busy machine that had just lost a router with 10,000 devices the kernel
+/// was seen not to answer for a minute.
+const START_PATIENCE: Duration = Duration::from_secs(300);
 
 /// The mirror, live. It moves only while [`Monitor::changed`] is awaited. A request for a dump is answered, in part,
 /// before the system call returns, and may wait there for the kernel's routing lock.
