@@ -164,6 +164,9 @@ impl Router {
             let numbers = taken.begin()?;
             router.take_numbers(&numbers);
         }
+        // It reads when it has both a tunnel and the tunnel's device: what has one of them only would be dropped.
+        let slow = RunError::io("prepare the slow path");
+        router.slow.pause().map_err(slow)?;
         router.publish(state);
         // Until now the other router's tables judged what they hear: ours were empty.
         for socket in &handed {
@@ -173,6 +176,7 @@ impl Router {
         for (entry, tun) in router.tunnels.iter().zip(tuns) {
             router.slow.add_tun(entry.id, tun);
         }
+        router.slow.resume();
         Ok(router)
     }
 
