@@ -7,6 +7,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use super::{
     DropReason, ForwardState, Handover, Port, PuntQueue, PuntReason, PuntTo, Verdict, WorkerStats,
     capture::{Tap, Trail, TrailNotes},
+    express::Express,
     forward,
     forward::HandoverKind,
     forward_handover, receiver,
@@ -55,6 +56,7 @@ pub struct Worker<P: Port> {
     links: Links,
     fib: Arc<Fib>,
     state: ForwardState,
+    express: Express,
     /// Finished frames by egress port.
     outgoing: Vec<Vec<P::Buf>>,
     /// Frames that are done with.
@@ -78,6 +80,7 @@ impl<P: Port> Worker<P> {
             ports,
             links,
             fib: Arc::default(),
+            express: Express::default(),
             state: ForwardState {
                 stats,
                 tunnels: Vec::new(),
@@ -213,9 +216,16 @@ impl<P: Port> Worker<P> {
             port.rx_packets.add(n as u64);
         }
         let watched = n > 0 && self.is_watched();
-        for mut packet in burst.drain(..) {
+        if !watched {
+            self.express
+                .look(&burst, socket, &self.fib, &self.state);
+        }
+        for (nth, mut packet) in burst.drain(..).enumerate() {
             if watched {
                 self.watch(packet.data(), Some(socket));
+            } else if let Some(port) = self.express(nth, &mut packet) {
+                self.send(packet, port);
+                continue;
             }
             let from = receiver(packet.data(), socket, &self.fib);
             let verdict = forward(&mut packet, from, &self.fib, &mut self.state);
@@ -223,6 +233,21 @@ impl<P: Port> Worker<P> {
         }
         self.burst = burst;
         n
+    }
+
+    /// Forwards the burst's packet `nth` if that is an ordinary one.
+    #[inline]
+    fn express(&mut self, nth: usize, packet: &mut P::Buf) -> Option<PortId> {
+        let seen = self.express.seen(nth)?;
+        self.express.carry(packet, seen, &self.fib, &self.state)
+    }
+
+    #[inline]
+    fn send(&mut self, packet: P::Buf, port: PortId) {
+        match self.outgoing.get_mut(port.index()) {
+            Some(queue) => queue.push(packet),
+            None => self.discard_packet(packet, DropReason::TxRingFull),
+        }
     }
 
     fn take_handovers(&mut self) -> usize {
@@ -277,7 +302,7 @@ impl<P: Port> Worker<P> {
         match verdict {
             Verdict::Transmit(port) if port.index() < self.outgoing.len() => {
                 self.seen(Some(packet.data()), verdict);
-                self.outgoing[port.index()].push(packet);
+                self.send(packet, port);
             }
             Verdict::Transmit(_) => self.discard_packet(packet, DropReason::TxRingFull),
             Verdict::Punt(reason, to) => self.punt(packet, reason, to, from),
