@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use greyhound::control::config::{Config, Mtu, Workers, XdpMode};
+use greyhound::control::config::{Config, Mtu, Spread, Workers, XdpMode};
 use greyhound::packet::GreKey;
 use greyhound::tunnel::{FlowLabel, Mode, Tos, Ttl, TunnelId, UdpEncap};
 
@@ -81,6 +81,11 @@ fn absent_keys_have_the_kernels_defaults() {
         Some("/run/greyhound/control.sock")
     );
     assert!(config.router.persist && config.router.metrics.is_none());
+    assert_eq!(config.router.spread, Spread::Auto);
+    for (value, spread) in [("true", Spread::On), ("false", Spread::Off)] {
+        let config = parse(&with(&[&format!("spread = {value}")], &[])).unwrap();
+        assert_eq!(config.router.spread, spread);
+    }
     let tunnel = &config.tunnels[0];
     assert_eq!((tunnel.ikey, tunnel.okey), (None, None));
     assert!(!(tunnel.icsum || tunnel.ocsum || tunnel.iseq || tunnel.oseq));
@@ -410,6 +415,10 @@ const BROKEN_ROUTERS: &[(&str, &str)] = &[
     (
         "metrics = \"[::1]:0\"",
         r#"4: [router]: metrics = "[::1]:0": expected an address and a port such as 127.0.0.1:9747 or [::1]:9747"#,
+    ),
+    (
+        "spread = \"always\"",
+        r#"4: [router]: spread = "always": expected "auto", true or false"#,
     ),
     (
         "accelerate = \"gre1\"",
