@@ -103,22 +103,14 @@ fn router() -> (State, Vec<Device>) {
     state.apply(Event::NewLink(Link {
         index: DEVICE,
         name: "eth1".into(),
-        kind: None,
         mac: Some(greyhound::packet::MacAddr([2, 0, 0, 0, 0, 1])),
         mtu: 1500,
         up: true,
         carrier: true,
         running: true,
-        no_arp: false,
-        loopback: false,
-        link: None,
-        link_elsewhere: false,
-        master: None,
-        vlan: None,
-        tunnel: None,
         rx_queues: 1,
         tx_queues: 1,
-        xdp_program: None,
+        ..Link::default()
     }));
     let device = Device {
         name: "eth1".into(),

@@ -35,14 +35,19 @@ def rate(path):
         return "-"
 
 
+def packets_in(share):
+    """Packets of one path, in both directions."""
+    return share["rx_packets"] + share["tx_packets"]
+
+
 def packets(routers, name):
     """Packets of a tunnel, both routers and directions: (on the fast path, on either)."""
     fast = slow = 0
     for stats in routers:
         for tunnel in stats["tunnels"]:
             if tunnel["name"] == name:
-                fast += sum(tunnel["fast"].values())
-                slow += sum(tunnel["slow"].values())
+                fast += packets_in(tunnel["fast"])
+                slow += packets_in(tunnel["slow"])
     return fast, fast + slow
 
 

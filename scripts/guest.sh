@@ -67,14 +67,14 @@ libraries() {
 fill() {
     local into=$1 library=/usr/lib/${PYTHON##*/} name unused=()
     for name in "${UNUSED[@]}"; do unused+=("--exclude=./$name"); done
-    mkdir -p "$into/usr/bin" "$into$library" "$into/work/tests" "$into/work/target/release"
+    mkdir -p "$into/usr/bin" "$into$library" "$into/greyhound/tests" "$into/greyhound/target/release"
     cp "$PYTHON" "$into/usr/bin/python3"
     tar -C "$library" "${unused[@]}" -cf - . | tar -C "$into$library" -xf -
     libraries "$into" "$PYTHON" "$library"/lib-dynload/*.so "$GREYHOUND"
-    cp -r "$ROOT/tests/netns" "$ROOT/tests/guest" "$into/work/tests/"
-    cp "$GREYHOUND" "$into/work/target/release/greyhound"
+    cp -r "$ROOT/tests/netns" "$ROOT/tests/guest" "$into/greyhound/tests/"
+    cp "$GREYHOUND" "$into/greyhound/target/release/greyhound"
     # Debugging information is most of a debug build.
-    strip -g "$into/work/target/release/greyhound" 2>/dev/null || true
+    strip -g "$into/greyhound/target/release/greyhound" 2>/dev/null || true
 }
 
 [[ -x $GREYHOUND ]] || die "no $GREYHOUND: cargo build --release"

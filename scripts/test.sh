@@ -48,7 +48,7 @@ skip() {
 install_tools() {
     local missing
     local tools=(python3-pytest python3-scapy shellcheck iproute2 iputils-ping traceroute ethtool procps tcpdump tshark bird2 python3-pyte
-        groff man-db mandoc zsh fish)
+        groff man-db mandoc nftables zsh fish)
     if is_root; then
         install_packages "${BUILD_PACKAGES[@]}" "${tools[@]}"
     elif command -v dpkg-query >/dev/null; then
@@ -296,7 +296,7 @@ step "Against the Linux kernel"
 test_interop
 step "In a virtual machine"
 test_guest vlan.py 600
-test_guest accelerate.py 300
+test_guest accelerate.py 420
 
 printf '\n%d passed, %d failed, %d skipped\n' "$PASSED" "$FAILED" "$SKIPPED"
 [[ $FAILED -eq 0 ]]

@@ -32,7 +32,7 @@ def main():
         print(f"    skipped: {test}: {why}\n0 passed, 0 failed, 1 skipped")
         return NOTHING_TRIED
     try:
-        command = shlex.join(["/usr/bin/python3", f"/work/tests/guest/{test}", *words])
+        command = shlex.join(["/usr/bin/python3", f"/greyhound/tests/guest/{test}", *words])
         guest.show = True
         status, _ = guest.run(f"export PYTHONDONTWRITEBYTECODE=1; exec {command}", options.limit)
         if status == 137:

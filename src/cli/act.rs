@@ -11,7 +11,6 @@ use std::{
 use anyhow::anyhow;
 use ipnet::IpNet;
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
 
 use super::{Ask, Cli, LogFormat, RouteVerb, TunnelVerb, Verb, top};
 use crate::control::{
@@ -93,16 +92,7 @@ fn closed_pipe_is_fine(result: anyhow::Result<ExitCode>) -> anyhow::Result<ExitC
 }
 
 fn start_logging(format: LogFormat, level: &str) -> anyhow::Result<()> {
-    let filter: EnvFilter = level.parse()?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false);
-    match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+    control::log::start(format == LogFormat::Json, level.parse()?);
     Ok(())
 }
 

@@ -97,21 +97,21 @@ pub fn capture(options: &Options) -> anyhow::Result<()> {
             File::create(path).with_context(|| format!("cannot write {}", path.display()))?,
         ),
         Some(_) => Sink::Pipe(io::stdout()),
-        None => Sink::Lines(io::stdout(), None),
+        None => Sink::Lines(io::stdout()),
     };
     let mut client = Client::connect(&options.socket)?;
     let () = client.ask(&Request::Capture(wanted))?;
-    let stream = client.into_stream()?;
+    let mut stream = client.into_stream()?;
     end_at_signal(stream.get_ref().try_clone()?)?;
-    let mut stream = stream;
     let mut summary = Summary::default();
     let mut parser = None;
     let done = loop {
         let Some(block) = next_block(&mut stream)? else {
             break Ok(());
         };
-        summary.note(&mut parser, &block);
-        if let Err(why) = sink.take(&block) {
+        let read = parse(&mut parser, &block);
+        summary.note(read.as_ref());
+        if let Err(why) = sink.take(&block, read.as_ref(), parser.as_ref()) {
             break Err(why);
         }
     };
@@ -126,7 +126,8 @@ pub fn capture(options: &Options) -> anyhow::Result<()> {
             ", {shed} more were not copied: they came too fast (see --sample, --snaplen and filters)"
         ),
     };
-    eprintln!("{} packets captured{lost}", summary.packets);
+    let s = if summary.packets == 1 { "" } else { "s" };
+    eprintln!("{} packet{s} captured{lost}", summary.packets);
     Ok(())
 }
 
@@ -216,21 +217,24 @@ fn next_block(stream: &mut impl Read) -> anyhow::Result<Option<Vec<u8>>> {
 enum Sink {
     File(File),
     Pipe(io::Stdout),
-    Lines(io::Stdout, Option<PcapNgParser>),
+    Lines(io::Stdout),
 }
 
 impl Sink {
-    fn take(&mut self, block: &[u8]) -> io::Result<()> {
-        match self {
-            Sink::File(file) => file.write_all(block),
-            Sink::Pipe(pipe) => pipe.write_all(block).and_then(|()| pipe.flush()),
-            Sink::Lines(out, parser) => match parse(parser, block) {
-                Some(Block::EnhancedPacket(packet)) => {
-                    let line = line(&packet, &name_of(parser.as_ref(), &packet));
-                    writeln!(out, "{line}")
-                }
-                _ => Ok(()),
-            },
+    /// A block as it came, and as it was read.
+    fn take(
+        &mut self,
+        block: &[u8],
+        read: Option<&Block<'_>>,
+        parser: Option<&PcapNgParser>,
+    ) -> io::Result<()> {
+        match (self, read) {
+            (Sink::File(file), _) => file.write_all(block),
+            (Sink::Pipe(pipe), _) => pipe.write_all(block).and_then(|()| pipe.flush()),
+            (Sink::Lines(out), Some(Block::EnhancedPacket(packet))) => {
+                writeln!(out, "{}", line(packet, &name_of(parser, packet)))
+            }
+            (Sink::Lines(_), _) => Ok(()),
         }
     }
 }
@@ -264,16 +268,16 @@ struct Summary {
 
 impl Summary {
     /// A packet that was forwarded has two blocks; the one on its way in counts.
-    fn note(&mut self, parser: &mut Option<PcapNgParser>, block: &[u8]) {
-        match parse(parser, block) {
+    fn note(&mut self, block: Option<&Block<'_>>) {
+        match block {
             Some(Block::EnhancedPacket(packet)) => {
                 let inbound = EnhancedPacketOption::Flags(1);
                 self.packets += u64::from(packet.options.contains(&inbound));
             }
             Some(Block::InterfaceStatistics(statistics)) => {
-                for option in statistics.options {
+                for option in &statistics.options {
                     if let InterfaceStatisticsOption::IsbIfDrop(shed) = option {
-                        self.shed = shed;
+                        self.shed = *shed;
                     }
                 }
             }

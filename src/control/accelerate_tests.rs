@@ -15,21 +15,14 @@ fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
         index,
         name: name.into(),
         kind: kind.map(Into::into),
-        mac: None,
         mtu: 1476,
         up: true,
         carrier: true,
         running: true,
         no_arp: true,
-        loopback: false,
-        link: None,
-        link_elsewhere: false,
-        master: None,
-        vlan: None,
-        tunnel: None,
         rx_queues: 1,
         tx_queues: 1,
-        xdp_program: None,
+        ..Link::default()
     }
 }
 

@@ -24,6 +24,7 @@ mod heard;
 mod heirs;
 mod keepalive;
 mod link_stats;
+pub mod log;
 pub mod metrics;
 pub mod mirror;
 pub mod netlink;

@@ -14,22 +14,14 @@ fn link(index: u32, name: &str) -> Link {
     Link {
         index,
         name: name.into(),
-        kind: None,
         mac: Some(MacAddr([2, 0, 0, 0, 0, index as u8])),
         mtu: 1500,
         up: true,
         carrier: true,
         running: true,
-        no_arp: false,
-        loopback: false,
-        link: None,
-        link_elsewhere: false,
-        master: None,
-        vlan: None,
-        tunnel: None,
         rx_queues: 1,
         tx_queues: 1,
-        xdp_program: None,
+        ..Link::default()
     }
 }
 

@@ -3,59 +3,49 @@
 //! Nothing here waits: each call looks at the mirror, puts what follows from it in force, and says what is to be asked of the
 //! kernel.
 
+mod fast;
+mod show;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use ipnet::IpNet;
-
+use self::fast::Refused;
 use super::{
     accelerated::Accelerated,
-    books::{Books, add_reasons},
-    capture::{Captures, Names},
+    books::Books,
+    capture::Captures,
     claim::Claims,
-    compile::{Compiled, Compiler, Input, Query, TunnelDevice, TunnelStatus},
-    config::{Config, RouterConfig, TunnelConfig, XdpMode},
+    compile::{Compiled, Compiler, Input, TunnelDevice, TunnelStatus},
+    config::{Config, TunnelConfig, XdpMode},
     fastpath::{self, FastPath},
     handover,
     mirror::{Nud, Parts, State, Touched},
     netlink::Device,
     ports::{self, Found, FoundDevice},
-    report::{
-        MirrorReport, Problem, Reasons, Statistics, Status,
-        routes::RoutePage,
-        trace::{Probe, TraceReport},
-    },
+    report::MirrorReport,
     request::KernelRequest,
     run::RunError,
     slots::Slots,
     slowpath::{ServiceTun, SlowPath, SlowPathError, SlowSnapshot, Tun, TunError},
-    statistics,
     takeover::Taken,
-    trace,
     tunnels::{TunnelEntry, TunnelError},
     wires,
 };
 use crate::{
-    datapath::TunnelRecord,
     fib::{Fib, Mark, is_marked},
-    tunnel::{Family, Sequences},
+    tunnel::Family,
     xdp::{Limits, Plan, PrefixPlan, Steer},
 };
 
 /// How many routers can share a network namespace: each has a service device of its own, greyhound0 and so on.
 const SERVICE_DEVICES: u32 = 64;
-/// How soon a fast path that was refused is tried again, at first and at last: attaching a program may reset a device.
-const RETRY: Duration = Duration::from_secs(2);
-const RETRY_MAX: Duration = Duration::from_secs(300);
 /// Neighbours that are refreshed in one tick, at the most.
 const REFRESHES: usize = 256;
-/// Routes in one answer: what is put together in some milliseconds.
-const PAGE: usize = 4096;
 
 /// Everything that runs.
 pub(super) struct Router {
@@ -100,25 +90,6 @@ pub(super) struct Router {
     /// The table in force.
     fib: Arc<Fib>,
     pub(super) captures: Captures,
-}
-
-/// A fast path that did not come up.
-struct Refused {
-    why: String,
-    again: Instant,
-    wait: Duration,
-}
-
-impl Refused {
-    /// The refusal that follows `before`, each time waiting twice as long.
-    fn after(before: Option<Refused>, why: String, now: Instant) -> Self {
-        let wait = before.map_or(RETRY, |before| (before.wait * 2).min(RETRY_MAX));
-        Self {
-            why,
-            again: now + wait,
-            wait,
-        }
-    }
 }
 
 impl Router {
@@ -219,34 +190,6 @@ impl Router {
         self.left = left;
     }
 
-    /// There is none where all devices are left to the kernel.
-    fn start_fast_path(&mut self) -> Result<(), fastpath::FastPathError> {
-        if self.devices.is_empty() {
-            return Ok(());
-        }
-        if let Some(steer) = &mut self.steer {
-            self.fast = Some(FastPath::start(
-                &self.config.router,
-                &self.devices,
-                &self.slow,
-                steer,
-            )?);
-        }
-        let workers = self.fast.iter().flat_map(FastPath::workers);
-        (self.captures).set_workers(workers.map(|worker| worker.taps.clone()).collect());
-        Ok(())
-    }
-
-    /// What the numbers in workers' hands are called.
-    pub(super) fn names(&self) -> Names {
-        let tunnels = self.entries();
-        let ports = self.fast.iter().flat_map(FastPath::devices);
-        Names {
-            tunnels: tunnels.map(|t| (t.id, t.config.name.clone())).collect(),
-            ports: ports.map(|device| device.name.clone()).collect(),
-        }
-    }
-
     /// Opens the slow path's sockets for these tunnels, before anything is in force.
     pub(super) fn hear(&mut self, tunnels: &[TunnelConfig]) -> Result<(), SlowPathError> {
         let tunnels = tunnels.iter().map(|t| (t.mode, t.udp.is_some()));
@@ -293,8 +236,8 @@ impl Router {
             }
         }
         let of_kernels = tunnels.split_off(self.tunnels.len());
-        log_words(&self.tunnels, &tunnels, &self.statuses);
-        log_words(kernels, &of_kernels, &self.accelerated.statuses);
+        log_words(state, &self.tunnels, &tunnels, &self.statuses);
+        log_words(state, kernels, &of_kernels, &self.accelerated.statuses);
         let outer = tunnels.iter().chain(&of_kernels);
         let outer = outer.flat_map(TunnelStatus::outers);
         self.outgoing = outer
@@ -426,117 +369,6 @@ impl Router {
         requests
     }
 
-    /// Ends the fast path when a device of it is gone or another one, and starts it again when all are there.
-    fn follow_devices(&mut self, state: &State) {
-        let found = ports::find(&self.config.router, state).and_then(|found| {
-            self.claims
-                .set(&ports::claimed(&self.config.router, &found))?;
-            Ok(found)
-        });
-        let Found { devices, left } = match found {
-            Ok(found) => found,
-            Err(why) => {
-                self.missing = Some(why.to_string());
-                if self.fast.is_some() {
-                    tracing::warn!("fast path off: {why}");
-                }
-                self.stop_fast_path();
-                self.refused = None;
-                self.devices.clear();
-                return;
-            }
-        };
-        self.missing = None;
-        self.leave_out(left);
-        if devices != self.devices {
-            self.stop_fast_path();
-            self.devices = devices;
-            self.refused = None;
-            // The new workers must know what they forward by before anything is steered to them, and until then the
-            // slow path numbers the packets.
-            self.publish(state);
-            self.restart_fast_path();
-        }
-    }
-
-    /// Ends the fast path and starts it as another configuration says. The slow path carries meanwhile. When the new one
-    /// does not come up the old one is there again.
-    pub(super) fn replace_fast_path(
-        &mut self,
-        new: RouterConfig,
-        state: &State,
-    ) -> Result<(), RunError> {
-        let found = ports::find(&new, state)?;
-        if new.xdp != XdpMode::Off {
-            self.prepare_fast_path()?;
-        }
-        let held: Vec<String> = self
-            .claims
-            .held()
-            .map(|(name, _)| name.to_owned())
-            .collect();
-        self.claims.set(&ports::claimed(&new, &found))?;
-        let old = std::mem::replace(&mut self.config.router, new);
-        let devices = std::mem::replace(&mut self.devices, found.devices);
-        self.stop_fast_path();
-        // The new workers must know what they forward by before anything is steered to them.
-        self.publish(state);
-        self.refused = None;
-        if self.config.router.xdp == XdpMode::Off {
-            return Ok(());
-        }
-        self.leave_out(found.left);
-        let Err(why) = self.start_fast_path() else {
-            return Ok(());
-        };
-        self.config.router = old;
-        self.devices = devices;
-        let held: Vec<&str> = held.iter().map(String::as_str).collect();
-        self.claims.set(&held)?;
-        if self.config.router.xdp != XdpMode::Off {
-            self.restart_fast_path();
-        }
-        self.publish(state);
-        Err(why.into())
-    }
-
-    /// What a fast path takes and a router without one may lack: the steering program, and a device to hand packets back by.
-    fn prepare_fast_path(&mut self) -> Result<(), RunError> {
-        if self.steer.is_none() {
-            self.steer = Some(Steer::load(Limits::default())?);
-            self.compiler.retell_prefixes();
-        }
-        if !self.has_service {
-            let service = open_service_device().map_err(TunnelError::from)?;
-            self.slow.set_service(service);
-            self.has_service = true;
-        }
-        Ok(())
-    }
-
-    /// Whether it is on now.
-    pub(super) fn restart_fast_path(&mut self) -> bool {
-        let before = self.refused.take();
-        let Err(why) = self.start_fast_path() else {
-            if self.fast.is_some() {
-                tracing::info!("fast path on again");
-            }
-            return true;
-        };
-        let why = why.to_string();
-        if before.as_ref().map(|before| &before.why) != Some(&why) {
-            tracing::error!("fast path off: {why}");
-        }
-        self.refused = Some(Refused::after(before, why, Instant::now()));
-        false
-    }
-
-    fn stop_fast_path(&mut self) {
-        if let (Some(fast), Some(steer)) = (self.fast.take(), &mut self.steer) {
-            self.books.close(fast.stop(&self.slow, steer));
-        }
-    }
-
     /// Once a second.
     pub(super) fn heartbeat(&mut self, state: &State) -> Vec<KernelRequest> {
         let mut outdated = false;
@@ -602,137 +434,6 @@ impl Router {
         wanted.into_iter().filter_map(request).collect()
     }
 
-    /// Why the router is not as it was configured to be.
-    pub(super) fn problems(&self) -> Vec<Problem> {
-        let problem = |what, hangs| Problem { what, hangs };
-        if self.config.router.xdp == XdpMode::Off {
-            return Vec::new();
-        }
-        let Some(fast) = &self.fast else {
-            let refused = self.refused.as_ref().map(|refused| refused.why.clone());
-            let why = self.missing.clone().or(refused);
-            let why = why.unwrap_or_else(|| "it starts".to_owned());
-            return vec![problem(format!("fast path off: {why}"), false)];
-        };
-        let hung = fast.hung();
-        hung.map(|id| problem(format!("worker {id} hangs"), true))
-            .collect()
-    }
-
-    /// One line on how it is.
-    pub(super) fn summary(&self) -> String {
-        let up = self.all_statuses().filter(|status| status.word() == "up");
-        let (up, all) = (up.count(), self.entries().count());
-        let path = match &self.fast {
-            Some(fast) => format!("fast path on, {} worker(s)", fast.workers().len()),
-            None => "fast path off".to_owned(),
-        };
-        format!("{up} of {all} tunnels up; {path}")
-    }
-
-    /// A page of the table in force: routes within a prefix, behind another one.
-    pub(super) fn routes(
-        &self,
-        state: &State,
-        within: Option<IpNet>,
-        after: Option<IpNet>,
-    ) -> RoutePage {
-        let input = Input {
-            state,
-            devices: self.fast.as_ref().map_or(&[][..], |fast| fast.devices()),
-            tunnels: &tunnel_devices(self.entries()),
-            what: Parts::NONE,
-            touched: &Touched::default(),
-        };
-        let query = Query {
-            within,
-            after,
-            limit: PAGE,
-        };
-        self.compiler.show(input, query)
-    }
-
-    /// What would become of a packet. Nothing is counted or numbered.
-    pub(super) fn trace(&self, state: &State, probe: &Probe) -> Result<TraceReport, String> {
-        let slots = self.entries().map(|t| t.id.index() + 1).max();
-        let mut records = vec![None; slots.unwrap_or(0)];
-        for tunnel in self.entries() {
-            let (tx, rx) = tunnel.sequences.now();
-            let numbers = Arc::new(Sequences::starting_at(tx, rx));
-            records[tunnel.id.index()] = Some(Arc::new(TunnelRecord::new(0, 1, numbers)));
-        }
-        let router = &self.config.router;
-        let scene = trace::Scene {
-            fib: &self.fib,
-            records,
-            devices: router.devices(),
-            overlay: &router.overlay,
-            judge: &|ifindex, frame| {
-                let judged = self.steer.as_ref().map(|steer| steer.trace(ifindex, frame));
-                let judged = judged.transpose().map_err(|why| why.to_string())?;
-                Ok(judged.flatten().unwrap_or("not_attached"))
-            },
-        };
-        let mut report = trace::trace(probe, &scene)?;
-        let within = IpNet::from(probe.destination);
-        report.route = self.routes(state, Some(within), None).routes.pop();
-        let mut all = self.entries().zip(self.all_statuses());
-        let into = all.find(|(entry, _)| Some(&entry.config.name) == report.tunnel.as_ref());
-        if let (Some((entry, status)), Some(_)) = (into, &report.leaves) {
-            let status = Some(status);
-            let tunnel = statistics::tunnel(entry, status, &self.outgoing, Instant::now());
-            report.next_hop = tunnel.next_hop.or(report.next_hop);
-        }
-        Ok(report)
-    }
-
-    pub(super) fn statistics(&self) -> Statistics {
-        let fast = self.fast.as_ref();
-        let workers: Vec<_> = fast.map_or(Vec::new(), |fast| {
-            let all = fast.workers().iter();
-            all.map(|worker| statistics::worker(worker, fast)).collect()
-        });
-        let ended = self.books.ended();
-        let mut slow_path = statistics::slow_path(&self.slow.stats());
-        let strangers = self.steer.as_ref().and_then(|s| s.strangers().ok());
-        slow_path.filtered = statistics::filtered(strangers.unwrap_or_default());
-        let now = Instant::now();
-        let tunnels = self.tunnels.iter().enumerate();
-        let tunnels = tunnels
-            .map(|(n, entry)| statistics::tunnel(entry, self.statuses.get(n), &self.outgoing, now));
-        let kernels = statistics::kernels(&self.accelerated, &self.outgoing, now);
-        Statistics {
-            tunnels: tunnels.chain(kernels).collect(),
-            drops: statistics::all_drops(workers.iter().chain(&ended), &slow_path),
-            workers,
-            ended,
-            slow_path,
-            xdp: self.steering_counters(),
-            mirror: self.mirror.clone(),
-            router: Status {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                pid: std::process::id(),
-                uptime_seconds: self.started.elapsed().as_secs(),
-                config: self.path.clone(),
-                problems: self.problems(),
-            },
-        }
-    }
-
-    fn steering_counters(&self) -> BTreeMap<String, Reasons> {
-        let counted = self.steer.as_ref().map(Steer::counters_by_device);
-        let counted = counted.and_then(Result::ok).unwrap_or_default();
-        let mut reports = BTreeMap::new();
-        for (device, counts) in counted {
-            let counts: Reasons = (counts.into_iter())
-                .map(|(reason, n)| (reason.to_owned(), n))
-                .collect();
-            add_reasons(reports.entry("all".to_owned()).or_default(), &counts);
-            reports.insert(device, counts);
-        }
-        reports
-    }
-
     /// Leaves everything to the kernel and ends the workers. The tunnels' devices are still there, and open in the slow path,
     /// which does nothing any more: closing those that are not persistent would remove them one by one.
     pub(super) fn stop(mut self) -> (Vec<TunnelEntry>, SlowPath) {
@@ -745,13 +446,44 @@ impl Router {
 }
 
 /// One line for each tunnel that is in another state than before.
-fn log_words(entries: &[TunnelEntry], now: &[TunnelStatus], before: &[TunnelStatus]) {
+fn log_words(
+    state: &State,
+    entries: &[TunnelEntry],
+    now: &[TunnelStatus],
+    before: &[TunnelStatus],
+) {
     let before = before.iter().map(|status| Some(status.word()));
     let before = before.chain(std::iter::repeat(None));
     for ((entry, now), before) in entries.iter().zip(now).zip(before) {
         if before != Some(now.word()) {
-            tracing::info!("tunnel {}: {}", entry.config.name, now.word());
+            let (name, word, why) = (&entry.config.name, now.word(), why(state, entry, now));
+            match word {
+                "up" | "unresolved" => tracing::info!("tunnel {name}: {word}{why}"),
+                _ => tracing::warn!("tunnel {name}: {word}{why}"),
+            }
         }
+    }
+}
+
+/// Why a tunnel is in the state that it is in, behind the word for it.
+fn why(state: &State, entry: &TunnelEntry, now: &TunnelStatus) -> String {
+    let remote = entry.config.remote;
+    match (now.word(), now.outer) {
+        ("down", _) if now.mtu == 0 => "; its device is gone".to_owned(),
+        ("down", _) => "; its device was set down".to_owned(),
+        ("no-keepalive", _) => format!("; {remote} does not answer"),
+        ("no-route", _) => {
+            format!("; no way to {remote} by an underlay device: `ip route get {remote}`")
+        }
+        (word, Some(outer)) => {
+            let device = state.link(outer.ifindex).map_or("?", |link| &*link.name);
+            let via = outer.neighbour;
+            match word {
+                "up" => format!("; via {via} dev {device}"),
+                _ => format!("; the link address of {via} on {device} is not known yet"),
+            }
+        }
+        _ => String::new(),
     }
 }
 
@@ -786,24 +518,5 @@ fn open_service_device() -> Result<ServiceTun, TunError> {
             Err(TunError::Taken(_)) if n < SERVICE_DEVICES => n += 1,
             other => return other,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refused_fast_path_is_tried_again_ever_more_rarely() {
-        let now = Instant::now();
-        let mut refused = None;
-        let waits: Vec<u64> = (0..9)
-            .map(|_| {
-                let next = Refused::after(refused.take(), String::new(), now);
-                assert_eq!(next.again, now + next.wait);
-                refused.insert(next).wait.as_secs()
-            })
-            .collect();
-        assert_eq!(waits, [2, 4, 8, 16, 32, 64, 128, 256, 300]);
     }
 }

@@ -22,6 +22,7 @@ use super::{
     fastpath, files,
     heard::Reports,
     heirs::Heirs,
+    log,
     metrics::{Endpoint, Listener, MetricsError},
     mirror::{MirrorError, Monitor, Options, Parts, State},
     netlink::{Device, Handle},
@@ -38,7 +39,7 @@ use super::{
     tunnels::{self, TunnelEntry, TunnelError},
     wires,
 };
-use crate::xdp::SteerError;
+use crate::xdp::{SteerError, listen_to_libbpf};
 
 /// How often heartbeats are looked at and neighbours refreshed.
 const TICK: Duration = Duration::from_secs(1);
@@ -92,6 +93,7 @@ impl RunError {
 /// Runs the router in the foreground until SIGTERM or SIGINT, or until another process takes over; `path` is where the
 /// configuration came from. With `takeover` it goes on where the router that answers on the control socket is.
 pub fn run(config: Config, path: &Path, takeover: bool) -> Result<(), RunError> {
+    listen_to_libbpf();
     files::raise();
     files::enough_for(config.tunnels.len())?;
     // An address that the other router has comes along from it.
@@ -399,7 +401,10 @@ async fn follow(
                     let touched = monitor.take_touched();
                     router.follow(monitor.state(), what, touched)
                 }
-                News::Second => router.heartbeat(monitor.state()),
+                News::Second => {
+                    log::say_what_was_left_out();
+                    router.heartbeat(monitor.state())
+                }
                 News::Errors(errors) => router.take_to_heart(monitor.state(), &errors),
                 News::Keepalives => router.keepalives(monitor.state()),
             }

@@ -193,10 +193,6 @@ fn read(map: &MapHandle) -> Result<plan::Entries> {
 }
 
 pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filters)> {
-    // libbpf writes to stderr otherwise, also where a failure is expected and handled.
-    libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Debug, |_, line| {
-        tracing::debug!(target: "libbpf", "{}", line.trim_end());
-    })));
     let mut storage = MaybeUninit::uninit();
     let mut open = SteerSkelBuilder::default().open(&mut storage)?;
     open.maps.xsks.set_max_entries(limits.slots)?;

@@ -20,6 +20,7 @@ mod open;
 mod plan;
 mod port;
 mod promiscuous;
+mod said;
 mod statistics;
 mod steer;
 mod umem;
@@ -35,6 +36,7 @@ pub use plan::{
     Changes, OnDevice, Plan, PortPlan, PrefixAction, PrefixPlan, TunnelClass, TunnelMatch,
 };
 pub use port::{XskPort, XskStatistics};
+pub use said::listen_to_libbpf;
 pub use steer::{Attached, Steer};
 pub use umem::{LARGEST_MTU, Ledger, Memory};
 pub use wire::{Wire, WireEnd, WireError};

@@ -20,6 +20,7 @@ use super::{
     load::{Counts, Filters, Limits, Program, SharedMaps, load_shared, load_steering},
     metadata,
     plan::{self, Changes, Plan, PrefixStep, PrefixTable, Table, Tables},
+    said::expecting,
 };
 
 /// `XDP_REDIRECT` of `enum xdp_action`.
@@ -446,7 +447,7 @@ impl Steer {
     /// The program for a device, and whether it is the one that sees tags beside the frame.
     fn load_for(&self, ifindex: u32, generic: bool) -> Result<(Program, bool)> {
         if !generic && metadata::reads_vlan_tag(ifindex) {
-            match load_steering(&self.maps, Some(ifindex)) {
+            match expecting(|| load_steering(&self.maps, Some(ifindex))) {
                 Ok(program) => return Ok((program, true)),
                 Err(error) => {
                     tracing::debug!("device {ifindex}: no program that asks for tags: {error:#}");

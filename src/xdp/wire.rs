@@ -15,7 +15,7 @@ use libbpf_rs::{
     skel::{OpenSkel, SkelBuilder},
 };
 
-use super::{attach, promiscuous::Promiscuous};
+use super::{attach, promiscuous::Promiscuous, said::expecting};
 
 /// The generated skeleton of `bpf/wire.bpf.c`.
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks)]
@@ -199,7 +199,8 @@ fn leftover(ifindex: u32) -> Option<TcHook> {
         .handle(HANDLE)
         .priority(PRIORITY)
         .attach_point(TC_INGRESS);
-    hook.query().ok().map(|_| hook)
+    // Where there is no clsact there is none.
+    expecting(|| hook.query()).ok().map(|_| hook)
 }
 
 fn load(other_end: u32) -> libbpf_rs::Result<OwnedFd> {

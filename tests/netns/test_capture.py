@@ -157,7 +157,7 @@ def test_lines(single):
         f"inner0 in 10.1.0.2.1000 > 10.2.0.2.2000: UDP, length 74 {fate}",
         f"outer0 out {Bench.LOCAL} > {Bench.REMOTE}: GRE, length 98 {fate}",
     ]
-    assert said == "1 packets captured\n"
+    assert said == "1 packet captured\n"
 
 
 def test_sampling_and_length(single, tmp_path):

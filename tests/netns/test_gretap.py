@@ -61,7 +61,7 @@ def test_routed(tmp_path, xdp, kind):
             tunnel = side.tunnel()
             assert not any(tunnel["drops"].values()), tunnel["drops"]
             # What is behind a link address is the kernel's to find; numbers are a worker's all the same.
-            assert "seq" in kind or tunnel["fast"] == {"rx_packets": 0, "tx_packets": 0}
+            assert "seq" in kind or not any(tunnel["fast"].values())
 
 
 def test_outer_packet(single, xdp):

@@ -117,8 +117,8 @@ def terminal():
 
 
 def table(lines: list[str]) -> list[str]:
-    """The tunnels' names, in the order of their rows."""
-    head = next(n for n, line in enumerate(lines) if line.startswith(" tunnel "))
+    """The tunnels' names, in the order of their rows; none where there is no table."""
+    head = next((n for n, line in enumerate(lines) if line.startswith(" tunnel ")), len(lines))
     return [line.split()[0] for line in lines[head + 1:-1] if line.strip()]
 
 

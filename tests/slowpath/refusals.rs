@@ -20,6 +20,7 @@ const ELSEWHERE: &[DropReason] = &[
     DropReason::UdpChecksum,
     // The workers'.
     DropReason::OtherMac,
+    DropReason::VlanTag,
     DropReason::NotIp,
     DropReason::ForwardingOff,
     DropReason::TxRingFull,

@@ -115,11 +115,7 @@ fn header(model: &Model, view: &View, look: Look) -> Vec<Line<'static>> {
         None => {
             let drops = Span::styled(
                 format!("  drops {}/s", rate(sum.drops)),
-                if sum.drops > 0.0 {
-                    look.bad()
-                } else {
-                    look.plain()
-                },
+                look.bad_if(sum.drops > 0.0),
             );
             let traffic = format!(
                 " rx {}  tx {}  {} packets/s  fast {}",
@@ -213,14 +209,7 @@ fn worker(w: &Worker, look: Look) -> Line<'static> {
             rate(w.tx),
             rate(w.punts)
         )),
-        Span::styled(
-            format!("{:>9}", rate(w.drops)),
-            if w.drops > 0.0 {
-                look.bad()
-            } else {
-                look.plain()
-            },
-        ),
+        Span::styled(format!("{:>9}", rate(w.drops)), look.bad_if(w.drops > 0.0)),
         Span::raw(format!("  {free:>11}")),
     ])
 }
@@ -229,7 +218,7 @@ const PORT_HEAD: &str =
     " device            q mode       rx pkt/s  tx pkt/s   lost/s   full/s    empty";
 
 fn port(p: &Port, look: Look) -> Line<'static> {
-    let alarm = |n: f64| if n > 0.0 { look.bad() } else { look.plain() };
+    let alarm = |n: f64| look.bad_if(n > 0.0);
     let mode = match p.now.mode.as_str() {
         "down" => look.bad(),
         _ => look.plain(),
@@ -326,14 +315,7 @@ impl Columns {
                 rate(r.packets),
                 percent(r.fast)
             )),
-            Span::styled(
-                format!("{:>7}", rate(r.drops)),
-                if r.drops > 0.0 {
-                    look.bad()
-                } else {
-                    look.plain()
-                },
-            ),
+            Span::styled(format!("{:>7}", rate(r.drops)), look.bad_if(r.drops > 0.0)),
         ];
         if self.path {
             let path = t.now.path_mtu.map_or("-".to_owned(), |mtu| mtu.to_string());

@@ -64,6 +64,10 @@ impl Look {
         self.colour(Color::Red).add_modifier(Modifier::BOLD)
     }
 
+    pub fn bad_if(self, bad: bool) -> Style {
+        if bad { self.bad() } else { self.plain() }
+    }
+
     pub fn state(self, word: &str) -> Style {
         match word {
             "up" => self.colour(Color::Green),

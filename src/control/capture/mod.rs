@@ -190,17 +190,16 @@ impl Captures {
 
     /// Whether this capture can begin; else why not.
     pub fn allows(&self, wanted: &Wanted, names: &Names) -> Result<(), String> {
-        wanted.choice(names)?;
         let mut inner = lock(&self.0);
         inner.forget_ended();
         if inner.workers.is_empty() {
             let why = "there is no fast path: tcpdump sees everything on the tunnels' devices";
             return Err(why.to_owned());
         }
-        match inner.running.len() < TAPS {
-            true => Ok(()),
-            false => Err(format!("{TAPS} captures are running already")),
+        if inner.running.len() >= TAPS {
+            return Err(format!("{TAPS} captures are running already"));
         }
+        wanted.choice(names).map(drop)
     }
 
     /// Begins a capture that was allowed: from now on `stream` carries pcapng.

@@ -44,6 +44,7 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     let links = devices.iter().filter_map(|name| host.link(name));
     findings.extend(links.filter_map(|link| tc(config, host, link)));
     findings.extend(rules(config, host));
+    findings.extend(watchers(host));
     findings
 }
 
@@ -279,6 +280,22 @@ fn tc(config: &Config, host: &Host, link: &Link) -> Option<Finding> {
     Some(Finding::warn("tc", name, found).mend(format!(
         "tc qdisc show dev {name}; tc filter show dev {name} ingress"
     )))
+}
+
+/// Connections that are tracked, and a sampler that is loaded: neither knows the fast path's packets.
+fn watchers(host: &Host) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Some(n) = host.connections.filter(|n| *n > 0) {
+        let found =
+            format!("{n} connections are tracked; those of the fast path will not be among them");
+        findings.push(Finding::warn("conntrack", "host", found).mend("conntrack -L"));
+    }
+    if host.sampler {
+        let found = "the kernel's packet sampler (psample) is loaded: sFlow and the like miss the fast path's packets";
+        let mend = "sample on the next device along the way, or set xdp = \"off\"";
+        findings.push(Finding::warn("sampler", "host", found).mend(mend));
+    }
+    findings
 }
 
 /// Each rule beside the kernel's own, and what it is to the fast path.

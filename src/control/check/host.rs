@@ -53,6 +53,14 @@ pub(super) struct Host {
     pub settings: BTreeMap<String, IpSettings>,
     /// Offloads of physical devices, in ethtool's words.
     pub offloads: BTreeMap<String, Seen<Offloads>>,
+    /// Physical devices of the fast path, where they sit.
+    pub cards: BTreeMap<String, Card>,
+    /// The CPUs of each memory node.
+    pub nodes: BTreeMap<u32, Vec<usize>>,
+    /// Connections that this network namespace tracks; none without connection tracking.
+    pub connections: Option<u64>,
+    /// The kernel's packet sampler is loaded, which sFlow agents use.
+    pub sampler: bool,
     /// Base chains of the nftables ruleset.
     pub chains: Seen<Vec<Chain>>,
     /// Tables of the old iptables that are in use.
@@ -115,6 +123,15 @@ pub(super) struct Offloads {
     pub lro: (bool, bool),
     pub rx_gro_hw: (bool, bool),
     pub gro: (bool, bool),
+}
+
+/// Hardware.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Card {
+    /// Its memory node; none where the machine has one only.
+    pub node: Option<u32>,
+    /// Descriptors of each receive ring, now and at the most.
+    pub ring: Option<(u32, u32)>,
 }
 
 /// A base chain of nftables.

@@ -13,6 +13,7 @@ mod host;
 mod mtu;
 mod netlink;
 mod observe;
+mod placement;
 mod programs;
 mod queues;
 mod system;
@@ -158,6 +159,7 @@ pub fn refused(error: &ConfigError) -> Finding {
 
 /// Looks at everything that matters to this configuration.
 pub async fn examine(config: &Config) -> Vec<Finding> {
+    crate::xdp::listen_to_libbpf();
     judge(config, &observe::host(config).await)
 }
 
@@ -172,6 +174,7 @@ fn judge(config: &Config, host: &host::Host) -> Vec<Finding> {
     findings.extend(devices::judge(config, host));
     findings.extend(bridge::judge(config, host));
     findings.extend(queues::judge(config, host));
+    findings.extend(placement::judge(config, host));
     findings.extend(endpoints::judge(config, host));
     findings.extend(accelerate::judge(host));
     findings.extend(forwarding::judge(config, host));

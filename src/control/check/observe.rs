@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, Socket, Type};
 
 use super::{
-    host::{Host, IpSettings, Link, Seen},
+    host::{Card, Host, IpSettings, Link, Seen},
     netlink, programs, xfrm,
 };
 use crate::{
@@ -52,6 +52,10 @@ pub(super) async fn host(config: &Config) -> Host {
         running: running(config),
         udp_ports: udp_ports(config),
         offloads: BTreeMap::new(),
+        cards: BTreeMap::new(),
+        nodes: nodes(),
+        connections: number("/proc/sys/net/netfilter/nf_conntrack_count"),
+        sampler: fs::exists("/sys/module/psample").unwrap_or(false),
         settings: settings(config),
         chains: programs::chains(),
         legacy_tables: legacy_tables(),
@@ -65,10 +69,43 @@ pub(super) async fn host(config: &Config) -> Host {
     if config.router.xdp != XdpMode::Off {
         let sockets = host.sockets(&config.router);
         let physical = sockets.iter().filter(|link| link.kind.is_none());
-        let offloads = physical.map(|link| (link.name.clone(), programs::offloads(&link.name)));
+        let names: Vec<String> = physical.map(|link| link.name.clone()).collect();
+        let offloads = names
+            .iter()
+            .map(|name| (name.clone(), programs::offloads(name)));
         host.offloads = offloads.collect();
+        let cards = names.iter().map(|name| (name.clone(), card(name)));
+        host.cards = cards.collect();
     }
     host
+}
+
+fn number(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn card(name: &str) -> Card {
+    // -1 where the machine has one node.
+    let node = number(&format!("/sys/class/net/{name}/device/numa_node"));
+    Card {
+        node: node.and_then(|node| node.try_into().ok()),
+        ring: programs::ring(name),
+    }
+}
+
+/// The memory nodes with their CPUs, as /sys lists them.
+fn nodes() -> BTreeMap<u32, Vec<usize>> {
+    let entries = fs::read_dir("/sys/devices/system/node")
+        .into_iter()
+        .flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let numbers = names.filter_map(|name| name.strip_prefix("node")?.parse().ok());
+    numbers
+        .filter_map(|node: u32| {
+            let list = format!("/sys/devices/system/node/node{node}/cpulist");
+            Some((node, cpu_list(fs::read_to_string(list).ok()?.trim())?))
+        })
+        .collect()
 }
 
 fn capabilities() -> Seen<u64> {

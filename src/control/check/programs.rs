@@ -75,6 +75,19 @@ fn read_offloads(text: &str) -> Offloads {
     }
 }
 
+/// The descriptors of a device's receive rings, now and at the most; none where it does not say.
+pub(super) fn ring(device: &str) -> Option<(u32, u32)> {
+    read_ring(&output("ethtool", &["-g", device]).ok()?)
+}
+
+/// The maximum stands first.
+fn read_ring(text: &str) -> Option<(u32, u32)> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix("RX:"));
+    let mut sizes = lines.map(|size| size.trim().parse().ok());
+    let most = sizes.next()??;
+    Some((sizes.next()??, most))
+}
+
 fn output(program: &str, arguments: &[&str]) -> Seen<String> {
     let output = Command::new(program).args(arguments).output();
     let output = output.map_err(|e| match e.kind() {
@@ -92,6 +105,15 @@ fn output(program: &str, arguments: &[&str]) -> Seen<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rings_are_read_as_ethtool_prints_them() {
+        let text = "Ring parameters for eth0:\nPre-set maximums:\nRX:\t\t4096\nRX Mini:\tn/a\nTX:\t\t4096\n\
+                    Current hardware settings:\nRX:\t\t256\nRX Mini:\tn/a\nTX:\t\t256\n";
+        assert_eq!(read_ring(text), Some((256, 4096)));
+        assert_eq!(read_ring(&text.replace("RX:\t\t4096", "RX:\t\tn/a")), None);
+        assert_eq!(read_ring("netlink error: Operation not supported\n"), None);
+    }
 
     #[test]
     fn base_chains_come_with_the_number_of_their_rules() {

@@ -66,6 +66,10 @@ pub(super) fn host() -> Host {
         routes: BTreeMap::new(),
         settings: BTreeMap::from(settings),
         offloads: BTreeMap::from(offloads),
+        cards: BTreeMap::new(),
+        nodes: BTreeMap::from([(0, vec![0, 1])]),
+        connections: None,
+        sampler: false,
         chains: Ok(Vec::new()),
         legacy_tables: Vec::new(),
         policies: Ok(Vec::new()),
@@ -1174,4 +1178,77 @@ fn ipsec_policies_that_packets_go_past_are_named() {
         |host| host.policies = Err("Permission denied".to_owned()),
         &["warn host ipsec: could not look: Permission denied | "],
     );
+}
+
+#[test]
+fn hardware_far_from_its_workers_is_named() {
+    use super::host::Card;
+    let card = |card: Card| {
+        move |host: &mut Host| {
+            host.nodes = BTreeMap::from([(0, vec![0]), (1, vec![1])]);
+            host.cards.insert("eth0".to_owned(), card);
+        }
+    };
+    let near = |node| Card {
+        node: Some(node),
+        ring: Some((1024, 4096)),
+    };
+    with_config("workers = [1]", "", card(near(1)), &[]);
+    with_config(
+        "workers = [1]",
+        "",
+        card(near(0)),
+        &[
+            "warn eth0 numa: its memory is on node 0, workers run on CPUs [1] elsewhere | workers = [0], or some of these",
+        ],
+    );
+    with_config(
+        "",
+        "",
+        card(near(0)),
+        &[
+            "warn eth0 numa: its memory is on node 0; workers = \"auto\" does not look at that | workers = [0], or some of these",
+        ],
+    );
+    with_config("xdp = \"off\"", "", card(near(0)), &[]);
+}
+
+#[test]
+fn short_receive_rings_are_named() {
+    use super::host::Card;
+    let ring = |now, most| {
+        move |host: &mut Host| {
+            let ring = Some((now, most));
+            host.cards
+                .insert("eth0".to_owned(), Card { node: None, ring });
+        }
+    };
+    one_change(
+        ring(256, 8192),
+        &["warn eth0 ring: receive ring of 256, at most 8192 | ethtool -G eth0 rx 4096"],
+    );
+    one_change(
+        ring(256, 512),
+        &["warn eth0 ring: receive ring of 256, at most 512 | ethtool -G eth0 rx 512"],
+    );
+    one_change(ring(256, 256), &[]);
+    one_change(ring(1024, 4096), &[]);
+}
+
+#[test]
+fn who_watches_the_kernels_path_is_named() {
+    let watched = |host: &mut Host| {
+        host.connections = Some(7);
+        host.sampler = true;
+    };
+    one_change(
+        watched,
+        &[
+            "warn host conntrack: 7 connections are tracked; those of the fast path will not be among them | conntrack -L",
+            "warn host sampler: the kernel's packet sampler (psample) is loaded: sFlow and the like miss the fast path's \
+             packets | sample on the next device along the way, or set xdp = \"off\"",
+        ],
+    );
+    one_change(|host| host.connections = Some(0), &[]);
+    with_config("xdp = \"off\"", "", watched, &[]);
 }

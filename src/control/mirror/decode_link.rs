@@ -51,22 +51,15 @@ pub fn link(payload: &[u8]) -> Result<Option<Link>, Undecodable> {
     let mut link = Link {
         index,
         name: "".into(),
-        kind: None,
-        mac: None,
         mtu: 0,
         up: has(IFF_UP),
         carrier: has(IFF_UP) && has(IFF_LOWER_UP),
         running: has(IFF_UP) && has(IFF_RUNNING),
         no_arp: has(IFF_NOARP),
         loopback: has(IFF_LOOPBACK),
-        link: None,
-        link_elsewhere: false,
-        master: None,
-        vlan: None,
-        tunnel: None,
         rx_queues: 1,
         tx_queues: 1,
-        xdp_program: None,
+        ..Link::default()
     };
     for attribute in attributes(payload, IFINFOMSG) {
         match attribute.kind {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use crate::packet::MacAddr;
 
 /// A network device.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Link {
     pub index: u32,
     pub name: Box<str>,

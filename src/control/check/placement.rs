@@ -1,0 +1,66 @@
+//! Where hardware sits: memory nodes and receive rings.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Finding,
+    host::{Card, Host},
+};
+use crate::control::config::{Config, Workers, XdpMode};
+
+pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
+    if config.router.xdp == XdpMode::Off {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    for (name, card) in &host.cards {
+        findings.extend(node(config, &host.nodes, name, card));
+        findings.extend(ring(name, card));
+    }
+    findings
+}
+
+/// A worker on another node fetches every packet over the link between the nodes.
+fn node(
+    config: &Config,
+    nodes: &BTreeMap<u32, Vec<usize>>,
+    name: &str,
+    card: &Card,
+) -> Option<Finding> {
+    let node = card.node.filter(|_| nodes.len() > 1)?;
+    let near = nodes.get(&node)?;
+    let mend = format!("workers = {near:?}, or some of these");
+    let Workers::Cpus(cpus) = &config.router.workers else {
+        let found =
+            format!("its memory is on node {node}; workers = \"auto\" does not look at that");
+        return Some(Finding::warn("numa", name, found).mend(mend));
+    };
+    let far: Vec<usize> = (cpus.iter().copied())
+        .filter(|cpu| !near.contains(cpu))
+        .collect();
+    match far[..] {
+        [] => Some(Finding::ok(
+            "numa",
+            name,
+            format!("node {node}, as the workers"),
+        )),
+        _ => {
+            let found =
+                format!("its memory is on node {node}, workers run on CPUs {far:?} elsewhere");
+            Some(Finding::warn("numa", name, found).mend(mend))
+        }
+    }
+}
+
+/// What a worker does not fetch in time is lost: a ring holds what comes in meanwhile.
+fn ring(name: &str, card: &Card) -> Option<Finding> {
+    let (now, most) = card.ring?;
+    let found = format!("receive ring of {now}, at most {most}");
+    match now < most.min(1024) {
+        false => Some(Finding::ok("ring", name, found)),
+        true => {
+            let mend = format!("ethtool -G {name} rx {}", most.min(4096));
+            Some(Finding::warn("ring", name, found).mend(mend))
+        }
+    }
+}
