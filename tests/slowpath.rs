@@ -414,7 +414,7 @@ impl Router {
             owner,
             paths: self.paths.clone(),
         };
-        self.slow.publish(snapshot, &|_, _| {}).unwrap();
+        self.slow.publish(snapshot, &|_| {}).unwrap();
     }
 
     fn dropped(&self, reason: DropReason, packets: u64) {

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     os::unix::net::UnixStream,
     time::Instant,
 };
@@ -14,6 +14,7 @@ use super::{
     mirror::State as Mirror,
     path_mtu::PathMtus,
     router::Router,
+    run::RunError,
     slowpath::ServiceTun,
     socket::ControlSocket,
     takeover::{AllNumbers, Giving, Numbers, State, Taken},
@@ -121,6 +122,16 @@ impl Router {
         if let Some(steer) = self.steer {
             steer.leave();
         }
+    }
+
+    /// The sockets that the slow path goes on with. They keep the other router's filters; the answer is other descriptors of
+    /// theirs, to filter them by when our tables are filled.
+    pub(super) fn take_receivers(&mut self, taken: &mut Taken) -> Result<Vec<OwnedFd>, RunError> {
+        let receivers = std::mem::take(&mut taken.receivers);
+        let again: io::Result<_> = receivers.iter().map(OwnedFd::try_clone).collect();
+        let receivers = taken.state.receivers.iter().copied().zip(receivers);
+        self.slow.take_receivers(receivers);
+        again.map_err(RunError::io("take over the slow path's sockets"))
     }
 
     /// What of the taken is the fast path's, before it starts.

@@ -8,7 +8,7 @@ mod show;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -38,7 +38,6 @@ use super::{
 };
 use crate::{
     fib::{Fib, Mark, is_marked},
-    tunnel::Family,
     xdp::{Limits, Plan, PrefixPlan, Steer},
 };
 
@@ -148,14 +147,10 @@ impl Router {
         };
         let (entries, tuns): (Vec<_>, Vec<_>) = made.into_iter().unzip();
         router.tunnels = entries;
+        let mut handed = Vec::new();
         if let Some(taken) = &mut taken {
             router.commanded = taken.state.commanded.clone();
-            let receivers = std::mem::take(&mut taken.receivers);
-            let receivers = taken.state.receivers.iter().copied().zip(receivers);
-            {
-                let filter = filter_by(router.steer.as_ref());
-                router.slow.take_receivers(receivers, &filter);
-            }
+            handed = router.take_receivers(taken)?;
             router.take_links(taken);
         }
         router.hear(&router.config.tunnels.clone())?;
@@ -169,11 +164,19 @@ impl Router {
             let numbers = taken.begin()?;
             router.take_numbers(&numbers);
         }
+        // It reads when it has both a tunnel and the tunnel's device: what has one of them only would be dropped.
+        let slow = RunError::io("prepare the slow path");
+        router.slow.pause().map_err(slow)?;
         router.publish(state);
+        // Until now the other router's tables judged what they hear: ours were empty.
+        for socket in &handed {
+            filter_by(router.steer.as_ref())(socket.as_fd());
+        }
         router.keep_quiet(state);
         for (entry, tun) in router.tunnels.iter().zip(tuns) {
             router.slow.add_tun(entry.id, tun);
         }
+        router.slow.resume();
         Ok(router)
     }
 
@@ -502,8 +505,8 @@ fn tunnel_devices<'e>(tunnels: impl Iterator<Item = &'e TunnelEntry>) -> Vec<Tun
 }
 
 /// Attaches the steering program's filter to a socket.
-fn filter_by(steer: Option<&Steer>) -> impl Fn(BorrowedFd<'_>, Family) + '_ {
-    move |socket, _| {
+fn filter_by(steer: Option<&Steer>) -> impl Fn(BorrowedFd<'_>) + '_ {
+    move |socket| {
         if let Some(Err(why)) = steer.map(|steer| steer.filter_raw_socket(socket)) {
             tracing::error!("a socket sees more than our tunnels' packets: {why}");
         }

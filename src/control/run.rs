@@ -85,7 +85,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    fn io(what: &'static str) -> impl Fn(io::Error) -> Self {
+    pub(super) fn io(what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| RunError::Io { what, source }
     }
 }

@@ -51,7 +51,7 @@ use raw::{Hears, Receiver};
 use crate::{
     datapath::{Handover, PuntSource, TunnelRecord, Wake},
     fib::Fib,
-    tunnel::{Family, Mode, TunnelId},
+    tunnel::{Mode, TunnelId},
 };
 
 /// How long the thread may take to answer: it never blocks.
@@ -60,7 +60,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 const REPORTS: usize = 256;
 
 /// Called for every socket that is opened to receive.
-pub type SocketFilter<'f> = &'f dyn Fn(BorrowedFd<'_>, Family);
+pub type SocketFilter<'f> = &'f dyn Fn(BorrowedFd<'_>);
 
 /// Why the slow path did not start.
 #[derive(Debug, thiserror::Error)]
@@ -200,7 +200,7 @@ impl SlowPath {
             }
             match Receiver::open(hears) {
                 Ok(receiver) => {
-                    filter(receiver.as_fd(), hears.family);
+                    filter(receiver.as_fd());
                     self.opened.push(receiver);
                     self.hears.push(hears);
                 }
@@ -250,17 +250,11 @@ impl SlowPath {
         answer.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the slow path does not answer"))
     }
 
-    /// Sockets that another process has opened for tunnels, with what they have received; `filter` as in
-    /// [`open`](Self::open).
-    pub fn take_receivers(
-        &mut self,
-        handed: impl Iterator<Item = ((bool, u8), OwnedFd)>,
-        filter: SocketFilter<'_>,
-    ) {
+    /// Sockets that another process has opened for tunnels, with what they have received and the filters that they have.
+    pub fn take_receivers(&mut self, handed: impl Iterator<Item = ((bool, u8), OwnedFd)>) {
         for (pair, socket) in handed {
             let hears = Hears::from_pair(pair);
             let receiver = Receiver::handed(hears, socket);
-            filter(receiver.as_fd(), hears.family);
             self.opened.push(receiver);
             self.hears.push(hears);
         }
