@@ -64,7 +64,10 @@ fn open(device: &str) -> anyhow::Result<Socket> {
     Ok(socket)
 }
 
-#[allow(unsafe_code, reason = "socket2 knows no constructor for packet addresses")]
+#[allow(
+    unsafe_code,
+    reason = "socket2 knows no constructor for packet addresses"
+)]
 fn link_address(bytes: &[u8; 20]) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: a sockaddr_ll is 20 plain bytes and fits any sockaddr_storage.
@@ -82,7 +85,9 @@ fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, payload: usize) -> Vec<u8> {
     header.extend(src.octets());
     header.extend(dst.octets());
     let words = header.chunks_exact(2);
-    let mut sum: u32 = words.map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+    let mut sum: u32 = words
+        .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])))
+        .sum();
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
@@ -91,7 +96,11 @@ fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, payload: usize) -> Vec<u8> {
 
 fn frame(args: &Args) -> anyhow::Result<Vec<u8>> {
     let octet = |text: &str| u8::from_str_radix(text, 16);
-    let to: Vec<u8> = args.to_mac.split(':').map(octet).collect::<Result<_, _>>()?;
+    let to: Vec<u8> = args
+        .to_mac
+        .split(':')
+        .map(octet)
+        .collect::<Result<_, _>>()?;
     let mut bytes = to;
     bytes.extend([2, 0, 0, 0, 0, 0x99, 8, 0]);
     let payload = MARK.len() + 8;
@@ -112,7 +121,8 @@ fn send(args: &Args) -> anyhow::Result<()> {
     let socket = open(&args.device)?;
     let mut frame = frame(args)?;
     let at = frame.len() - 8;
-    let (start, mut number, mut last, mut pause) = (Instant::now(), 0u64, Instant::now(), Duration::ZERO);
+    let (start, mut number, mut last, mut pause) =
+        (Instant::now(), 0u64, Instant::now(), Duration::ZERO);
     while start.elapsed().as_secs_f64() < args.seconds {
         let due = (start.elapsed().as_secs_f64() * args.rate as f64) as u64;
         // What it has missed in a pause of its own follows at once.
@@ -163,7 +173,11 @@ fn hear(args: &Args) -> anyhow::Result<()> {
         last = Some(now);
     }
     let lost = seen.iter().filter(|seen| !**seen).count();
-    let in_a_row = seen.split(|seen| *seen).map(<[bool]>::len).max().unwrap_or(0);
+    let in_a_row = seen
+        .split(|seen| *seen)
+        .map(<[bool]>::len)
+        .max()
+        .unwrap_or(0);
     println!(
         "heard {} lost {lost} in_a_row {in_a_row} reordered {reordered} gap_ms {:.1}",
         seen.len() - lost,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a planned restart loses of a steady flow, and a crash with a start behind it. `scripts/takeover.sh` calls it; see there."""
+"""What restarts, crashes and reloads lose of a steady flow. `scripts/takeover.sh` calls it; see there."""
 
 import argparse
 import contextlib
@@ -12,13 +12,15 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "netns"))
-from greyhound import Greyhound, binary  # noqa: E402
+from greyhound import Greyhound, binary, config  # noqa: E402
 from topology import Bench, wait_until  # noqa: E402
 
 FLOW = str(ROOT / "target" / "release" / "examples" / "flow")
 TUNNEL = {"name": "gre1", "mode": "gre", "local": Bench.LOCAL, "remote": Bench.REMOTE, "routes": ["10.2.0.0/16"]}
 # So long the flow goes on around and between the restarts.
 CALM = 1.5
+# So long a restart, or a hundred reloads, may take.
+LONGEST = 1.5
 
 
 class Restarts:
@@ -46,6 +48,16 @@ class Restarts:
         self.router.kill()
         self.start()
 
+    def reload(self) -> None:
+        """Another tunnel comes, changes and goes: a hundred reloads."""
+        other = {"name": "gre2", "mode": "gre", "local": Bench.LOCAL, "remote": "10.9.0.77", "key": 7}
+        with self.router.connected() as ask:
+            for n in range(100):
+                others = ([], [other], [other | {"key": 8}])[n % 3]
+                self.router.config_file.write_text(config(self.router.socket, [TUNNEL, *others]), encoding="utf-8")
+                if "ok" not in (answer := ask({"verb": "reload"})):
+                    sys.exit(f"reload: {answer}")
+
     def nothing(self) -> None:
         """For comparison."""
 
@@ -63,7 +75,7 @@ def words(line: str) -> dict[str, float]:
 
 def measure(bed: Bench, restarts: Restarts, what: str, inwards: bool, options: argparse.Namespace) -> None:
     """One flow over some restarts, and one line about it."""
-    seconds = CALM * (options.times + 1) + options.times
+    seconds = (CALM + LONGEST) * options.times + CALM
     if inwards:
         source, sink = (bed.far, "f0"), (bed.host, "h0")
         packet = ["--to-mac", Bench.OUTER_MAC, "--gre", f"{Bench.REMOTE},{Bench.LOCAL}", "--src", "10.2.0.2", "--dst", "10.1.0.2"]
@@ -88,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rate", type=int, default=100_000)
     parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--what", default="nothing,takeover,crash,reload")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         bed = stack.enter_context(Bench())
@@ -96,7 +109,7 @@ def main() -> None:
         # Both neighbours are known before the first packet.
         bed.router.run("ping", "-c", "1", Bench.REMOTE)
         bed.router.run("ping", "-c", "1", "10.1.0.2")
-        for what in ("nothing", "takeover", "crash"):
+        for what in options.what.split(","):
             for inwards in (False, True):
                 measure(bed, restarts, what, inwards, options)
 
