@@ -344,7 +344,8 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
 const TUNNEL_KEYS: &str = "name, mode, local, remote, peer, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, \
      tos, tclass, dscp, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, \
      clamp_mss, keepalive, bridge, nvgre, dev, address, routes";
-const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist, accelerate, metrics";
+const ROUTER_KEYS: &str =
+    "underlay, overlay, workers, xdp, spread, control, persist, accelerate, metrics";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
 const BROKEN_ROUTERS: &[(&str, &str)] = &[

@@ -5,7 +5,8 @@ use std::{mem, sync::Arc};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::{
-    DropReason, ForwardState, Handover, Mates, Port, PuntQueue, PuntReason, PuntTo, Verdict, WorkerStats,
+    DropReason, ForwardState, Handover, Mates, Port, PuntQueue, PuntReason, PuntTo, Verdict,
+    WorkerStats,
     capture::{Tap, Trail, TrailNotes},
     forward,
     forward::HandoverKind,
@@ -95,7 +96,9 @@ impl<P: Port> Worker<P> {
     /// The same worker as one of several that flows are spread over.
     pub fn with_mates(mut self, mates: Mates) -> Self {
         let more = BURST * mates.others();
-        self.outgoing.iter_mut().for_each(|queue| queue.reserve(queue.capacity() + more));
+        self.outgoing
+            .iter_mut()
+            .for_each(|queue| queue.reserve(queue.capacity() + more));
         self.done.reserve(self.done.capacity() + more);
         self.mates = Some(Box::new(mates));
         self

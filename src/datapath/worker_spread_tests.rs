@@ -60,7 +60,13 @@ impl Team {
 
     /// Until nobody has anything to do.
     fn run(&mut self) {
-        while self.beds.iter_mut().map(|bed| bed.worker.turn()).sum::<usize>() > 0 {}
+        while self
+            .beds
+            .iter_mut()
+            .map(|bed| bed.worker.turn())
+            .sum::<usize>()
+            > 0
+        {}
     }
 
     /// What each worker has sent to the host.
@@ -74,11 +80,17 @@ impl Team {
 
     fn spread_full(&self, worker: usize) -> u64 {
         let mut drops = self.beds[worker].stats.drops.iter();
-        drops.find(|(why, _)| *why == DropReason::SpreadFull).unwrap().1
+        drops
+            .find(|(why, _)| *why == DropReason::SpreadFull)
+            .unwrap()
+            .1
     }
 
     fn balances(&self) -> bool {
-        let whole = self.beds.iter().all(|bed| bed.frames() == FRAMES && bed.books_balance());
+        let whole = self
+            .beds
+            .iter()
+            .all(|bed| bed.frames() == FRAMES && bed.books_balance());
         let sum = |n: fn(&WorkerStats) -> &Counter| -> u64 {
             self.beds.iter().map(|bed| n(&bed.stats).get()).sum()
         };
@@ -96,8 +108,10 @@ impl Bed {
         };
         routes.insert("10.1.0.0/24".parse().unwrap(), connected);
         let old = fib();
-        let ports = (0..2).filter_map(|n| old.port(PortId(n)).cloned()).collect();
-        let egress = old.egress(TunnelId(0)).clone();
+        let ports = (0..2)
+            .filter_map(|n| old.port(PortId(n)).cloned())
+            .collect();
+        let egress = old.egress(TunnelId(0));
         let mut fib = Fib::new(ports, [(tunnel(), egress)], &routes);
         fib.add_neighbour(PortId(1), [10, 1, 0, 2].into(), mac(8));
         let snapshot = Snapshot {
@@ -147,9 +161,15 @@ fn flows_of_one_queue_are_carried_by_all_and_each_in_its_order() {
         let sent = team.sent();
         let mut last: HashMap<u16, (usize, u32)> = HashMap::new();
         for (worker, frames) in sent.iter().enumerate() {
-            assert!(frames.len() > 6, "worker {worker} of {workers}: {}", frames.len());
+            assert!(
+                frames.len() > 6,
+                "worker {worker} of {workers}: {}",
+                frames.len()
+            );
             for (flow, n) in frames.iter().map(|frame| told(frame)) {
-                let next = last.insert(flow, (worker, n)).map_or((worker, 0), |(w, n)| (w, n + 1));
+                let next = last
+                    .insert(flow, (worker, n))
+                    .map_or((worker, 0), |(w, n)| (w, n + 1));
                 assert_eq!(next, (worker, n), "flow {flow} by worker and number");
             }
         }

@@ -44,8 +44,11 @@ mod tests {
         let mut out = Vec::new();
         let address = (|n| [10, n, 0, 2], |n| [2, 0, 0, 0, 0, n]);
         let builder = match frame {
-            true => PacketBuilder::ethernet2(address.1(1), address.1(2))
-                .ipv4(address.0(1), address.0(2), 64),
+            true => PacketBuilder::ethernet2(address.1(1), address.1(2)).ipv4(
+                address.0(1),
+                address.0(2),
+                64,
+            ),
             false => PacketBuilder::ipv4(address.0(1), address.0(2), 64),
         };
         builder.udp(port, 53).write(&mut out, b"inside").unwrap();
