@@ -43,9 +43,13 @@ fn cases() -> Vec<Case> {
         (10_000, 100_000, 1_000_000),
     ];
     let ways = [Way::Encapsulate, Way::Decapsulate, Way::Across];
-    let small = ways.iter().flat_map(|way| SCALES.map(|scale| case(*way, scale, 64)));
+    let small = ways
+        .iter()
+        .flat_map(|way| SCALES.map(|scale| case(*way, scale, 64)));
     let large = ways.iter().map(|way| case(*way, (1, 1, 256), 1400));
-    let most = ways.iter().map(|way| case(*way, (10_000, 1_000_000, 1_000_000), 64));
+    let most = ways
+        .iter()
+        .map(|way| case(*way, (10_000, 1_000_000, 1_000_000), 64));
     small.chain(large).chain(most).collect()
 }
 
@@ -94,7 +98,13 @@ fn measure(wanted: &[String]) {
     let clocks = clocks();
     println!(
         "{:<12}{:>8}{:>10}{:>10}{:>7}  {:>27}  {:>27}",
-        "", "tunnels", "routes", "flows", "bytes", "forward: ns   best  clocks", "turn: ns   best  clocks"
+        "",
+        "tunnels",
+        "routes",
+        "flows",
+        "bytes",
+        "forward: ns   best  clocks",
+        "turn: ns   best  clocks"
     );
     for case in cases() {
         let words = words(&case);
@@ -140,10 +150,15 @@ fn count(name: &str, packets: usize) {
 }
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let args: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
     match &args[..] {
         [word] if word == "--counted" => counted().iter().for_each(|(name, _)| println!("{name}")),
-        [word, name, packets] if word == "--count" => count(name, packets.parse().expect("packets")),
+        [word, name, packets] if word == "--count" => {
+            count(name, packets.parse().expect("packets"))
+        }
         _ => measure(&args),
     }
 }

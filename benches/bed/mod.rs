@@ -88,9 +88,19 @@ fn remote(tunnel: usize) -> Ipv4Addr {
 }
 
 fn is_ordinary(net: Ipv4Net) -> bool {
-    let special = ["0.0.0.0/8", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.2.0/24", "198.18.0.0/15", "224.0.0.0/3"];
+    let special = [
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "192.0.2.0/24",
+        "198.18.0.0/15",
+        "224.0.0.0/3",
+    ];
     let special = special.map(|net| net.parse::<Ipv4Net>().expect("a network"));
-    !special.iter().any(|other| other.contains(&net) || net.contains(other))
+    !special
+        .iter()
+        .any(|other| other.contains(&net) || net.contains(other))
 }
 
 /// Prefixes as a large table has them: all over the address space, six in ten of them /24.
@@ -204,7 +214,20 @@ fn flows(case: &Case, prefixes: &[Ipv4Net], random: &mut Random) -> Vec<Flow> {
 
 /// Writes an IPv4 header; the packet has `len` bytes.
 fn write_ip(out: &mut [u8], len: usize, protocol: u8, (source, destination): (Ipv4Addr, Ipv4Addr)) {
-    out[..12].copy_from_slice(&[0x45, 0, (len >> 8) as u8, len as u8, 0, 1, 0x40, 0, 64, protocol, 0, 0]);
+    out[..12].copy_from_slice(&[
+        0x45,
+        0,
+        (len >> 8) as u8,
+        len as u8,
+        0,
+        1,
+        0x40,
+        0,
+        64,
+        protocol,
+        0,
+        0,
+    ]);
     out[12..16].copy_from_slice(&source.octets());
     out[16..20].copy_from_slice(&destination.octets());
     let checksum = Checksum::new().add_bytes(&out[..20]).finish();

@@ -398,7 +398,10 @@ impl Express {
     fn forget_lost(&mut self, packets: usize) {
         for seen in self.seen.iter_mut().take(packets) {
             let key = self.ways[usize::from(seen.slot) % SLOTS].key;
-            let own = [place_of_hop(seen.hop).1, place_of_destination(seen.destination).1];
+            let own = [
+                place_of_hop(seen.hop).1,
+                place_of_destination(seen.destination).1,
+            ];
             if !own.contains(&key) {
                 seen.len = 0;
             }
@@ -459,10 +462,10 @@ impl Express {
             None => None,
         };
         match way.onward {
-            Onward::Port => self.out_by(packet, way, (seen, Some(record?)), (fib, state)),
+            Onward::Port => self.leave(packet, way, (seen, Some(record?)), (fib, state)),
             Onward::Tunnel(id) if seen.out_of != Some(id) => {
                 let into = (id, state.tunnel(id)?);
-                self.into_tunnel(packet, (way, into), (seen, record), (fib, state))
+                self.enter(packet, (way, into), (seen, record), (fib, state))
             }
             _ => None,
         }
@@ -470,7 +473,7 @@ impl Express {
 
     /// Out of a tunnel, to a neighbour.
     #[inline(always)]
-    fn out_by<B: PacketBuf>(
+    fn leave<B: PacketBuf>(
         &self,
         packet: &mut B,
         way: &Way,
@@ -480,7 +483,8 @@ impl Express {
         let (len, at) = (usize::from(came.0.len), usize::from(came.0.at));
         packet.trim_front(at - ethernet::HEADER_LEN).ok()?;
         packet.truncate(ethernet::HEADER_LEN + len).ok()?;
-        let (header, inner) = (packet.data_mut()).split_first_chunk_mut::<{ ethernet::HEADER_LEN }>()?;
+        let (header, inner) =
+            (packet.data_mut()).split_first_chunk_mut::<{ ethernet::HEADER_LEN }>()?;
         header.copy_from_slice(&way.header[ROOM - ethernet::HEADER_LEN..]);
         self.finish(inner, came, (fib, state));
         ipv4::decrement_ttl(inner);
@@ -490,7 +494,7 @@ impl Express {
 
     /// Into a tunnel, from an overlay device or out of another tunnel.
     #[inline(always)]
-    fn into_tunnel<B: PacketBuf>(
+    fn enter<B: PacketBuf>(
         &self,
         packet: &mut B,
         (way, (id, into)): (&Way, (TunnelId, &TunnelRecord)),
@@ -521,7 +525,12 @@ impl Express {
 
     /// What is done with a packet wherever it goes: an unfinished checksum, and the books of the tunnel that it came out of.
     #[inline(always)]
-    fn finish(&self, inner: &mut [u8], (seen, record): Came<'_>, (fib, state): (&Fib, &ForwardState)) {
+    fn finish(
+        &self,
+        inner: &mut [u8],
+        (seen, record): Came<'_>,
+        (fib, state): (&Fib, &ForwardState),
+    ) {
         if self.partial_checksums && transport::complete_checksum(inner) {
             state.stats.checksums_completed.add(1);
         }

@@ -5,7 +5,8 @@ use std::{mem, sync::Arc};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::{
-    DropReason, ForwardState, Handover, Port, PuntQueue, PuntReason, PuntTo, Verdict, WorkerStats,
+    DropReason, ForwardState, Handover, Mates, Port, PuntQueue, PuntReason, PuntTo, Verdict,
+    WorkerStats,
     capture::{Tap, Trail, TrailNotes},
     express::Express,
     forward,
@@ -15,7 +16,8 @@ use super::{
 };
 use crate::{
     fib::{Fib, PortId, ResolutionCache},
-    packet::PacketBuf,
+    packet::{PacketBuf, ethernet},
+    tunnel::flow_inside,
 };
 
 /// Packets taken from one port at a time.
@@ -62,7 +64,11 @@ pub struct Worker<P: Port> {
     /// Frames that are done with.
     done: Vec<P::Buf>,
     burst: Vec<P::Buf>,
+    /// Those of a burst that no other worker has got.
+    own: Vec<P::Buf>,
     taps: Vec<Tap>,
+    /// The other workers, where there are any and flows may be spread over them.
+    mates: Option<Box<Mates>>,
 }
 
 impl<P: Port> Worker<P> {
@@ -76,7 +82,9 @@ impl<P: Port> Worker<P> {
                 .collect(),
             done: Vec::with_capacity(BURST * (ports.len() + 1)),
             burst: Vec::with_capacity(BURST),
+            own: Vec::with_capacity(BURST),
             taps: Vec::with_capacity(TAPS),
+            mates: None,
             ports,
             links,
             fib: Arc::default(),
@@ -89,6 +97,41 @@ impl<P: Port> Worker<P> {
                 trail: TrailNotes::default(),
             },
         }
+    }
+
+    /// The same worker as one of several that flows are spread over.
+    pub fn with_mates(mut self, mates: Mates) -> Self {
+        let more = BURST * mates.others();
+        self.outgoing
+            .iter_mut()
+            .for_each(|queue| queue.reserve(queue.capacity() + more));
+        self.done.reserve(self.done.capacity() + more);
+        self.mates = Some(Box::new(mates));
+        self
+    }
+
+    /// Says that the worker is about to sleep; false when its mates have given it something, so that it must not.
+    pub fn lie_down(&self) -> bool {
+        self.mates.as_ref().is_none_or(|mates| mates.lie_down())
+    }
+
+    /// Says that the worker is awake again.
+    pub fn rise(&self) {
+        if let Some(mates) = &self.mates {
+            mates.rise();
+        }
+    }
+
+    /// Gives the other workers nothing any more, for good.
+    pub fn part(&mut self) {
+        if let Some(mates) = &mut self.mates {
+            mates.part();
+        }
+    }
+
+    /// Whether all other workers have parted, so that nothing can come from them but what waits already.
+    pub fn is_alone(&self) -> bool {
+        self.mates.as_ref().is_none_or(|mates| mates.is_alone())
     }
 
     /// The ports, for their file descriptors and statistics.
@@ -118,6 +161,7 @@ impl<P: Port> Worker<P> {
             handled += self.receive(index);
         }
         handled += self.take_handovers();
+        handled += self.take_spread();
         if handled > 0 {
             self.state.stats.busy_turns.add(1);
         }
@@ -216,9 +260,18 @@ impl<P: Port> Worker<P> {
             port.rx_packets.add(n as u64);
         }
         let watched = n > 0 && self.is_watched();
+        if n > 0 {
+            self.spread(&mut burst, socket, watched);
+            self.forward_burst(&mut burst, socket, watched);
+        }
+        self.burst = burst;
+        n
+    }
+
+    /// Forwards all packets of a burst that the socket of a port has received.
+    fn forward_burst(&mut self, burst: &mut Vec<P::Buf>, socket: PortId, watched: bool) {
         if !watched {
-            self.express
-                .look(&burst, socket, &self.fib, &self.state);
+            (self.express).look(burst, socket, &self.fib, &self.state);
         }
         for (nth, mut packet) in burst.drain(..).enumerate() {
             if watched {
@@ -231,8 +284,6 @@ impl<P: Port> Worker<P> {
             let verdict = forward(&mut packet, from, &self.fib, &mut self.state);
             self.carry_out(packet, verdict, from);
         }
-        self.burst = burst;
-        n
     }
 
     /// Forwards the burst's packet `nth` if that is an ordinary one.
@@ -248,6 +299,82 @@ impl<P: Port> Worker<P> {
             Some(queue) => queue.push(packet),
             None => self.discard_packet(packet, DropReason::TxRingFull),
         }
+    }
+
+    /// Passes on what other workers are to forward, where flows are spread over them.
+    fn spread(&mut self, burst: &mut Vec<P::Buf>, socket: PortId, watched: bool) {
+        let Some(mut mates) = self.mates.take_if(|mates| mates.is_on()) else {
+            return;
+        };
+        let mut own = mem::take(&mut self.own);
+        for packet in burst.drain(..) {
+            let from = receiver(packet.data(), socket, &self.fib);
+            match self.owner(packet.data(), from, &mates) {
+                Some(to) => self.pass_on(packet, (to, socket), &mut mates, watched),
+                None => own.push(packet),
+            }
+        }
+        mem::swap(burst, &mut own);
+        self.own = own;
+        mates.flush();
+        self.mates = Some(mates);
+    }
+
+    /// The other worker that a tunnel packet from the underlay goes to, by the flow inside.
+    #[inline]
+    fn owner(&self, frame: &[u8], from: PortId, mates: &Mates) -> Option<usize> {
+        self.fib.port(from).filter(|port| port.underlay)?;
+        let packet = frame.get(ethernet::ip_at(frame)?..)?;
+        mates.owner(flow_inside(packet)?)
+    }
+
+    #[inline]
+    fn pass_on(
+        &mut self,
+        packet: P::Buf,
+        (to, socket): (usize, PortId),
+        mates: &mut Mates,
+        watched: bool,
+    ) {
+        if mates.send(to, packet.data(), socket) {
+            // Whoever captures is told by the worker that has it now.
+            self.state.stats.spread_out.add(1);
+            self.done.push(packet);
+            return;
+        }
+        if watched {
+            self.watch(packet.data(), Some(socket));
+        }
+        self.discard_packet(packet, DropReason::SpreadFull);
+    }
+
+    /// Goes on with frames that other workers have received.
+    fn take_spread(&mut self) -> usize {
+        let Some(mut mates) = self.mates.take() else {
+            return 0;
+        };
+        let mut taken = 0;
+        if mates.is_waited_for() {
+            // The mate may know a snapshot already that came here since this turn began.
+            self.adopt_snapshot();
+            let watched = self.is_watched();
+            taken = mates.drain(|socket, frame| self.go_on_with(frame, socket, watched));
+            self.state.stats.spread_in.add(taken as u64);
+        }
+        self.mates = Some(mates);
+        taken
+    }
+
+    fn go_on_with(&mut self, frame: &[u8], socket: PortId, watched: bool) {
+        let Some(mut packet) = self.frame_with(frame) else {
+            return self.state.stats.drops.count(DropReason::NoFrame);
+        };
+        if watched {
+            self.watch(packet.data(), Some(socket));
+        }
+        let from = receiver(packet.data(), socket, &self.fib);
+        let verdict = forward(&mut packet, from, &self.fib, &mut self.state);
+        self.carry_out(packet, verdict, from);
     }
 
     fn take_handovers(&mut self) -> usize {

@@ -27,9 +27,9 @@ use rustc_hash::FxBuildHasher;
 
 pub use cache::ResolutionCache;
 pub use multipath::Multipath;
+use own::Own;
 pub use prefixes::{Net, Prefixes};
 pub use routes::{HopId, RouteTable, Routes};
-use own::Own;
 use shared::Sharded;
 pub use used::{Mark, Used, is_marked};
 

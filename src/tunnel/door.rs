@@ -69,9 +69,13 @@ impl Doors {
             })
             .filter(|(tunnel, local, remote)| {
                 let wanted = ((*local).into(), (*remote).into());
-                let by_any = |device| table.lookup(Class::Gre, wanted.0, wanted.1, tunnel.ikey, device);
+                let by_any =
+                    |device| table.lookup(Class::Gre, wanted.0, wanted.1, tunnel.ikey, device);
                 let special = |a: &Ipv4Addr| a.is_unspecified() || a.is_multicast();
-                !special(local) && !special(remote) && table.is_alone(tunnel) && by_any(None) == Some(tunnel)
+                !special(local)
+                    && !special(remote)
+                    && table.is_alone(tunnel)
+                    && by_any(None) == Some(tunnel)
             })
             .collect();
         if known.is_empty() {

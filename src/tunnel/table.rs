@@ -201,7 +201,12 @@ impl TunnelTable {
         };
         let same = |class: &Class| (local.with(remote), tag(*class, tunnel.ikey));
         let mut same = Class::of(tunnel).iter().map(same);
-        let alone = |wanted| self.v4.ids.get(&wanted).is_some_and(|ids| ids[..] == [tunnel.id]);
+        let alone = |wanted| {
+            self.v4
+                .ids
+                .get(&wanted)
+                .is_some_and(|ids| ids[..] == [tunnel.id])
+        };
         !self.v4.bound_wildcards && same.all(alone)
     }
 

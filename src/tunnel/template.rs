@@ -38,7 +38,8 @@ impl Template {
         let (IpAddr::V4(source), IpAddr::V4(destination)) = (tunnel.local, tunnel.remote) else {
             return None;
         };
-        let plain = kind.underlay == Family::V4 && matches!(kind.payload, Payload::Ip | Payload::Ipv4);
+        let plain =
+            kind.underlay == Family::V4 && matches!(kind.payload, Payload::Ip | Payload::Ipv4);
         let works = tunnel.ocsum || tunnel.oseq || tunnel.nvgre || tunnel.udp.is_some();
         if !plain || works || tunnel.kernels || destination.is_unspecified() {
             return None;

@@ -83,7 +83,7 @@ impl Area {
         }
     }
 
-    /// The descriptor of a packet, whose token is given up.
+    /// The descriptor of a packet that is not empty, whose token is given up.
     #[inline]
     fn describe(&self, frame: Frame) -> Desc {
         let address = (frame.start().as_ptr() as usize) - (self.base.as_ptr() as usize);
@@ -94,6 +94,14 @@ impl Area {
             len,
             options: 0,
         }
+    }
+
+    /// Takes a frame back, whose token is given up.
+    #[inline]
+    fn put(&mut self, frame: Frame) {
+        let chunk = (frame.chunk().as_ptr() as usize) - (self.base.as_ptr() as usize);
+        mem::forget(frame);
+        self.free.push(chunk as u64);
     }
 }
 
@@ -190,8 +198,7 @@ impl Port for RingPort {
     fn recycle(&mut self, burst: &mut Vec<Frame>) {
         let area = &mut *self.area.borrow_mut();
         for frame in burst.drain(..) {
-            let desc = area.describe(frame);
-            area.free.push(desc.address);
+            area.put(frame);
         }
     }
 
@@ -227,7 +234,10 @@ mod tests {
             assert_eq!(ports[0].rx_burst(&mut burst, 4), 4);
             assert_eq!(ports[0].rx_burst(&mut burst, 4), 1);
             for (frame, n) in burst.iter_mut().zip(0..) {
-                assert_eq!((frame.data(), frame.headroom()), (&[round, n][..], HEADROOM));
+                assert_eq!(
+                    (frame.data(), frame.headroom()),
+                    (&[round, n][..], HEADROOM)
+                );
                 frame.prepend(4).unwrap();
             }
             assert_eq!(ports[1].tx_burst(&mut burst), 5);
