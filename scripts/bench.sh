@@ -27,7 +27,7 @@ is_root || die "network namespaces need root: sudo scripts/bench.sh"
 step "What it takes"
 install_packages "${BUILD_PACKAGES[@]}" iproute2 ethtool procps python3
 if [[ -z ${GREYHOUND:-} || ! -x $ROOT/target/release/examples/blast ]]; then
-    find_rust
+    find_rust ""
     (cd "$ROOT" && as_builder cargo build --release --locked --examples --bins --target-dir target)
     ok "a release build, with its examples"
 fi
