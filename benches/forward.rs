@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo bench --bench forward [-- WORD…]        nanoseconds and clocks; only cases that have all these words
-//! scripts/instructions.py                       instructions, against benches/instructions.json
+//! scripts/instructions.py [--renew]             instructions, against benches/instructions.json
 //! ```
 //!
 //! Packets arrive 256 at a time; what is timed is the router's work on them alone. The middle and the best of many rounds
