@@ -10,6 +10,7 @@
 mod abi;
 mod address;
 mod attach;
+mod busy_poll;
 mod error;
 mod frame;
 mod kick;
@@ -26,6 +27,7 @@ mod steer;
 mod umem;
 mod wire;
 
+pub use busy_poll::BusyPoll;
 pub use error::SteerError;
 pub use frame::Frame;
 pub use kick::KickCounters;
