@@ -8,7 +8,7 @@ use std::{
 };
 
 use greyhound::xdp::{
-    Attached, Limits, Plan, PortPlan, PrefixAction, PrefixPlan, Steer, TunnelClass, TunnelMatch,
+    Attached, Attachment, Limits, Plan, PortPlan, PrefixAction, PrefixPlan, Steer, TunnelClass, TunnelMatch,
 };
 use ipnet::IpNet;
 use socket2::{Domain, Socket, Type};
@@ -19,6 +19,15 @@ use crate::{
 };
 
 pub const LO: u32 = 1;
+
+/// An attachment to a device with an ordinary MTU.
+pub fn how(queues: u32, generic: bool) -> Attachment {
+    Attachment {
+        queues,
+        generic,
+        mtu: 1500,
+    }
+}
 
 pub fn tunnel(
     local: impl Into<IpAddr>,
@@ -122,7 +131,7 @@ impl Bench {
     pub fn new() -> Bench {
         let namespace = Namespace::enter("bench");
         let mut steer = Steer::load(Limits::default()).unwrap();
-        let attached = steer.attach(LO, "lo", 1, true).unwrap();
+        let attached = steer.attach(LO, "lo", how(1, true)).unwrap();
         assert_eq!(
             attached,
             Attached {
