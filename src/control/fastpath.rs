@@ -20,7 +20,10 @@ use super::{
 use crate::{
     datapath::{Snapshot, TunnelRecord, punt_queue},
     fib::{Fib, OnPort, PortId},
-    xdp::{Attachment, PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want, open_ports},
+    xdp::{
+        Attachment, PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want,
+        open_ports,
+    },
 };
 
 /// Packets that wait for the slow path, per worker.

@@ -333,10 +333,9 @@ fn raise_send_budget(rings: &Rings, ring_size: u32) {
 /// What to do about a refused bind.
 fn hint(source: &io::Error, layout: Layout) -> String {
     let hint = match source.raw_os_error() {
-        Some(libc::EINVAL | libc::EOPNOTSUPP) if layout.in_pieces() => {
+        Some(libc::EINVAL) if layout.in_pieces() => {
             return format!(
-                "; an MTU above {SINGLE_BUFFER_MTU} needs Linux 6.6 and a driver that takes packets in pieces; \
-                 is there such a queue (`ethtool -l`)?"
+                "; is there such a queue (`ethtool -l`)? An MTU above {SINGLE_BUFFER_MTU} needs Linux 6.6"
             );
         }
         Some(libc::EBUSY) => "; another AF_XDP socket holds this queue (`ss --xdp -p` names it)",

@@ -80,7 +80,10 @@ impl XskPort {
     /// Takes back the first `n` frames of the batch, which were sent.
     pub(super) fn take_back(&mut self, n: usize) {
         let mut pool = self.pool.borrow_mut();
-        let frames: usize = self.batch[..n].iter().map(|desc| pool.come_back(desc)).sum();
+        let frames: usize = self.batch[..n]
+            .iter()
+            .map(|desc| pool.come_back(desc))
+            .sum();
         pool.transmitting -= frames;
         self.transmitting -= frames;
     }
@@ -108,9 +111,7 @@ impl Pool {
             self.copy(rest, head.addr() + len(head), total - len(head));
             self.release(rest);
             // SAFETY: the head's frame is the worker's, the packet lies in it, and its descriptor is given up.
-            return Some(unsafe {
-                Frame::new(self.area.at(head.addr()), at as u32, total as u32)
-            });
+            return Some(unsafe { Frame::new(self.area.at(head.addr()), at as u32, total as u32) });
         }
         let Some(run) = self.runs.take() else {
             self.release(pieces);
@@ -130,7 +131,11 @@ impl Pool {
             let n = desc.lengths().data().min(room);
             // SAFETY: all of these frames are the worker's, and nobody else has a reference into them: each piece lies
             // in its own, the target behind the first piece or in a run that was free, and the caller counted the room.
-            unsafe { self.area.at(desc.addr()).copy_to_nonoverlapping(self.area.at(to), n) };
+            unsafe {
+                self.area
+                    .at(desc.addr())
+                    .copy_to_nonoverlapping(self.area.at(to), n)
+            };
             (to, room) = (to + n, room - n);
         }
     }
@@ -143,7 +148,12 @@ impl Pool {
 
     /// Gives up the token for descriptors, one per frame that the packet lies in, and returns how many. The packet is not
     /// empty.
-    fn describe_pieces(&mut self, frame: Frame, umem: &xsk_rs::Umem, descs: &mut [FrameDesc]) -> usize {
+    fn describe_pieces(
+        &mut self,
+        frame: Frame,
+        umem: &xsk_rs::Umem,
+        descs: &mut [FrameDesc],
+    ) -> usize {
         let mut at = self.area.offset(frame.start());
         let run = self.runs.of(at);
         let frame_size = self.area.frame_size;

@@ -81,7 +81,10 @@ mod tests {
         assert_eq!(runs.of(8 * 4096 - 1), None);
         let (a, b) = (runs.take().unwrap(), runs.take().unwrap());
         assert_eq!((a, b, runs.take()), (8 * 4096, 11 * 4096, None));
-        assert_eq!([a, a + 3 * 4096 - 1, b].map(|at| runs.of(at)), [Some(0), Some(0), Some(1)]);
+        assert_eq!(
+            [a, a + 3 * 4096 - 1, b].map(|at| runs.of(at)),
+            [Some(0), Some(0), Some(1)]
+        );
         runs.depart(1, 2);
         assert!(!runs.arrive(1));
         assert_eq!(runs.free(), 0);
@@ -92,6 +95,9 @@ mod tests {
     #[test]
     fn without_runs_every_frame_is_by_itself() {
         let mut none = Runs::new(8 * 2048, 0, 1, 2048);
-        assert_eq!((none.take(), none.count(), none.of(8 * 2048 - 1)), (None, 0, None));
+        assert_eq!(
+            (none.take(), none.count(), none.of(8 * 2048 - 1)),
+            (None, 0, None)
+        );
     }
 }

@@ -115,7 +115,7 @@ impl Memory {
         let pool = self.0.borrow();
         Ledger {
             total: pool.total,
-            free: pool.free.len(),
+            free: pool.free.len() + pool.runs.free() * pool.runs.frames,
             receiving: pool.receiving,
             worker: pool.lent,
             transmitting: pool.transmitting,
@@ -272,7 +272,12 @@ impl Pool {
                 frame_size,
                 slot,
             },
-            runs: Runs::new(free.len() * frame_size, runs, layout.run as usize, frame_size),
+            runs: Runs::new(
+                free.len() * frame_size,
+                runs,
+                layout.run as usize,
+                frame_size,
+            ),
             total,
             free,
             umem,
@@ -313,10 +318,11 @@ impl Pool {
     /// headroom.
     pub fn take(&mut self, len: usize) -> Option<Frame> {
         let frame_size = self.area.frame_size;
-        let (chunk, frames) = match len + XDP_HEADROOM as usize > frame_size && self.runs.count() > 0 {
-            true => (self.runs.take()?, self.runs.frames),
-            false => (self.free.pop()?.addr() & !(frame_size - 1), 1),
-        };
+        let (chunk, frames) =
+            match len + XDP_HEADROOM as usize > frame_size && self.runs.count() > 0 {
+                true => (self.runs.take()?, self.runs.frames),
+                false => (self.free.pop()?.addr() & !(frame_size - 1), 1),
+            };
         self.lent += frames;
         let size = frames * frame_size;
         // SAFETY: the frames were free and are now this token's alone; their end is at most the mapping's end.

@@ -8,7 +8,8 @@ use std::{
 };
 
 use greyhound::xdp::{
-    Attached, Attachment, Limits, Plan, PortPlan, PrefixAction, PrefixPlan, Steer, TunnelClass, TunnelMatch,
+    Attached, Attachment, Limits, Plan, PortPlan, PrefixAction, PrefixPlan, Steer, TunnelClass,
+    TunnelMatch,
 };
 use ipnet::IpNet;
 use socket2::{Domain, Socket, Type};
