@@ -56,10 +56,10 @@ class Single:
     }
 
     def __init__(self, directory: pathlib.Path, tunnel: dict | None = None, *, mtu: int = 1500, inner: int = 1500,
-                 start: bool = True, **router):
+                 queues: int = 1, start: bool = True, **router):
         self._stack = contextlib.ExitStack()
         try:
-            self.bench = self._stack.enter_context(Bench(mtu, inner))
+            self.bench = self._stack.enter_context(Bench(mtu, queues, inner))
             self.host, self.router, self.far = self.bench.host, self.bench.router, self.bench.far
             self.greyhound = self._stack.enter_context(contextlib.closing(Greyhound(self.router, directory)))
             self.inside = self._stack.enter_context(contextlib.closing(Tap(self.host, "h0")))

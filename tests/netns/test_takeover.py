@@ -29,15 +29,19 @@ def takeover(bed) -> subprocess.Popen:
 
 
 class Flow:
-    """Numbered packets from the host into the tunnel, evenly, until the end of the block."""
+    """Numbered packets from the host into the tunnel, or out of it to the host, evenly, until the end of the block."""
 
-    def __init__(self, bed):
-        self.bed, self.sent, self._stop = bed, 0, threading.Event()
+    def __init__(self, bed, inwards: bool = False):
+        self.bed, self.inwards, self.sent, self._stop = bed, inwards, 0, threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self.bed.send_inside(v4(f"<flow {self.sent:08d}>".encode().ljust(32, b".")))
+            payload = f"<flow {self.sent:08d}>".encode().ljust(32, b".")
+            if self.inwards:
+                self.bed.send_outside(self.bed.around(v4(payload, src="10.2.0.2", dst="10.1.0.2")))
+            else:
+                self.bed.send_inside(v4(payload))
             self.sent += 1
             self._stop.wait(0.0005)
 
@@ -88,6 +92,21 @@ def test_nothing_is_lost(single, xdp, options, measured):
     link = bed.router.link("gre1")
     assert link["operstate"] != "DOWN" and "NO-CARRIER" not in link["flags"]
     measured(f"two takeovers, xdp {xdp}, {'numbered' if options else 'plain'}: {flow.sent} packets, none lost")
+
+
+@pytest.mark.parametrize("options", [{}, {"key": 42, "csum": True}], ids=["plain", "key csum"])
+def test_nothing_is_lost_inwards(single, xdp, options, measured):
+    """What the sockets hear meanwhile is heard by whoever carries, and judged by tables that are filled."""
+    bed = single(tunnel=options, xdp=xdp)
+    bed.warm()
+    with Flow(bed, inwards=True) as flow:
+        wait_until(lambda: flow.sent > 200, "the flow is under way")
+        for _ in range(3):
+            takeover(bed)
+    frames = bed.inside.collect(carries(b"<flow "), flow.sent, "packets of the flow")
+    assert len({bytes(ip_bytes(frame))[28:] for frame in frames}) == flow.sent
+    assert not bed.greyhound.stats()["drops"]
+    measured(f"three takeovers, xdp {xdp}, inwards: {flow.sent} packets, none lost")
 
 
 def test_the_new_one_stops_in_order(single, xdp):
