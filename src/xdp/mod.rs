@@ -28,6 +28,7 @@ mod steer;
 mod umem;
 mod wire;
 
+pub use attach::takes_pieces;
 pub use error::SteerError;
 pub use frame::Frame;
 pub use kick::KickCounters;

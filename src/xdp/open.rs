@@ -1,7 +1,14 @@
 //! Opening one worker's ports: the frames, the sockets, and the mode that all of them get.
 
 use std::{
-    cell::RefCell, error::Error, ffi::CString, io, os::fd::AsRawFd, rc::Rc, sync::Arc, thread,
+    cell::RefCell,
+    error::Error,
+    ffi::{CStr, CString},
+    io,
+    os::fd::AsRawFd,
+    rc::Rc,
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -12,6 +19,7 @@ use xsk_rs::{
 };
 
 use super::{
+    attach,
     port::{Rings, XskPort},
     umem::{self, LARGEST_MTU, Layout, Memory, Pool, SINGLE_BUFFER_MTU, Shared},
 };
@@ -271,6 +279,13 @@ fn bind(
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
         .bind_flags(flag | pieces | BindFlags::XDP_USE_NEED_WAKEUP)
         .build();
+    if mode == Mode::ZeroCopy && layout.in_pieces() {
+        // The kernel refuses one that takes a single frame; one that takes too few would drop silently.
+        let most = attach::zero_copy_pieces(index_of(&name));
+        if (1..=layout.run).contains(&most) {
+            return Err(refused(io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
+        }
+    }
     let umem = pool.borrow().umem().clone();
     // SAFETY: no program is loaded by the library (INHIBIT_PROG_LOAD), which is what this call demands. All
     // frames belong to the free list.
@@ -290,6 +305,12 @@ fn bind(
     let mut port = XskPort::new(rings, spec.clone(), got, ring_size, pool);
     port.in_pieces = layout.in_pieces();
     Ok(port)
+}
+
+/// A device's index in this network namespace; 0 where there is none.
+fn index_of(device: &CStr) -> u32 {
+    // SAFETY: the name ends with a zero byte, and is only read. No frame is touched.
+    unsafe { libc::if_nametoindex(device.as_ptr()) }
 }
 
 /// Asks the socket which mode it got.

@@ -130,9 +130,18 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Bench {
+        Bench::of_mtu(1500)
+    }
+
+    /// As if the device had this MTU.
+    pub fn of_mtu(mtu: u32) -> Bench {
         let namespace = Namespace::enter("bench");
         let mut steer = Steer::load(Limits::default()).unwrap();
-        let attached = steer.attach(LO, "lo", how(1, true)).unwrap();
+        let wanted = Attachment {
+            mtu,
+            ..how(1, true)
+        };
+        let attached = steer.attach(LO, "lo", wanted).unwrap();
         assert_eq!(
             attached,
             Attached {
