@@ -288,7 +288,7 @@ step "Unit, property and integration tests"
 note "building them"
 test_rust
 step "Namespace tests"
-check "release build" as_builder cargo build --release --locked --target-dir target
+check "release build" as_builder cargo build --release --locked --bins --examples --target-dir target
 test_namespaces
 step "Packages"
 test_packages

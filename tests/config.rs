@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use greyhound::control::config::{Config, Mtu, Workers, XdpMode};
+use greyhound::control::config::{Config, Mtu, Spread, Workers, XdpMode};
 use greyhound::packet::GreKey;
 use greyhound::tunnel::{FlowLabel, Mode, Tos, Ttl, TunnelId, UdpEncap};
 
@@ -81,6 +81,11 @@ fn absent_keys_have_the_kernels_defaults() {
         Some("/run/greyhound/control.sock")
     );
     assert!(config.router.persist && config.router.metrics.is_none());
+    assert_eq!(config.router.spread, Spread::Auto);
+    for (value, spread) in [("true", Spread::On), ("false", Spread::Off)] {
+        let config = parse(&with(&[&format!("spread = {value}")], &[])).unwrap();
+        assert_eq!(config.router.spread, spread);
+    }
     let tunnel = &config.tunnels[0];
     assert_eq!((tunnel.ikey, tunnel.okey), (None, None));
     assert!(!(tunnel.icsum || tunnel.ocsum || tunnel.iseq || tunnel.oseq));
@@ -339,7 +344,8 @@ fn with(router: &[&str], tunnel: &[&str]) -> String {
 const TUNNEL_KEYS: &str = "name, mode, local, remote, peer, key, ikey, okey, csum, icsum, ocsum, seq, iseq, oseq, ttl, hoplimit, \
      tos, tclass, dscp, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, \
      clamp_mss, keepalive, bridge, nvgre, dev, address, routes";
-const ROUTER_KEYS: &str = "underlay, overlay, workers, xdp, control, persist, accelerate, metrics";
+const ROUTER_KEYS: &str =
+    "underlay, overlay, workers, xdp, spread, control, persist, accelerate, metrics";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
 const BROKEN_ROUTERS: &[(&str, &str)] = &[
@@ -410,6 +416,10 @@ const BROKEN_ROUTERS: &[(&str, &str)] = &[
     (
         "metrics = \"[::1]:0\"",
         r#"4: [router]: metrics = "[::1]:0": expected an address and a port such as 127.0.0.1:9747 or [::1]:9747"#,
+    ),
+    (
+        "spread = \"always\"",
+        r#"4: [router]: spread = "always": expected "auto", true or false"#,
     ),
     (
         "accelerate = \"gre1\"",

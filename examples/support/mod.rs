@@ -7,12 +7,15 @@
 #![allow(unsafe_code)]
 
 use std::{
-    ffi::{CString, c_void},
+    ffi::CString,
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use libbpf_rs::libbpf_sys as bpf;
+
+pub mod generator;
+pub mod sink;
 
 /// XDP's verdicts.
 pub const XDP_DROP: i32 = 1;
@@ -65,6 +68,15 @@ pub mod insn {
     pub const fn to_be16(dst: u8) -> Insn {
         insn(0xdc, dst, 0, 0, 16)
     }
+    pub const fn mov32(dst: u8, src: u8) -> Insn {
+        insn(0xbc, dst, src, 0, 0)
+    }
+    pub const fn shift_right(dst: u8, bits: i32) -> Insn {
+        insn(0x77, dst, 0, 0, bits)
+    }
+    pub const fn load64(dst: u8, src: u8, offset: i16) -> Insn {
+        insn(0x79, dst, src, offset, 0)
+    }
     pub const fn load32(dst: u8, src: u8, offset: i16) -> Insn {
         insn(0x61, dst, src, offset, 0)
     }
@@ -73,6 +85,9 @@ pub mod insn {
     }
     pub const fn store32_imm(dst: u8, offset: i16, imm: i32) -> Insn {
         insn(0x62, dst, 0, offset, imm)
+    }
+    pub const fn store32(dst: u8, src: u8, offset: i16) -> Insn {
+        insn(0x63, dst, src, offset, 0)
     }
     pub const fn store16(dst: u8, src: u8, offset: i16) -> Insn {
         insn(0x6b, dst, src, offset, 0)
@@ -85,6 +100,15 @@ pub mod insn {
     }
     pub const fn jump_greater(dst: u8, src: u8, over: i16) -> Insn {
         insn(0x2d, dst, src, over, 0)
+    }
+    pub const fn jump_at_least_imm(dst: u8, imm: i32, over: i16) -> Insn {
+        insn(0x35, dst, 0, over, imm)
+    }
+    pub const fn jump_at_most_imm(dst: u8, imm: i32, over: i16) -> Insn {
+        insn(0xb5, dst, 0, over, imm)
+    }
+    pub const fn jump_nonzero(dst: u8, over: i16) -> Insn {
+        insn(0x55, dst, 0, over, 0)
     }
     pub const fn jump_zero(dst: u8, over: i16) -> Insn {
         insn(0x15, dst, 0, over, 0)
@@ -115,9 +139,11 @@ const MD_RX_QUEUE: i16 = 16;
 
 /// Helpers by their numbers.
 const MAP_LOOKUP: i32 = 1;
+const KTIME_GET_NS: i32 = 5;
 const GET_PRANDOM: i32 = 7;
 const REDIRECT: i32 = 23;
 const REDIRECT_MAP: i32 = 51;
+const XDP_ADJUST_TAIL: i32 = 65;
 
 fn owned(fd: i32) -> io::Result<OwnedFd> {
     if fd < 0 {
@@ -146,6 +172,20 @@ fn map(kind: bpf::bpf_map_type, value_size: u32, entries: u32) -> io::Result<Own
             std::ptr::null(),
         )
     })
+}
+
+/// Reads entry `key` of an array map into `value`, which is as large as the map's.
+fn entry<const N: usize>(map: &OwnedFd, key: u32) -> io::Result<[u64; N]> {
+    let mut value = [0u64; N];
+    // SAFETY: the key is four bytes; whoever made the map chose N by its value's size.
+    done(unsafe {
+        bpf::bpf_map_lookup_elem(
+            map.as_raw_fd(),
+            (&raw const key).cast(),
+            value.as_mut_ptr().cast(),
+        )
+    })?;
+    Ok(value)
 }
 
 /// A loaded XDP program.
@@ -202,14 +242,15 @@ impl Program {
         })
     }
 
-    /// Runs the program `repeat` times on copies of `frame`, and lets the kernel carry out what it returns.
-    /// Blocks until all are done.
-    pub fn run_live(&self, frame: &[u8], repeat: i32) -> io::Result<()> {
+    /// Runs the program `repeat` times on copies of `frame`, `batch` before each flush (0: the kernel's 64), and
+    /// lets the kernel carry out what it returns. Blocks until all are done.
+    pub fn run_live(&self, frame: &[u8], repeat: i32, batch: u32) -> io::Result<()> {
         let mut options = bpf::bpf_test_run_opts {
             sz: size_of::<bpf::bpf_test_run_opts>() as bpf::size_t,
             data_in: frame.as_ptr().cast(),
             data_size_in: frame.len() as u32,
             repeat,
+            batch_size: batch,
             flags: bpf::BPF_F_TEST_XDP_LIVE_FRAMES,
             ..Default::default()
         };
@@ -252,56 +293,6 @@ impl RedirectAll {
     }
 }
 
-/// Counts every packet and lets it go no further.
-pub struct Sink {
-    pub program: Program,
-    counters: OwnedFd,
-}
-
-impl Sink {
-    pub fn load() -> io::Result<Self> {
-        use insn::*;
-        let counters = map(bpf::BPF_MAP_TYPE_ARRAY, 16, 1)?;
-        let mut code = vec![
-            load32(6, 1, MD_DATA_END),
-            load32(7, 1, MD_DATA),
-            sub(6, 7),
-            store32_imm(10, -4, 0),
-            mov(2, 10),
-            add_imm(2, -4),
-        ];
-        code.extend(load_map(1, counters.as_raw_fd()));
-        code.extend([
-            call(MAP_LOOKUP),
-            jump_zero(0, 3),
-            mov_imm(1, 1),
-            atomic_add64(0, 1, 0),
-            atomic_add64(0, 6, 8),
-            mov_imm(0, XDP_DROP),
-            exit(),
-        ]);
-        Ok(Self {
-            program: Program::load(&code)?,
-            counters,
-        })
-    }
-
-    /// Packets and bytes so far.
-    pub fn counts(&self) -> io::Result<(u64, u64)> {
-        let key = 0u32;
-        let mut counts = [0u64; 2];
-        // SAFETY: the key is four bytes and the value sixteen, as the map wants them.
-        done(unsafe {
-            bpf::bpf_map_lookup_elem(
-                self.counters.as_raw_fd(),
-                (&raw const key).cast::<c_void>(),
-                counts.as_mut_ptr().cast(),
-            )
-        })?;
-        Ok((counts[0], counts[1]))
-    }
-}
-
 /// A device's interface index.
 pub fn index_of(device: &str) -> io::Result<u32> {
     let name = CString::new(device)?;
@@ -323,52 +314,4 @@ pub fn pin(cpu: Option<usize>) -> io::Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// A program that writes `header` anew into every frame it runs on (a live frame comes back as its last receiver
-/// left it), puts a random port below `flows` above 1024 at `port_at`, and sends the frame out of `ifindex`.
-pub fn generator(
-    header: &[u8],
-    port_at: usize,
-    flows: u16,
-    ifindex: u32,
-    frame_len: usize,
-) -> io::Result<Program> {
-    use insn::*;
-    let mut code = vec![
-        load32(7, 1, MD_DATA),
-        load32(8, 1, MD_DATA_END),
-        mov(1, 7),
-        add_imm(1, frame_len as i32),
-    ];
-    let mut body = Vec::new();
-    let words = header.chunks_exact(8);
-    let tail = words.remainder();
-    for (i, word) in words.enumerate() {
-        let word = u64::from_ne_bytes(word.try_into().expect("eight bytes"));
-        body.extend(load_imm64(2, word));
-        body.push(store64(7, 2, 8 * i as i16));
-    }
-    for (i, &byte) in tail.iter().enumerate() {
-        body.push(store8_imm(7, (header.len() - tail.len() + i) as i16, byte));
-    }
-    if flows > 1 {
-        body.extend([
-            call(GET_PRANDOM),
-            modulo_imm(0, i32::from(flows)),
-            add_imm(0, 1024),
-            to_be16(0),
-            store16(7, 0, port_at as i16),
-        ]);
-    }
-    body.extend([
-        mov_imm(1, ifindex as i32),
-        mov_imm(2, 0),
-        call(REDIRECT),
-        exit(),
-    ]);
-    code.push(jump_greater(1, 8, body.len() as i16));
-    code.extend(body);
-    code.extend([mov_imm(0, XDP_DROP), exit()]);
-    Program::load(&code)
 }

@@ -40,6 +40,8 @@ pub fn add(sum: &mut WorkerReport, worker: WorkerReport) {
     sum.rx_packets += worker.rx_packets;
     sum.tx_packets += worker.tx_packets;
     sum.handed_over += worker.handed_over;
+    sum.spread_out += worker.spread_out;
+    sum.spread_in += worker.spread_in;
     sum.punted += worker.punted;
     sum.checksums_completed += worker.checksums_completed;
     sum.turns += worker.turns;

@@ -231,6 +231,7 @@ fn router_difference(old: &RouterConfig, new: &RouterConfig) -> Result<Change, C
         persist,
         accelerate,
         metrics,
+        spread,
     } = old;
     for (key, same) in [
         ("control", *control == new.control),
@@ -246,6 +247,7 @@ fn router_difference(old: &RouterConfig, new: &RouterConfig) -> Result<Change, C
         ("overlay", *overlay == new.overlay),
         ("workers", *workers == new.workers),
         ("xdp", *xdp == new.xdp),
+        ("spread", *spread == new.spread),
     ]
     .into_iter()
     .filter(|(_, same)| !same)

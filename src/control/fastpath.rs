@@ -10,15 +10,17 @@ use std::{
 
 use super::{
     compile::Device,
-    config::{RouterConfig, Workers, XdpMode},
+    config::{RouterConfig, Spread, Workers, XdpMode},
     ports::FoundDevice,
     report::WorkerReport,
     slowpath::{Owner, SlowPath},
+    spread::Spreading,
     statistics,
+    wake::Waker,
     worker_thread::WorkerHandle,
 };
 use crate::{
-    datapath::{Snapshot, TunnelRecord, punt_queue},
+    datapath::{Mates, Snapshot, TunnelRecord, mates, punt_queue},
     fib::{Fib, OnPort, PortId},
     xdp::{PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want, open_ports},
 };
@@ -27,6 +29,9 @@ use crate::{
 const PUNTS: usize = 1024;
 /// The largest packet that can be punted, in bytes: what fits a frame.
 const PUNT_LEN: usize = 4096;
+
+/// What a frame has beyond its device's MTU, in bytes: Ethernet header and two VLAN tags.
+const FRAME_OVERHEAD: u32 = 14 + 2 * 4;
 
 /// Why there is no fast path.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +64,7 @@ pub struct FastPath {
     hung: Vec<bool>,
     /// A worker did not take the last snapshot.
     behind: bool,
+    spreading: Spreading,
     #[allow(
         dead_code,
         reason = "held, not used: dropping it restores the devices' VLAN offload"
@@ -152,6 +158,7 @@ impl FastPath {
             generic: BTreeMap::new(),
             hung: Vec::new(),
             behind: false,
+            spreading: Spreading::new(config.spread),
             tags: Vec::new(),
         };
         match path.bring_up(config, found, slow, steer) {
@@ -177,8 +184,13 @@ impl FastPath {
         for device in found {
             self.note_vlan(device);
         }
-        for (id, cpu) in cpus(&config.workers, queues).into_iter().enumerate() {
-            let worker = self.start_worker(id as u32, cpu, config.xdp, found, slow)?;
+        let cpus = cpus(&config.workers, queues);
+        let wakers: io::Result<Vec<Waker>> = cpus.iter().map(|_| Waker::new()).collect();
+        let wakers = wakers.map_err(FastPathError::Thread)?;
+        let mut mates = self.mates(config.spread, &wakers, found).into_iter();
+        for ((id, cpu), waker) in cpus.into_iter().enumerate().zip(wakers) {
+            let way = (waker, mates.next());
+            let worker = self.start_worker((id as u32, cpu), config.xdp, found, slow, way)?;
             for (device, socket) in self.devices.iter().zip(&worker.sockets) {
                 steer.set_socket(device.ifindex, worker.id, socket.as_fd())?;
             }
@@ -186,6 +198,17 @@ impl FastPath {
             self.hung.push(false);
         }
         Ok(())
+    }
+
+    /// The rings between workers, where there are several and it was not refused.
+    fn mates(&self, spread: Spread, wakers: &[Waker], found: &[FoundDevice]) -> Vec<Mates> {
+        if wakers.len() < 2 || spread == Spread::Off {
+            return Vec::new();
+        }
+        let largest = with_sockets(found).map(|device| device.mtu).max();
+        let frame = (largest.unwrap_or_default() + FRAME_OVERHEAD) as usize;
+        let wakers = wakers.iter().map(|waker| Box::new(waker.clone()) as _);
+        mates(wakers.collect(), frame, self.spreading.switch())
     }
 
     fn attach(
@@ -264,11 +287,11 @@ impl FastPath {
 
     fn start_worker(
         &self,
-        id: u32,
-        cpu: usize,
+        (id, cpu): (u32, usize),
         mode: XdpMode,
         found: &[FoundDevice],
         slow: &SlowPath,
+        (waker, mates): (Waker, Option<Mates>),
     ) -> Result<WorkerHandle, FastPathError> {
         let generic = self.generic.values().any(|generic| *generic);
         let want = match mode {
@@ -286,7 +309,8 @@ impl FastPath {
         let ports = open_ports(&specs, want, RingOptions::default())?;
         let (queue, source) = punt_queue(PUNTS, PUNT_LEN, Box::new(slow.waker()));
         slow.add_punts(id, source);
-        let worker = WorkerHandle::start(id, cpu, ports, queue).map_err(FastPathError::Thread)?;
+        let worker = WorkerHandle::start((id, cpu), ports, queue, waker, mates);
+        let worker = worker.map_err(FastPathError::Thread)?;
         let first = worker.sockets.first();
         let got = first.map_or("no", |socket| socket.mode.as_str());
         let why = first.and_then(|socket| socket.why_not_zero_copy.as_deref());
@@ -379,6 +403,9 @@ impl FastPath {
             *hung = hangs;
             news = true;
             let id = worker.id;
+            if let Some(mate) = &worker.mate {
+                mate.set_hangs(hangs);
+            }
             match hangs {
                 true => tracing::error!("worker {id} hangs: its packets go through the kernel"),
                 false => tracing::info!("worker {id} is back"),
@@ -418,10 +445,44 @@ impl FastPath {
     /// Waits until the workers have carried what they had, if nobody gives them more. Bounded.
     pub fn become_quiet(&self) {
         let deadline = Instant::now() + QUIET;
-        for worker in &self.workers {
-            while !worker.is_idle() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_micros(100));
+        // Twice: while the later ones were looked at, they may have given the earlier ones something.
+        let mut quiet = 0;
+        while quiet < 2 && Instant::now() < deadline {
+            match self.workers.iter().all(WorkerHandle::is_idle) {
+                true => quiet += 1,
+                false => {
+                    quiet = 0;
+                    std::thread::sleep(Duration::from_micros(100));
+                }
             }
+        }
+    }
+
+    /// Whether flows that come by one queue are spread over the workers now.
+    pub fn is_spreading(&self) -> bool {
+        self.workers.len() > 1 && self.spreading.is_on()
+    }
+
+    /// Once a second: decides whether flows are spread, where that was left open. `received` says how many packets each
+    /// of so many workers took out of tunnels, and `ordered` whether a tunnel sends sequence numbers.
+    pub fn look_at_spread(&mut self, received: impl Fn(usize) -> Vec<u64>, ordered: bool) {
+        let workers = self.workers.len();
+        if workers < 2 || !self.spreading.is_open() {
+            return;
+        }
+        let arrived = |(worker, received): (&WorkerHandle, u64)| {
+            let (out, into) = (&worker.stats.spread_out, &worker.stats.spread_in);
+            (received + out.get()).saturating_sub(into.get())
+        };
+        let arrived = self.workers.iter().zip(received(workers)).map(arrived);
+        let Some(queue) = self.spreading.look(arrived.collect(), ordered) else {
+            return;
+        };
+        match self.spreading.is_on() {
+            true => tracing::info!(
+                "tunnel packets come by queue {queue} alone: spread over {workers} workers by the flow inside"
+            ),
+            false => tracing::info!("tunnel packets are no longer spread over the workers"),
         }
     }
 
@@ -439,6 +500,8 @@ impl FastPath {
 
     fn end_workers(mut self, slow: &SlowPath) -> Vec<WorkerReport> {
         let mut reports = Vec::new();
+        // All at once: each carries what the others still give it.
+        self.workers.iter().for_each(WorkerHandle::begin_to_end);
         for mut worker in std::mem::take(&mut self.workers) {
             worker.end();
             reports.push(statistics::worker(&worker, &self));

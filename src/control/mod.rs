@@ -42,6 +42,7 @@ mod service;
 mod slots;
 pub mod slowpath;
 pub mod socket;
+mod spread;
 mod statistics;
 mod takeover;
 mod trace;

@@ -49,6 +49,7 @@ fn config(underlay: &[&str], overlay: &[&str]) -> RouterConfig {
         persist: true,
         metrics: None,
         accelerate: Default::default(),
+        spread: Default::default(),
     }
 }
 

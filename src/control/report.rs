@@ -26,6 +26,8 @@ pub type Reasons = BTreeMap<String, u64>;
 pub struct Statistics {
     pub tunnels: Vec<TunnelReport>,
     pub workers: Vec<WorkerReport>,
+    /// Flows that come by one queue are spread over the workers at the moment.
+    pub spread: bool,
     /// What workers counted that have ended, because a device was lost or the configuration changed: the sum by number.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ended: Vec<WorkerReport>,
@@ -241,6 +243,9 @@ pub struct WorkerReport {
     pub tx_packets: u64,
     /// Packets that the slow path handed over, because this worker owns the sequence numbers.
     pub handed_over: u64,
+    /// Received frames that went to other workers, because their flows are theirs, and that came from others so.
+    pub spread_out: u64,
+    pub spread_in: u64,
     pub punted: u64,
     /// The same by reason.
     pub punts: Reasons,

@@ -378,6 +378,7 @@ impl Router {
         if let (Some(fast), Some(steer)) = (&mut self.fast, &mut self.steer) {
             outdated = fast.heartbeat(steer) || fast.is_behind();
         }
+        self.look_at_spread();
         let due = |refused: &Refused| refused.again <= Instant::now();
         if self.refused.as_ref().is_some_and(due) {
             outdated |= self.restart_fast_path();
@@ -392,6 +393,22 @@ impl Router {
         let mut requests = self.neighbours_in_use(state);
         requests.extend(self.carriers(state));
         requests
+    }
+
+    fn look_at_spread(&mut self) {
+        let Some(fast) = &mut self.fast else { return };
+        let entries = || self.tunnels.iter().chain(&self.accelerated.entries);
+        let received = |workers: usize| {
+            let mut received = vec![0; workers];
+            for entry in entries() {
+                // The first record is the slow path's.
+                for (sum, record) in received.iter_mut().zip(entry.records().iter().skip(1)) {
+                    *sum += record.state.counters.rx_packets.get();
+                }
+            }
+            received
+        };
+        fast.look_at_spread(received, entries().any(|entry| entry.config.oseq));
     }
 
     pub(super) fn mend_wires(&mut self) {

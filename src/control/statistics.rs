@@ -204,6 +204,8 @@ pub fn worker(worker: &WorkerHandle, path: &FastPath) -> WorkerReport {
         rx_packets: stats.rx_packets.get(),
         tx_packets: stats.tx_packets.get(),
         handed_over: stats.handed_over.get(),
+        spread_out: stats.spread_out.get(),
+        spread_in: stats.spread_in.get(),
         punted: stats.punts.total(),
         punts: punts(&stats.punts),
         checksums_completed: stats.checksums_completed.get(),

@@ -20,7 +20,8 @@ use rustix::{
 use super::wake::Waker;
 use crate::{
     datapath::{
-        Handover, Links, PuntQueue, Snapshot, Spent, TAPS, Worker, WorkerStats, capture::Tap,
+        Handover, Links, Mate, Mates, PuntQueue, Snapshot, Spent, TAPS, Worker, WorkerStats,
+        capture::Tap,
     },
     xdp::{Memory, Mode, PortSet, XskPort, XskStatistics},
 };
@@ -117,6 +118,8 @@ pub struct WorkerHandle {
     pub handovers: Sender<Handover>,
     pub taps: Sender<Tap>,
     pub waker: Waker,
+    /// The worker as its mates see it, where it has any.
+    pub mate: Option<Arc<Mate>>,
     snapshots: Sender<Snapshot>,
     spent: Receiver<Spent>,
     stop: Arc<AtomicBool>,
@@ -126,8 +129,14 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts worker `id` on `cpu` over `ports`. The first worker owns the sequence numbers.
-    pub fn start(id: u32, cpu: usize, ports: PortSet, punts: PuntQueue) -> io::Result<Self> {
+    /// Starts worker `id` on `cpu` over `ports`, to be woken by `waker`. The first worker owns the sequence numbers.
+    pub fn start(
+        (id, cpu): (u32, usize),
+        ports: PortSet,
+        punts: PuntQueue,
+        waker: Waker,
+        mates: Option<Mates>,
+    ) -> io::Result<Self> {
         let sockets: Vec<_> = ports
             .ports()
             .iter()
@@ -144,7 +153,7 @@ impl WorkerHandle {
             spent: spent_tx,
             punts,
         };
-        let waker = Waker::new()?;
+        let mate = mates.as_ref().map(|mates| mates.me().clone());
         let stats = Arc::new(WorkerStats::with_ports(sockets.len()));
         let frames = Arc::<FrameGauges>::default();
         let stop = Arc::<AtomicBool>::default();
@@ -158,7 +167,14 @@ impl WorkerHandle {
             if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
                 tracing::warn!("worker {id}: cannot be pinned to CPU {cpu}; it runs anywhere");
             }
-            thread.run(ports, links, id == 0);
+            let make = |ports, stats| {
+                let worker = Worker::new(ports, links, id == 0, stats);
+                match mates {
+                    Some(mates) => worker.with_mates(mates),
+                    None => worker,
+                }
+            };
+            thread.run(ports, make);
         };
         let thread = std::thread::Builder::new()
             .name(format!("greyhound-{id}"))
@@ -172,6 +188,7 @@ impl WorkerHandle {
             handovers,
             taps,
             waker,
+            mate,
             snapshots,
             spent,
             stop,
@@ -194,7 +211,8 @@ impl WorkerHandle {
 
     /// Whether the worker has carried everything that was given to it: it sleeps, and nothing waits for it.
     pub fn is_idle(&self) -> bool {
-        self.handovers.is_empty() && self.stats.is_asleep()
+        let unasked = self.mate.as_ref().is_none_or(|mate| mate.is_asleep());
+        self.handovers.is_empty() && self.stats.is_asleep() && unasked
     }
 
     /// Whether the worker has not gone round for [`HANG`], and does not sleep.
@@ -208,13 +226,18 @@ impl WorkerHandle {
 }
 
 impl WorkerHandle {
+    /// Has the thread end, in its own time: when its mates give it nothing any more.
+    pub fn begin_to_end(&self) {
+        self.stop.store(true, Relaxed);
+        crate::datapath::Wake::wake(&self.waker);
+    }
+
     /// Ends the thread; from then on the counters stand still.
     pub fn end(&mut self) {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        self.stop.store(true, Relaxed);
-        crate::datapath::Wake::wake(&self.waker);
+        self.begin_to_end();
         if !join(thread, FAREWELL) {
             tracing::error!("worker {} hangs and is left behind", self.id);
         }
@@ -255,9 +278,13 @@ struct Thread {
 }
 
 impl Thread {
-    fn run(self, ports: PortSet, links: Links, owns_sequences: bool) {
+    fn run(
+        self,
+        ports: PortSet,
+        make: impl FnOnce(Vec<XskPort>, Arc<WorkerStats>) -> Worker<XskPort>,
+    ) {
         let (ports, memory) = ports.into_parts();
-        let mut worker = Worker::new(ports, links, owns_sequences, self.stats.clone());
+        let mut worker = make(ports, self.stats.clone());
         let (mut idle, mut since_ledger) = (0, 0);
         self.frames.note(&memory);
         self.stats.begin(monotonic());
@@ -275,19 +302,33 @@ impl Thread {
             if idle >= IDLE_TURNS {
                 idle = 0;
                 self.frames.note(&memory);
-                self.sleep(worker.ports());
+                if worker.lie_down() {
+                    self.sleep(worker.ports());
+                    worker.rise();
+                }
             }
         }
-        // What was received before the sockets were taken out of the steering is still delivered. The bound is for a
-        // device that goes on receiving.
-        let mut turns = 0;
-        while worker.turn() > 0 && turns < LAST_TURNS {
-            turns += 1;
-        }
+        worker.part();
+        Self::finish(&mut worker);
         for mut port in worker.into_ports() {
             port.drain(DRAIN);
         }
         self.stats.end(monotonic());
+    }
+
+    /// What was received before the sockets were taken out of the steering is still delivered, and what mates give until they
+    /// end too. The bounds are for a device that goes on receiving, and for a mate that hangs.
+    fn finish(worker: &mut Worker<XskPort>) {
+        let deadline = Instant::now() + DRAIN;
+        let mut turns = 0;
+        while turns < LAST_TURNS {
+            let alone = worker.is_alone() || Instant::now() >= deadline;
+            match worker.turn() {
+                0 if alone => break,
+                0 => std::thread::yield_now(),
+                _ => turns += 1,
+            }
+        }
     }
 
     /// Sleeps until a packet comes, or somebody wakes the worker.

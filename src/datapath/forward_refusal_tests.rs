@@ -14,6 +14,7 @@ const ELSEWHERE: &[DropReason] = &[
     DropReason::TxRingFull,
     DropReason::PuntQueueFull,
     DropReason::NoFrame,
+    DropReason::SpreadFull,
     // The slow path's.
     DropReason::OuterTooBig,
     DropReason::SlowPathRefused,

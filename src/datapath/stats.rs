@@ -106,13 +106,17 @@ impl TunnelRecord {
     }
 }
 
-/// One worker's books. At any quiet moment `rx_packets + handed_over` equals `tx_packets + punted + drops`.
+/// One worker's books. At any quiet moment `rx_packets + handed_over + spread_in` equals `tx_packets + punted + drops +
+/// spread_out`.
 #[derive(Debug, Default)]
 pub struct WorkerStats {
     /// Frames received on any port.
     pub rx_packets: Counter,
     /// Packets that the slow path or another worker handed over.
     pub handed_over: Counter,
+    /// Received frames that went to other workers because of their flow, and that came from others so.
+    pub spread_out: Counter,
+    pub spread_in: Counter,
     /// Frames that a transmit ring took.
     pub tx_packets: Counter,
     pub punts: PuntCounts,

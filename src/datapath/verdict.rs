@@ -154,6 +154,8 @@ reasons! {
         NoKeepalive = "no_keepalive",
         /// A handed-over packet found no free frame.
         NoFrame = "no_frame",
+        /// The ring to the worker that has the packet's flow was full.
+        SpreadFull = "spread_full",
     }
 }
 

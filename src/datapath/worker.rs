@@ -5,7 +5,8 @@ use std::{mem, sync::Arc};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::{
-    DropReason, ForwardState, Handover, Port, PuntQueue, PuntReason, PuntTo, Verdict, WorkerStats,
+    DropReason, ForwardState, Handover, Mates, Port, PuntQueue, PuntReason, PuntTo, Verdict,
+    WorkerStats,
     capture::{Tap, Trail, TrailNotes},
     forward,
     forward::HandoverKind,
@@ -14,7 +15,8 @@ use super::{
 };
 use crate::{
     fib::{Fib, PortId, ResolutionCache},
-    packet::PacketBuf,
+    packet::{PacketBuf, ethernet},
+    tunnel::flow_inside,
 };
 
 /// Packets taken from one port at a time.
@@ -61,6 +63,8 @@ pub struct Worker<P: Port> {
     done: Vec<P::Buf>,
     burst: Vec<P::Buf>,
     taps: Vec<Tap>,
+    /// The other workers, where there are any and flows may be spread over them.
+    mates: Option<Box<Mates>>,
 }
 
 impl<P: Port> Worker<P> {
@@ -75,6 +79,7 @@ impl<P: Port> Worker<P> {
             done: Vec::with_capacity(BURST * (ports.len() + 1)),
             burst: Vec::with_capacity(BURST),
             taps: Vec::with_capacity(TAPS),
+            mates: None,
             ports,
             links,
             fib: Arc::default(),
@@ -86,6 +91,41 @@ impl<P: Port> Worker<P> {
                 trail: TrailNotes::default(),
             },
         }
+    }
+
+    /// The same worker as one of several that flows are spread over.
+    pub fn with_mates(mut self, mates: Mates) -> Self {
+        let more = BURST * mates.others();
+        self.outgoing
+            .iter_mut()
+            .for_each(|queue| queue.reserve(queue.capacity() + more));
+        self.done.reserve(self.done.capacity() + more);
+        self.mates = Some(Box::new(mates));
+        self
+    }
+
+    /// Says that the worker is about to sleep; false when its mates have given it something, so that it must not.
+    pub fn lie_down(&self) -> bool {
+        self.mates.as_ref().is_none_or(|mates| mates.lie_down())
+    }
+
+    /// Says that the worker is awake again.
+    pub fn rise(&self) {
+        if let Some(mates) = &self.mates {
+            mates.rise();
+        }
+    }
+
+    /// Gives the other workers nothing any more, for good.
+    pub fn part(&mut self) {
+        if let Some(mates) = &mut self.mates {
+            mates.part();
+        }
+    }
+
+    /// Whether all other workers have parted, so that nothing can come from them but what waits already.
+    pub fn is_alone(&self) -> bool {
+        self.mates.as_ref().is_none_or(|mates| mates.is_alone())
     }
 
     /// The ports, for their file descriptors and statistics.
@@ -115,6 +155,7 @@ impl<P: Port> Worker<P> {
             handled += self.receive(index);
         }
         handled += self.take_handovers();
+        handled += self.take_spread();
         if handled > 0 {
             self.state.stats.busy_turns.add(1);
         }
@@ -213,16 +254,85 @@ impl<P: Port> Worker<P> {
             port.rx_packets.add(n as u64);
         }
         let watched = n > 0 && self.is_watched();
+        let mut mates = self.mates.take();
+        let spreads = n > 0 && mates.as_ref().is_some_and(|mates| mates.is_on());
         for mut packet in burst.drain(..) {
+            let from = receiver(packet.data(), socket, &self.fib);
+            if let (true, Some(mates)) = (spreads, &mut mates) {
+                if let Some(to) = self.owner(packet.data(), from, mates) {
+                    self.pass_on(packet, (to, socket), mates, watched);
+                    continue;
+                }
+            }
             if watched {
                 self.watch(packet.data(), Some(socket));
             }
-            let from = receiver(packet.data(), socket, &self.fib);
             let verdict = forward(&mut packet, from, &self.fib, &mut self.state);
             self.carry_out(packet, verdict, from);
         }
+        if let (true, Some(mates)) = (spreads, &mut mates) {
+            mates.flush();
+        }
+        self.mates = mates;
         self.burst = burst;
         n
+    }
+
+    /// The other worker that a tunnel packet from the underlay goes to, by the flow inside.
+    #[inline]
+    fn owner(&self, frame: &[u8], from: PortId, mates: &Mates) -> Option<usize> {
+        self.fib.port(from).filter(|port| port.underlay)?;
+        let packet = frame.get(ethernet::ip_at(frame)?..)?;
+        mates.owner(flow_inside(packet)?)
+    }
+
+    #[inline]
+    fn pass_on(
+        &mut self,
+        packet: P::Buf,
+        (to, socket): (usize, PortId),
+        mates: &mut Mates,
+        watched: bool,
+    ) {
+        if mates.send(to, packet.data(), socket) {
+            // Whoever captures is told by the worker that has it now.
+            self.state.stats.spread_out.add(1);
+            self.done.push(packet);
+            return;
+        }
+        if watched {
+            self.watch(packet.data(), Some(socket));
+        }
+        self.discard_packet(packet, DropReason::SpreadFull);
+    }
+
+    /// Goes on with frames that other workers have received.
+    fn take_spread(&mut self) -> usize {
+        let Some(mut mates) = self.mates.take() else {
+            return 0;
+        };
+        let mut taken = 0;
+        if mates.is_waited_for() {
+            // The mate may know a snapshot already that came here since this turn began.
+            self.adopt_snapshot();
+            let watched = self.is_watched();
+            taken = mates.drain(|socket, frame| self.go_on_with(frame, socket, watched));
+            self.state.stats.spread_in.add(taken as u64);
+        }
+        self.mates = Some(mates);
+        taken
+    }
+
+    fn go_on_with(&mut self, frame: &[u8], socket: PortId, watched: bool) {
+        let Some(mut packet) = self.frame_with(frame) else {
+            return self.state.stats.drops.count(DropReason::NoFrame);
+        };
+        if watched {
+            self.watch(packet.data(), Some(socket));
+        }
+        let from = receiver(packet.data(), socket, &self.fib);
+        let verdict = forward(&mut packet, from, &self.fib, &mut self.state);
+        self.carry_out(packet, verdict, from);
     }
 
     fn take_handovers(&mut self) -> usize {

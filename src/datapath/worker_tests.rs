@@ -127,7 +127,7 @@ impl Bed {
     /// Every packet that came in ended in exactly one way.
     fn books_balance(&self) -> bool {
         let s = &self.stats;
-        let came = s.rx_packets.get() + s.handed_over.get();
+        let came = s.rx_packets.get() + s.handed_over.get() + s.spread_in.get();
         let of_ports = |n: fn(&PortStats) -> &Counter| s.ports.iter().map(|p| n(p).get()).sum();
         let by_port: [u64; 3] = [
             of_ports(|p| &p.rx_packets),
@@ -135,7 +135,7 @@ impl Bed {
             of_ports(|p| &p.tx_dropped),
         ];
         let ring_full = (s.drops.iter()).find(|(why, _)| *why == DropReason::TxRingFull);
-        came == s.tx_packets.get() + s.punts.total() + s.drops.total()
+        came == s.tx_packets.get() + s.punts.total() + s.drops.total() + s.spread_out.get()
             && by_port == [s.rx_packets.get(), s.tx_packets.get(), ring_full.unwrap().1]
             && s.busy_turns.get() <= s.turns.get()
     }
@@ -288,3 +288,5 @@ fn a_packet_is_handed_over_under_the_snapshot_that_was_published_before_it() {
 
 #[path = "worker_capture_tests.rs"]
 mod capture;
+#[path = "worker_spread_tests.rs"]
+mod spread;

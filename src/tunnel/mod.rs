@@ -7,6 +7,7 @@
 mod decapsulate;
 mod ecn;
 mod encapsulate;
+mod flow;
 mod inner;
 pub mod keepalive;
 mod kind;
@@ -19,6 +20,7 @@ mod table;
 
 pub use decapsulate::{Inside, Outer, decapsulate, look_inside, take_out};
 pub use encapsulate::encapsulate;
+pub use flow::flow_inside;
 pub use kind::{Family, Kind, Mode, Payload, Shim};
 pub use outer::{GRE_IN_UDP_PORT, Overhead, overhead};
 pub use peers::Peers;

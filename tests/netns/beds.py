@@ -55,11 +55,11 @@ class Single:
         "address": ["10.200.0.1/30", "fd00:200::1/64"], "routes": ["10.2.0.0/16", "fd02::/64"],
     }
 
-    def __init__(self, directory: pathlib.Path, tunnel: dict | None = None, *, mtu: int = 1500, start: bool = True,
-                 **router):
+    def __init__(self, directory: pathlib.Path, tunnel: dict | None = None, *, mtu: int = 1500, queues: int = 1,
+                 start: bool = True, **router):
         self._stack = contextlib.ExitStack()
         try:
-            self.bench = self._stack.enter_context(Bench(mtu))
+            self.bench = self._stack.enter_context(Bench(mtu, queues))
             self.host, self.router, self.far = self.bench.host, self.bench.router, self.bench.far
             self.greyhound = self._stack.enter_context(contextlib.closing(Greyhound(self.router, directory)))
             self.inside = self._stack.enter_context(contextlib.closing(Tap(self.host, "h0")))

@@ -23,8 +23,8 @@ def worker_books(stats: dict) -> list[str]:
     """What does not add up in the workers' books."""
     wrong = []
     for worker in both(stats):
-        came = worker["rx_packets"] + worker["handed_over"]
-        went = worker["tx_packets"] + worker["punted"] + total(worker["drops"])
+        came = worker["rx_packets"] + worker["handed_over"] + worker["spread_in"]
+        went = worker["tx_packets"] + worker["spread_out"] + worker["punted"] + total(worker["drops"])
         if came != went:
             wrong.append(f"worker {worker['id']}: {came} came, {went} went")
         if worker["punted"] != total(worker["punts"]):
@@ -36,6 +36,9 @@ def worker_books(stats: dict) -> list[str]:
         ):
             if field != sum(port[of_ports] for port in worker["ports"]):
                 wrong.append(f"worker {worker['id']}: {of_ports} {field}, by port {worker['ports']}")
+    spread = [sum(worker[way] for worker in both(stats)) for way in ("spread_out", "spread_in")]
+    if spread[0] != spread[1]:
+        wrong.append(f"spread among the workers: {spread[0]} went, {spread[1]} came")
     return wrong
 
 

@@ -132,13 +132,15 @@ class Namespace:
         subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
 
 
-def veth(a: Namespace, a_name: str, b: Namespace, b_name: str, mtu: int = 1500) -> None:
-    """A veth pair between two namespaces, both ends up, one queue each way.
+def veth(a: Namespace, a_name: str, b: Namespace, b_name: str, mtu: int = 1500, queues: int = 1) -> None:
+    """A veth pair between two namespaces, both ends up, one queue each way; or `queues` of them at `b`, where all that `a`
+    sends comes by the first.
 
     Native XDP on a veth wants at least as many receive queues as its peer has transmit queues.
     """
-    one = ["numtxqueues", "1", "numrxqueues", "1"]
-    a.ip("link", "add", a_name, *one, "type", "veth", "peer", "name", b_name, *one, "netns", b.name)
+    one = ["numtxqueues", "1", "numrxqueues", str(queues)]
+    all_ = ["numtxqueues", str(queues), "numrxqueues", str(queues)]
+    a.ip("link", "add", a_name, *one, "type", "veth", "peer", "name", b_name, *all_, "netns", b.name)
     for ns, name in ((a, a_name), (b, b_name)):
         # Duplicate address detection would keep every IPv6 address unusable for the first seconds.
         ns.sysctl(f"net.ipv6.conf.{name}.accept_dad", 0)
@@ -187,18 +189,18 @@ class Bench(Bed):
     FAR_MAC, OUTER_MAC = "02:00:00:00:02:02", "52:54:00:4b:50:10"
     LOCAL, REMOTE = "10.9.0.1", "10.9.0.2"
 
-    def __init__(self, mtu: int = 1500):
+    def __init__(self, mtu: int = 1500, queues: int = 1):
         super().__init__()
         try:
-            self._build(mtu)
+            self._build(mtu, queues)
         except BaseException:
             self._stack.close()
             raise
 
-    def _build(self, mtu: int) -> None:
+    def _build(self, mtu: int, queues: int) -> None:
         self.host, self.router, self.far = (self.namespace(role) for role in ("host", "router", "far"))
-        veth(self.host, "h0", self.router, "inner0")
-        veth(self.far, "f0", self.router, "outer0", mtu)
+        veth(self.host, "h0", self.router, "inner0", queues=queues)
+        veth(self.far, "f0", self.router, "outer0", mtu, queues)
         for ns, name, mac in (
             (self.host, "h0", self.HOST_MAC),
             (self.router, "inner0", self.INNER_MAC),

@@ -57,6 +57,11 @@ pub const ROUTER: &[Key] = &[
         meaning: r#"`"auto"` tries zero-copy, then copy, then generic, and logs what it got and why; `"zero-copy"`, `"copy"`, `"generic"` take that one only; `"off"`: slow path alone"#,
     },
     Key {
+        names: &["spread"],
+        default: r#"`"auto"`"#,
+        meaning: r#"whether a worker passes [tunnel packets on by the flow inside](#one-queue-many-workers) to the other workers: `true`, `false`, or `"auto"`: while one queue receives nearly all of them"#,
+    },
+    Key {
         names: &["control"],
         default: r#"`"/run/greyhound/control.sock"`"#,
         meaning: "the control socket, mode 0660; `--socket` of the other verbs",

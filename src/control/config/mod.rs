@@ -68,6 +68,18 @@ pub struct RouterConfig {
     pub accelerate: Accelerate,
     /// Where monitoring systems are answered, if they are.
     pub metrics: Option<SocketAddr>,
+    /// Whether flows that come by one queue are spread over the workers.
+    pub spread: Spread,
+}
+
+/// Whether the worker that receives a tunnel packet leaves its flow to others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Spread {
+    /// While tunnel packets come by one queue alone.
+    #[default]
+    Auto,
+    On,
+    Off,
 }
 
 /// Which of the kernel's own tunnel devices get a fast path.

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use super::{
-    Accelerate, ConfigError, DEFAULT_CONTROL, RouterConfig, Workers, XdpMode, keys,
+    Accelerate, ConfigError, DEFAULT_CONTROL, RouterConfig, Spread, Workers, XdpMode, keys,
     reader::{Section, Value},
 };
 
@@ -51,6 +51,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<RouterConfig, ConfigError> 
         control: section.optional("control", DEFAULT_CONTROL.into(), control)?,
         persist: section.optional("persist", true, |v| v.boolean())?,
         metrics: section.optional("metrics", None, |v| metrics(v).map(Some))?,
+        spread: section.optional("spread", Spread::Auto, spread)?,
     })
 }
 
@@ -124,6 +125,15 @@ fn workers(value: &Value<'_>) -> Result<Workers, ConfigError> {
         cpus.push(cpu);
     }
     Ok(Workers::Cpus(cpus))
+}
+
+fn spread(value: &Value<'_>) -> Result<Spread, ConfigError> {
+    match (value.text(), value.boolean()) {
+        (Some("auto"), _) => Ok(Spread::Auto),
+        (_, Ok(true)) => Ok(Spread::On),
+        (_, Ok(false)) => Ok(Spread::Off),
+        _ => Err(value.refuse(r#""auto", true or false"#)),
+    }
 }
 
 fn control(value: &Value<'_>) -> Result<PathBuf, ConfigError> {

@@ -314,6 +314,16 @@ const WORKERS: &[Row<WorkerReport>] = &[
     ),
     (
         counter(
+            "greyhound_worker_spread",
+            "Frames that a worker passed to other workers because of the flow inside (out), and that others passed to it (in).",
+        ),
+        |w, to| {
+            to.put(&[("direction", "out")], w.spread_out);
+            to.put(&[("direction", "in")], w.spread_in);
+        },
+    ),
+    (
+        counter(
             "greyhound_worker_punts",
             "Packets that a worker passed to the slow path, by reason.",
         ),

@@ -368,7 +368,7 @@ fn tunnel_table(tunnels: &[TunnelReport]) -> String {
 }
 
 fn worker_table(workers: &[WorkerReport]) -> String {
-    let head = [
+    let mut head = vec![
         "worker",
         "cpu",
         "busy",
@@ -379,8 +379,12 @@ fn worker_table(workers: &[WorkerReport]) -> String {
         "drops",
         "checksums",
     ];
+    let several = workers.len() > 1;
+    if several {
+        head.extend(["spread out", "spread in"]);
+    }
     let rows = workers.iter().map(|w| {
-        vec![
+        let mut row = vec![
             w.id.to_string(),
             w.cpu.to_string(),
             busy(w),
@@ -390,7 +394,11 @@ fn worker_table(workers: &[WorkerReport]) -> String {
             w.punted.to_string(),
             total(&w.drops).to_string(),
             w.checksums_completed.to_string(),
-        ]
+        ];
+        if several {
+            row.extend([w.spread_out.to_string(), w.spread_in.to_string()]);
+        }
+        row
     });
     table(&head, 0, rows.collect())
 }

@@ -146,6 +146,7 @@ impl Router {
             tunnels: tunnels.chain(kernels).collect(),
             drops: statistics::all_drops(workers.iter().chain(&ended), &slow_path),
             workers,
+            spread: fast.is_some_and(FastPath::is_spreading),
             ended,
             slow_path,
             xdp: self.steering_counters(),
