@@ -22,13 +22,16 @@ use super::{
 use crate::{
     datapath::{Mates, Snapshot, TunnelRecord, mates, punt_queue},
     fib::{Fib, OnPort, PortId},
-    xdp::{PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want, open_ports},
+    xdp::{
+        Attachment, PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want,
+        open_ports,
+    },
 };
 
 /// Packets that wait for the slow path, per worker.
 const PUNTS: usize = 1024;
-/// The largest packet that can be punted, in bytes: what fits a frame.
-const PUNT_LEN: usize = 4096;
+/// The largest packet that can be punted, in bytes, is a device's MTU and what headers it may have got by then.
+const PUNT_HEADERS: usize = 256;
 
 /// What a frame has beyond its device's MTU, in bytes: Ethernet header and two VLAN tags.
 const FRAME_OVERHEAD: u32 = 14 + 2 * 4;
@@ -219,10 +222,19 @@ impl FastPath {
         steer: &mut Steer,
     ) -> Result<(), FastPathError> {
         let (name, ifindex) = (device.name.as_str(), device.ifindex);
-        let attached = match steer.attach(ifindex, name, queues, mode == XdpMode::Generic) {
+        let wanted = Attachment {
+            queues,
+            generic: mode == XdpMode::Generic,
+            mtu: device.mtu,
+        };
+        let attached = match steer.attach(ifindex, name, wanted) {
             Err(why @ SteerError::Attach { .. }) if mode == XdpMode::Auto => {
                 tracing::warn!("{name}: no native XDP ({why}); trying generic");
-                steer.attach(ifindex, name, queues, true)?
+                let generic = Attachment {
+                    generic: true,
+                    ..wanted
+                };
+                steer.attach(ifindex, name, generic)?
             }
             other => other?,
         };
@@ -306,8 +318,10 @@ impl FastPath {
                 mtu: device.mtu,
             })
             .collect();
+        let largest = specs.iter().map(|spec| spec.mtu as usize).max();
         let ports = open_ports(&specs, want, RingOptions::default())?;
-        let (queue, source) = punt_queue(PUNTS, PUNT_LEN, Box::new(slow.waker()));
+        let len = largest.unwrap_or(0) + PUNT_HEADERS;
+        let (queue, source) = punt_queue(PUNTS, len, Box::new(slow.waker()));
         slow.add_punts(id, source);
         let worker = WorkerHandle::start((id, cpu), ports, queue, waker, mates);
         let worker = worker.map_err(FastPathError::Thread)?;

@@ -373,7 +373,7 @@ impl<P: Port> Worker<P> {
 
     /// A free frame that holds a copy of `bytes`.
     fn frame_with(&mut self, bytes: &[u8]) -> Option<P::Buf> {
-        let mut packet = self.ports.first_mut()?.take()?;
+        let mut packet = self.ports.first_mut()?.take(bytes.len())?;
         if packet.prepend(bytes.len()).is_err() {
             self.done.push(packet);
             return None;

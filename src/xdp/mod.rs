@@ -17,15 +17,18 @@ mod load;
 mod metadata;
 mod offload;
 mod open;
+mod pieces;
 mod plan;
 mod port;
 mod promiscuous;
+mod runs;
 mod said;
 mod statistics;
 mod steer;
 mod umem;
 mod wire;
 
+pub use attach::takes_pieces;
 pub use error::SteerError;
 pub use frame::Frame;
 pub use kick::KickCounters;
@@ -37,6 +40,6 @@ pub use plan::{
 };
 pub use port::{XskPort, XskStatistics};
 pub use said::listen_to_libbpf;
-pub use steer::{Attached, Steer};
-pub use umem::{LARGEST_MTU, Ledger, Memory};
+pub use steer::{Attached, Attachment, Steer};
+pub use umem::{LARGEST_MTU, Ledger, Memory, SINGLE_BUFFER_MTU};
 pub use wire::{Wire, WireEnd, WireError};

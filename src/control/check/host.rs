@@ -92,6 +92,8 @@ pub(super) struct Link {
     pub xdp: Option<(u32, Option<String>)>,
     /// Receive and transmit queues in use.
     pub queues: (u32, u32),
+    /// Its driver gives XDP packets in several buffers; none where the kernel does not say.
+    pub in_pieces: Option<bool>,
 }
 
 /// Where the kernel would send a packet.

@@ -24,6 +24,7 @@ use crate::{
         socket::{Client, Request},
     },
     tunnel::{Family, GRE_IN_UDP_PORT},
+    xdp,
 };
 
 /// AF_XDP (linux/socket.h).
@@ -224,12 +225,13 @@ fn legacy_tables() -> Vec<String> {
     tables
 }
 
-/// Adds what netlink does not tell: how many queues are in use (it tells how many there could be), and the name of the
-/// XDP program.
+/// Adds what netlink does not tell: how many queues are in use (it tells how many there could be), the name of the XDP
+/// program, and what the driver offers to one.
 fn complete(link: &mut Link) {
     if let Some((id, name)) = &mut link.xdp {
         *name = programs::bpf_name(*id);
     }
+    link.in_pieces = xdp::takes_pieces(link.index);
     let device = format!("/sys/class/net/{}", link.name);
     // /sys may be another namespace's: believe it only where it means the same device.
     let index = fs::read_to_string(format!("{device}/ifindex")).unwrap_or_default();

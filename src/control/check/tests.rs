@@ -1089,25 +1089,55 @@ fn the_table_is_aligned_and_ends_with_the_verdict() {
 }
 
 #[test]
-fn a_device_that_no_frame_fits_is_refused_as_the_start_would() {
-    for (mtu, complaint) in [
-        (3498, None),
+fn packets_in_several_buffers_need_kernel_and_driver() {
+    let smaller = "ip link set eth1 mtu 3498, or set xdp = \"off\"";
+    let takes = "eth1 mtu: MTU 3499 takes several buffers per packet, and";
+    for (mtu, kernel, driver, complaint) in [
+        (3498, "6.1.0", None, None),
+        (3499, "6.6.0", Some(true), None),
         (
             3499,
-            Some(
-                "warn eth1 mtu: MTU 3499 may not fit one buffer per packet; 3498 does | ip link set eth1 mtu 3498",
-            ),
+            "6.5.0",
+            Some(true),
+            Some(format!("fail {takes} AF_XDP takes these from Linux 6.6 on | {smaller}")),
         ),
         (
-            3815,
+            3499,
+            "6.6.0",
+            Some(false),
+            Some(format!(
+                "warn {takes} the driver gives XDP one only: generic XDP is left | {smaller}"
+            )),
+        ),
+        (
+            3499,
+            "6.6.0",
+            None,
+            Some(format!(
+                "warn {takes} whether the driver gives XDP all is not known | {smaller}"
+            )),
+        ),
+        (65_254, "6.6.0", Some(true), None),
+        (
+            65_255,
+            "6.6.0",
+            Some(true),
             Some(
-                "fail eth1 mtu: MTU 3815 does not fit an AF_XDP frame; 3814 is the largest that works | ip link set eth1 \
-                 mtu 3814, or set xdp = \"off\"",
+                "fail eth1 mtu: MTU 65255 is more than AF_XDP carries; 65254 is the largest that works | ip link set eth1 \
+                 mtu 65254, or set xdp = \"off\""
+                    .into(),
             ),
         ),
     ] {
-        let expected: Vec<&str> = complaint.into_iter().collect();
-        one_change(|host| host.change("eth1", |link| link.mtu = mtu), &expected);
+        let expected: Vec<&str> = complaint.as_deref().into_iter().collect();
+        let change = |host: &mut Host| {
+            host.kernel = kernel.into();
+            host.change("eth1", |link| {
+                link.mtu = mtu;
+                link.in_pieces = driver;
+            });
+        };
+        one_change(change, &expected);
     }
     let jumbo = |host: &mut Host| host.change("eth1", |link| link.mtu = 9000);
     with_config("xdp = \"off\"", "", jumbo, &[]);
