@@ -243,6 +243,7 @@ impl Config {
             known.add(&tunnel);
             tunnels.push(tunnel);
         }
+        tunnels.shrink_to_fit();
         Ok(Config { router, tunnels })
     }
 
