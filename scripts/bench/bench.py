@@ -17,6 +17,7 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import table  # noqa: E402
 from bed import ROOT, Bed, Trouble, run  # noqa: E402
+from calm import calm  # noqa: E402
 from contestants import DIRECTIONS, Bare, Contestant, Greyhound, KernelGre, Tc, Xdp  # noqa: E402
 from measure import IMIX, saturate  # noqa: E402
 from ovs import OpenVSwitch  # noqa: E402
@@ -26,6 +27,10 @@ from proof import prove  # noqa: E402
 CONTESTANTS = (Greyhound, Bare, OpenVSwitch, Tc, KernelGre, Xdp)
 SIZES = [64, 128, 256, 512, 1024, 1400, IMIX]
 TRIES = 3
+PARTS = ("rate", "calm")
+CALM_ROUNDS = 3
+UNKNOWN_TOP = 2e6
+"""Packets a second: where the search for the rate without loss begins when the rate at saturation was not measured."""
 
 
 def arguments() -> argparse.Namespace:
@@ -35,6 +40,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--flows", type=int, default=256, help="how many flows (default 256)")
     parser.add_argument("--rounds", type=int, help="how often everything is measured (default 5)")
     parser.add_argument("--seconds", type=float, help="length of each measurement (default 1)")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="PART,…",
+                        help="rate: at saturation; calm: without loss, how long packets are under way, at most 3 rounds (default both)")
     parser.add_argument("--quick", action="store_true", help="64 bytes and IMIX alone, two rounds of half a second")
     parser.add_argument("--json", metavar="FILE", help="write everything there")
     parser.add_argument("--add", action="store_true", help="the rounds are added to those in the JSON file")
@@ -56,6 +63,9 @@ def arguments() -> argparse.Namespace:
     for key in args.only:
         if key not in [c.key for c in CONTESTANTS]:
             parser.error(f"--only {key}: one of {' '.join(c.key for c in CONTESTANTS)}")
+    args.parts = args.parts.split(",")
+    if not set(args.parts) <= set(PARTS):
+        parser.error(f"--parts: of {' '.join(PARTS)}")
     given = {end: vars(args)[end] for end in ("source", "in", "out", "sink")}
     args.given = given if any(given.values()) else None
     if args.given and not all(given.values()):
@@ -90,7 +100,7 @@ class Bench:
             "devices": "given: " + " ".join(f"{e}={d}" for e, d in args.given.items()) if args.given else "veth pairs, one queue",
             "sizes": args.sizes, "flows": args.flows, "seconds": args.seconds, "rounds": 0,
             "imix": "frames of 64, 576 and 1400 bytes, 7:4:1",
-            "contestants": [], "missing": {}, "results": [],
+            "contestants": [], "missing": {}, "results": [], "calm": [],
         }
         self.contestants: list[Contestant] = []
         if args.add and pathlib.Path(args.json).exists():
@@ -103,7 +113,7 @@ class Bench:
         for what in ("cpu", "cpus", "kernel"):
             if earlier["machine"][what] != self.report["machine"][what]:
                 raise Trouble(f"{self.args.json}: another machine: {what} was {earlier['machine'][what]}")
-        self.report |= {what: earlier[what] for what in ("results", "rounds")}
+        self.report |= {what: earlier[what] for what in ("results", "rounds", "calm")}
 
     def choose(self) -> None:
         """Who can run here; why others cannot."""
@@ -127,6 +137,26 @@ class Bench:
             print(f"    {contestant.title}: its packets are right ({contestant.cores})", flush=True)
 
     def measure(self) -> None:
+        if "rate" in self.args.parts:
+            self.measure_rate()
+        if "calm" in self.args.parts:
+            for _ in range(min(self.args.rounds, CALM_ROUNDS)):
+                for direction in DIRECTIONS:
+                    for contestant in self.contestants:
+                        self.turn_calm(contestant, direction)
+                self.save()
+
+    def turn_calm(self, contestant: Contestant, direction: str) -> None:
+        rates = [row["median_pps"] for row in table.summary(self.report)
+                 if (row["contestant"], row["direction"], row["size"]) == (contestant.key, direction, 64)]
+        top = rates[0] if rates else UNKNOWN_TOP
+        done = self.patiently(lambda: calm(self.bed, contestant, direction, self.args.flows, self.args.seconds, top))
+        self.report["calm"].append(done)
+        delays = done["delay_ns"]
+        print(f"    {direction} 64 B  {contestant.key:<9}  without loss {done['lossless_pps'] / 1e6:.2f} Mpps; at half of it p50 "
+              f"{delays['p50'] / 1e3:.1f} µs, p99 {delays['p99'] / 1e3:.1f} µs; from idle {done['idle_delay_ns']['p50'] / 1e3:.1f} µs", flush=True)
+
+    def measure_rate(self) -> None:
         for _ in range(self.args.rounds):
             number = self.report["rounds"]
             for direction in DIRECTIONS:
@@ -158,7 +188,7 @@ class Bench:
         raise AssertionError("no try is left")
 
     def save(self) -> None:
-        self.report["summary"] = table.summary(self.report)
+        self.report["summary"], self.report["calm_summary"] = table.summary(self.report), table.calm_summary(self.report)
         if self.args.json:
             pathlib.Path(self.args.json).write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
 

@@ -82,16 +82,19 @@ class Source:
         self.processes.append(self.bed.start("source", str(EXAMPLES / "blast"), self.bed.device["source"], *self.options, *options,
                                              name=f"source{len(self.processes)}", stdout=subprocess.PIPE))
 
-    def sent(self) -> int:
-        """Waits until all have ended: how many packets they made."""
-        total = 0
+    def ended(self) -> list[dict[str, int]]:
+        """Waits until all have ended: what each made, and how fast."""
+        said = []
         for n, process in enumerate(self.processes):
-            said = process.communicate()[0]
+            said.append(facts(process.communicate()[0]))
             if process.returncode != 0:
                 raise Trouble(f"the source: {self.bed.said(f'source{n}')}")
-            total += facts(said)["sent"]
         self.processes = []
-        return total
+        return said
+
+    def sent(self) -> int:
+        """Waits until all have ended: how many packets they made."""
+        return sum(one["sent"] for one in self.ended())
 
     def stop(self) -> None:
         for process in self.processes:

@@ -29,6 +29,48 @@ def summary(report: dict) -> list[dict]:
     return rows
 
 
+def calm_summary(report: dict) -> list[dict]:
+    """For every contestant and direction: medians of what was measured below saturation."""
+    runs: dict[tuple, list[dict]] = {}
+    for result in report["calm"]:
+        runs.setdefault((result["direction"], result["contestant"]), []).append(result)
+    rows = []
+    for (direction, contestant), found in runs.items():
+        def median(of, found=found):
+            return statistics.median(of(r) for r in found)
+
+        row = {"contestant": contestant, "direction": direction, "rounds": len(found), "lossless_pps": median(lambda r: r["lossless_pps"]),
+               "source_bound": all(r["all_of_top"] for r in found)}
+        for name in ("delay_ns", "idle_delay_ns"):
+            row[name] = {share: median(lambda r, n=name, s=share: r[n][s]) for share in found[0][name]}
+        if found[0]["idle_share"] is not None:
+            row["idle_share"] = median(lambda r: r["idle_share"])
+        rows.append(row)
+    return rows
+
+
+CALM_COLUMNS = ("Mpps", "p50 µs", "p99 µs", "p99.9 µs", "idle p50", "idle CPU", "user clk")
+
+
+def calm_rows(report: dict, direction: str) -> list[tuple[str, list[str]]]:
+    """64 bytes: the rate without loss, delays at half of it and from idle, and clocks in user mode per packet at saturation."""
+    found = {r["contestant"]: r for r in report["calm_summary"] if r["direction"] == direction}
+    clocks = {r["contestant"]: r.get("user_clocks") for r in report["summary"] if (r["direction"], r["size"]) == (direction, 64)}
+    rows = []
+    for contestant in report["contestants"]:
+        row = found.get(contestant["key"])
+        if not row:
+            continue
+        delay = row["delay_ns"]
+        cells = [("≥" if row["source_bound"] else "") + f"{row['lossless_pps'] / 1e6:.2f}"]
+        cells += [f"{delay[share] / 1e3:.1f}" for share in ("p50", "p99", "p999")]
+        cells.append(f"{row['idle_delay_ns']['p50'] / 1e3:.0f}")
+        cells.append(f"{100 * row['idle_share']:.1f} %" if "idle_share" in row else "")
+        cells.append(f"{clocks[contestant['key']]:.0f}" if clocks.get(contestant["key"]) else "")
+        rows.append((contestant["title"], cells))
+    return rows
+
+
 def columns(report: dict) -> list[str]:
     return [str(size) if isinstance(size, str) else f"{size} B" for size in report["sizes"]]
 
@@ -58,10 +100,17 @@ def text(report: dict) -> list[str]:
         lines.extend(f"  {name:<38}" + "".join(f"{cell:>11}" for cell in cells) for name, cells in rows)
 
     for direction, name in NAMES.items():
+        if not report["results"]:
+            break
         table(f"{name}: million packets a second, median of {report['rounds']} rounds (± half of the spread)",
               columns(report), rows_of(report, direction, rate))
         if any("ratio" in row for row in report["summary"]):
             table(f"{name}: against the bare AF_XDP forwarder of the same round", columns(report), rows_of(report, direction, ratio))
+    for direction, name in NAMES.items():
+        rows = calm_rows(report, direction)
+        if rows:
+            table(f"{name}, 64 B: rate without loss, delay at half of it and from idle (µs), clocks in user mode per packet at saturation",
+                  list(CALM_COLUMNS), rows)
     lines.extend(["", *notes(report)])
     return lines
 

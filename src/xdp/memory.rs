@@ -202,7 +202,7 @@ impl Port for RingPort {
         }
     }
 
-    fn take(&mut self) -> Option<Frame> {
+    fn take(&mut self, _len: usize) -> Option<Frame> {
         let area = &mut *self.area.borrow_mut();
         let chunk = area.free.pop()? / FRAME as u64 * FRAME as u64;
         let mut frame = area.claim(Desc {
@@ -249,7 +249,7 @@ mod tests {
                 let address = ports[1].fill.pop();
                 ports[0].area.borrow_mut().free.push(address);
             }
-            let taken = ports[0].take().unwrap();
+            let taken = ports[0].take(0).unwrap();
             assert_eq!((taken.data().len(), taken.headroom()), (0, FRAME));
             burst.push(taken);
             ports[0].recycle(&mut burst);

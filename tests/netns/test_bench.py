@@ -29,7 +29,7 @@ def bench(*options: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
     file = tmp_path_factory.mktemp("bench") / "bench.json"
-    done = bench("--quick", "--sizes", "64", "--rounds", "1", "--seconds", "0.3", "--json", str(file))
+    done = bench("--quick", "--parts", "rate", "--sizes", "64", "--rounds", "1", "--seconds", "0.3", "--json", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(file.read_text()) | {"terminal": done.stdout}
 
@@ -67,6 +67,20 @@ def test_a_ratio_is_that_of_the_same_round(report):
     for row in report["summary"]:
         wanted = rates[row["contestant"], row["direction"]] / rates["bare", row["direction"]]
         assert row["ratio"] == pytest.approx(wanted)
+
+
+def test_below_saturation(tmp_path):
+    """The rate without loss lost nothing, and delays are in order."""
+    file = tmp_path / "bench.json"
+    done = bench("--parts", "calm", "--only", "greyhound,tc", "--rounds", "1", "--seconds", "0.2", "--json", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    calm = json.loads(file.read_text())["calm"]
+    assert {(c["contestant"], c["direction"]) for c in calm} == {(who, way) for who in ("greyhound", "tc") for way in DIRECTIONS}
+    for result in calm:
+        assert result["frames"]["sent"] == result["frames"]["arrived"] > 0 and result["lossless_pps"] > 0
+        for delays in (result["delay_ns"], result["idle_delay_ns"]):
+            assert 0 < delays["p50"] <= delays["p99"] <= delays["p999"] <= delays["max"]
+        assert (result["idle_share"] is None) == (result["contestant"] == "tc")
 
 
 @pytest.mark.parametrize("options, words", [
