@@ -48,7 +48,7 @@ skip() {
 install_tools() {
     local missing
     local tools=(python3-pytest python3-scapy shellcheck iproute2 iputils-ping traceroute ethtool procps tcpdump tshark bird2 python3-pyte
-        groff man-db mandoc nftables zsh fish)
+        groff man-db mandoc nftables zsh fish valgrind)
     if is_root; then
         install_packages "${BUILD_PACKAGES[@]}" "${tools[@]}"
     elif command -v dpkg-query >/dev/null; then
@@ -225,6 +225,22 @@ END
     count "$passed" "$failed" "$skipped"
 }
 
+# The instructions of a packet, against those that are kept for this compiler.
+test_instructions() {
+    local status=0
+    as_builder scripts/instructions.py >"$WORK/out" 2>&1 </dev/null || status=$?
+    if [[ $status -eq 77 ]]; then
+        skip "instructions of a packet: $(tail -n 1 "$WORK/out")"
+    elif [[ $status -eq 0 ]]; then
+        ok "instructions of a packet"
+        count 1 0 0
+    else
+        quote <"$WORK/out"
+        bad "instructions of a packet"
+        count 0 1 0
+    fi
+}
+
 # The Debian package's life in a clean root, and the tarball.
 test_packages() {
     if ! is_root; then
@@ -290,6 +306,8 @@ test_rust
 step "Namespace tests"
 check "release build" as_builder cargo build --release --locked --bins --examples --target-dir target
 test_namespaces
+step "Instructions of a packet"
+test_instructions
 step "Packages"
 test_packages
 step "Against the Linux kernel"
