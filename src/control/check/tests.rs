@@ -1216,12 +1216,13 @@ fn hardware_far_from_its_workers_is_named() {
     let card = |card: Card| {
         move |host: &mut Host| {
             host.nodes = BTreeMap::from([(0, vec![0]), (1, vec![1])]);
-            host.cards.insert("eth0".to_owned(), card);
+            host.cards.insert("eth0".to_owned(), card.clone());
         }
     };
     let near = |node| Card {
         node: Some(node),
         ring: Some((1024, 4096)),
+        ..Card::default()
     };
     with_config("workers = [1]", "", card(near(1)), &[]);
     with_config(
@@ -1244,13 +1245,41 @@ fn hardware_far_from_its_workers_is_named() {
 }
 
 #[test]
+fn interrupts_in_the_wrong_place_are_named() {
+    use super::host::Card;
+    let card = |node, interrupts: &[(u32, usize)]| {
+        let interrupts = interrupts.iter().map(|(irq, cpu)| (*irq, vec![*cpu]));
+        let card = Card {
+            node,
+            interrupts: interrupts.collect(),
+            ..Card::default()
+        };
+        move |host: &mut Host| {
+            host.nodes = BTreeMap::from([(0, vec![0]), (1, vec![1])]);
+            host.cpus = Ok(vec![0, 1]);
+            host.cards.insert("eth0".to_owned(), card.clone());
+        }
+    };
+    let apart = "warn eth0 irq: 2 interrupts on CPUs {0, 1}, and its memory is near CPUs [1] | stop irqbalance, then for each: echo one of these > /proc/irq/30/smp_affinity_list";
+    let both = [(30, 0), (31, 1)];
+    with_config("workers = [1]", "", card(Some(1), &both), &[apart]);
+    with_config("workers = [1]", "", card(None, &both), &[]);
+    let one = "warn eth0 irq: all its 2 interrupts are on CPU {1} | stop irqbalance, then for each: echo another CPU > /proc/irq/30/smp_affinity_list";
+    with_config("workers = [1]", "", card(None, &[(30, 1), (31, 1)]), &[one]);
+    with_config("workers = [1]", "", card(None, &[(30, 1)]), &[]);
+}
+
+#[test]
 fn short_receive_rings_are_named() {
     use super::host::Card;
     let ring = |now, most| {
         move |host: &mut Host| {
             let ring = Some((now, most));
-            host.cards
-                .insert("eth0".to_owned(), Card { node: None, ring });
+            let card = Card {
+                ring,
+                ..Card::default()
+            };
+            host.cards.insert("eth0".to_owned(), card.clone());
         }
     };
     one_change(
