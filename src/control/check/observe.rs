@@ -87,11 +87,15 @@ fn number(path: &str) -> Option<u64> {
 
 fn card(name: &str) -> Card {
     // -1 where the machine has one node.
-    let node = number(&format!("/sys/class/net/{name}/device/numa_node"));
+    let of_device = |file: &str| number(&format!("/sys/class/net/{name}/{file}"));
+    let node = of_device("device/numa_node");
     Card {
         node: node.and_then(|node| node.try_into().ok()),
         ring: programs::ring(name),
         interrupts: interrupts(name),
+        spreads_over: programs::queues_of_rss(name),
+        sees_udp_ports: ["udp4", "udp6"].map(|kind| programs::hashes_ports(name, kind)),
+        deferral: of_device("napi_defer_hard_irqs").zip(of_device("gro_flush_timeout")),
     }
 }
 
