@@ -18,6 +18,7 @@
 struct cursor {
 	const void *at;
 	const void *end;
+	__u32 more; /* bytes of the frame behind `end`, in further buffers */
 };
 
 static __always_inline const void *take_bytes(struct cursor *cursor, __u32 size)
@@ -32,6 +33,16 @@ static __always_inline const void *take_bytes(struct cursor *cursor, __u32 size)
 
 /* The next header as a pointer to `type`, and the cursor behind it; NULL where the frame ends too early. */
 #define take(cursor, type) ((const type *)take_bytes(cursor, sizeof(type)))
+
+/* Whether the frame goes on for `length` bytes from here, be it in further buffers. */
+static __always_inline bool goes_on(const struct cursor *cursor, const void *from, __u32 length)
+{
+	__u64 here = cursor->end - from;
+
+	/* Nothing may be added to `end` itself, says the verifier; the compiler would. */
+	asm volatile("" : "+r"(here));
+	return length <= here + cursor->more;
+}
 
 /*
  * A length field as a number that may be added to a packet pointer: the verifiers of Linux 6.1 and 6.12 know nothing of

@@ -96,6 +96,12 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
+/*
+ * The longest frame that a device's worker takes where frames may come in several buffers each; 0 where each has one, and
+ * the program does not know of others. Set before loading.
+ */
+const volatile __u32 longest = 0;
+
 /* Weak, so that the other programs load where the kernel has no such function. */
 extern int bpf_xdp_metadata_rx_vlan_tag(const struct xdp_md *ctx, __be16 *vlan_proto,
 					__u16 *vlan_tci) __ksym __weak;
@@ -388,7 +394,7 @@ static __always_inline enum steer_reason judge4(struct cursor cursor, __u32 port
 		return first > IPV4_PLAIN && first < 0x50 ? STEER_ip_options : STEER_bad_header;
 	/* What follows the total length is Ethernet padding. */
 	length = length_field(ip->tot_len);
-	if (length < sizeof(*ip) || (const void *)ip + length > cursor.end)
+	if (length < sizeof(*ip) || !goes_on(&cursor, ip, length))
 		return STEER_bad_header;
 	if (ip->frag_off & bpf_htons(IPV4_MORE_OR_OFFSET))
 		return STEER_fragment;
@@ -446,7 +452,7 @@ static __always_inline enum steer_reason judge6(struct cursor cursor, __u32 port
 	if (!ip || (*(const __u8 *)ip & 0xf0) != IPV6_VERSION)
 		return STEER_bad_header;
 	length = length_field(ip->payload_len);
-	if (cursor.at + length > cursor.end)
+	if (!goes_on(&cursor, cursor.at, length))
 		return STEER_bad_header;
 	if (to_group && ip->daddr.in6_u.u6_addr8[0] != 0xff)
 		return STEER_other_mac;
@@ -541,6 +547,9 @@ static __always_inline enum steer_reason judge_frame(struct cursor cursor, __be1
 	return to_group && reason != STEER_redirected_underlay ? STEER_other_mac : reason;
 }
 
+/* Tunnel headers and what the worker reads behind them, down to TCP's options, are no longer than this. */
+enum { HEADERS = 256 };
+
 /* The tag that a device keeps beside a frame: 0 for none, a VLAN number, or UNREADABLE. */
 enum { UNREADABLE = STEER_VLANS };
 
@@ -554,15 +563,20 @@ static __always_inline enum steer_reason judge(struct xdp_md *ctx, const struct 
 	struct cursor cursor = {
 		.at = (const void *)(long)ctx->data,
 		.end = (const void *)(long)ctx->data_end,
+		.more = longest ? bpf_xdp_get_buff_len(ctx) - (ctx->data_end - ctx->data) : 0,
 	};
 	const struct ethhdr *ethernet = take(&cursor, struct ethhdr);
 	const struct steer_port *port = self;
-	__u32 number = beside, length = ctx->data_end - ctx->data;
+	__u32 number = beside, length = ctx->data_end - ctx->data + cursor.more;
 	const struct vlan_tag *tag;
 	__be16 type;
 
 	if (!ethernet)
 		return STEER_bad_header;
+	if (cursor.more && length > longest)
+		return STEER_too_big;
+	if (cursor.more && length - cursor.more < HEADERS)
+		return STEER_split_header;
 	type = ethernet->h_proto;
 	if (self->flags & STEER_PORT_WIRE) {
 		/* A worker would not see what is beside the frame. */

@@ -36,6 +36,7 @@
 	X(kernel_route)        /* the longest match is not a tunnel */                             \
 	X(too_big)             /* larger than the tunnel's MTU */                                  \
 	X(partial_checksum)    /* may carry a checksum that only the kernel can finish */          \
+	X(split_header)        /* its headers are not all in the first of its buffers */           \
 	X(no_socket)           /* no AF_XDP socket on this receive queue */
 
 enum steer_reason {

@@ -19,6 +19,8 @@ mod groups;
 mod host;
 #[path = "steering/maps.rs"]
 mod maps;
+#[path = "steering/pieces.rs"]
+mod pieces;
 #[path = "steering/raw_socket.rs"]
 mod raw_socket;
 #[path = "steering/tables.rs"]

@@ -13,7 +13,6 @@ use std::{
     io::{self, ErrorKind},
     os::fd::{AsRawFd, OwnedFd},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -22,7 +21,8 @@ use greyhound::{
     datapath::Port,
     packet::PacketBuf,
     xdp::{
-        Frame, Ledger, Memory, Mode, PortError, PortSpec, RingOptions, Want, XskPort, open_ports,
+        Frame, Ledger, Memory, Mode, PortError, PortSpec, RingOptions, SINGLE_BUFFER_MTU, Want,
+        XskPort, open_ports,
     },
 };
 use rustix::event::{PollFd, PollFlags, poll};
@@ -57,6 +57,7 @@ fn ip(args: &str) {
 /// A veth pair: `NAMEp` is the port's device, `NAMEw` the other end of its wire.
 struct Wire {
     port: String,
+    mtu: u32,
     far: Socket,
     _steer: Option<RedirectAll>,
     _link: Option<OwnedFd>,
@@ -64,15 +65,20 @@ struct Wire {
 
 impl Wire {
     fn new(name: &str) -> Self {
+        Self::of_mtu(name, 1500)
+    }
+
+    fn of_mtu(name: &str, mtu: u32) -> Self {
         let (port, far) = (format!("{name}p"), format!("{name}w"));
         ip(&format!(
             "link add {port} numtxqueues 1 numrxqueues 1 type veth peer name {far} numtxqueues 1 numrxqueues 1"
         ));
-        ip(&format!("link set {port} up"));
-        ip(&format!("link set {far} up"));
+        ip(&format!("link set {port} mtu {mtu} up"));
+        ip(&format!("link set {far} mtu {mtu} up"));
         Self {
             far: packet_socket(&far),
             port,
+            mtu,
             _steer: None,
             _link: None,
         }
@@ -82,7 +88,7 @@ impl Wire {
         PortSpec {
             device: self.port.clone(),
             queue: 0,
-            mtu: 1500,
+            mtu: self.mtu,
         }
     }
 
@@ -90,10 +96,12 @@ impl Wire {
     fn steer(&mut self, port: &XskPort) {
         let steer = RedirectAll::load(1).unwrap();
         steer.steer(0, port.fd().as_raw_fd()).unwrap();
+        // Natively the program would have to say that it knows of several buffers.
+        let native = self.mtu <= SINGLE_BUFFER_MTU;
         self._link = Some(
             steer
                 .program
-                .attach(index_of(&self.port).unwrap(), true)
+                .attach(index_of(&self.port).unwrap(), native)
                 .unwrap(),
         );
         self._steer = Some(steer);
@@ -104,7 +112,7 @@ impl Wire {
     }
 
     fn receive(&self) -> Vec<u8> {
-        let mut buf = vec![0u8; 4096];
+        let mut buf = vec![0u8; 10_000];
         let n = rustix::net::recv(&self.far, &mut buf[..], rustix::net::RecvFlags::empty())
             .expect("a frame at the far end")
             .0;
@@ -221,7 +229,7 @@ fn a_frame_taken_from_the_free_list_carries_a_packet_of_the_workers_own() {
     in_namespace(|| {
         let mut wires = [Wire::new("a")];
         let (mut ports, memory) = open(&mut wires, SMALL_RINGS);
-        let mut own = ports[0].take().expect("a free frame");
+        let mut own = ports[0].take(200).expect("a free frame");
         assert_eq!((own.data().len(), own.headroom()), (0, memory.frame_size()));
         let bytes = frame(1, 200);
         own.prepend(200).unwrap().copy_from_slice(&bytes);
@@ -258,7 +266,7 @@ fn one_turn_sends_a_thousand_frames_although_a_call_sends_32() {
         limit_send_budget(port);
         let mut burst: Vec<Frame> = (0..1000)
             .map(|n| {
-                let mut own = port.take().unwrap();
+                let mut own = port.take(64).unwrap();
                 own.prepend(64).unwrap().copy_from_slice(&frame(n, 64));
                 own
             })
@@ -283,7 +291,7 @@ fn what_the_ring_refuses_stays_with_the_caller_in_order() {
         let (mut ports, memory) = open(&mut wires, SMALL_RINGS);
         let port = &mut ports[0];
         let mut burst: Vec<Frame> = Vec::new();
-        while let Some(mut own) = port.take() {
+        while let Some(mut own) = port.take(64) {
             let number = burst.len() as u32;
             own.prepend(64).unwrap().copy_from_slice(&frame(number, 64));
             burst.push(own);
@@ -313,7 +321,7 @@ fn an_empty_packet_is_not_sent_and_its_frame_is_not_lost() {
         let mut wires = [Wire::new("a")];
         let (mut ports, memory) = open(&mut wires, SMALL_RINGS);
         let free = quiet(&memory).free;
-        let empty = ports[0].take().unwrap();
+        let empty = ports[0].take(64).unwrap();
         assert_eq!(ports[0].tx_burst(&mut vec![empty]), 1);
         assert!(ports[0].drain(PATIENCE));
         assert_eq!(ports[0].counters().empty, 1);
@@ -327,7 +335,7 @@ fn nothing_is_received_without_a_replacement_and_nothing_is_lost_by_waiting() {
         let mut wires = [Wire::new("a")];
         let (mut ports, memory) = open(&mut wires, SMALL_RINGS);
         let port = &mut ports[0];
-        let mut held: Vec<Frame> = std::iter::from_fn(|| port.take()).collect();
+        let mut held: Vec<Frame> = std::iter::from_fn(|| port.take(64)).collect();
         assert_eq!(quiet(&memory).free, 0);
         for n in 0..10 {
             wires[0].send(&frame(n, 64));
@@ -362,64 +370,79 @@ impl Dice {
 #[test]
 fn the_ledger_balances_through_bursts_drops_refusals_and_shutdown() {
     in_namespace(|| {
-        let mut wires = [Wire::new("a"), Wire::new("b")];
-        let (mut ports, memory) = open(&mut wires, RingOptions { ring_size: 64 });
-        let mut dice = Dice(0x9e37_79b9);
-        let mut held: Vec<Frame> = Vec::new();
-        for round in 0..2000 {
-            let side = dice.roll(2) as usize;
-            for n in 0..dice.roll(100) {
-                // Sixty-four entries and a veth's queue overflow at times: that is wanted.
-                let _ = wires[side]
-                    .far
-                    .send(&frame(n, 60 + dice.roll(1400) as usize));
-            }
-            let port = &mut ports[dice.roll(2) as usize];
-            match dice.roll(6) {
-                0 => port.service().unwrap(),
-                1 | 2 => {
-                    port.rx_burst(&mut held, 1 + dice.roll(64) as usize);
-                }
-                3 => {
-                    for packet in &mut held {
-                        let _ = packet.prepend(dice.roll(300) as usize);
-                        let _ = packet.trim_front(dice.roll(80) as usize);
-                        let _ = packet.truncate(dice.roll(2000) as usize);
-                    }
-                    port.tx_burst(&mut held);
-                }
-                4 => port.recycle(&mut held),
-                // A careless caller: dropped, not recycled.
-                _ => drop(held.split_off(dice.roll(held.len() as u32 + 1) as usize)),
-            }
-            let ledger = quiet(&memory);
-            assert_eq!(ledger.worker, held.len(), "round {round}: {ledger:?}");
+        churn([Wire::new("a"), Wire::new("b")], 1);
+    });
+}
+
+#[test]
+fn the_ledger_balances_with_packets_in_several_frames_too() {
+    in_namespace(|| churn(jumbo_wires(), 3));
+}
+
+/// `run`: frames of the largest packet.
+fn churn(mut wires: [Wire; 2], run: usize) {
+    let most = wires[0].mtu - 100;
+    let (mut ports, memory) = open(&mut wires, RingOptions { ring_size: 64 });
+    let mut dice = Dice(0x9e37_79b9);
+    let mut held: Vec<Frame> = Vec::new();
+    for round in 0..2000 {
+        let side = dice.roll(2) as usize;
+        for n in 0..dice.roll(100) {
+            // Sixty-four entries and a veth's queue overflow at times: that is wanted.
+            let _ = wires[side]
+                .far
+                .send(&frame(n, 60 + dice.roll(most) as usize));
         }
-        ports[0].recycle(&mut held);
-        for port in &mut ports {
-            assert!(port.drain(PATIENCE));
-            port.service().unwrap();
+        let port = &mut ports[dice.roll(2) as usize];
+        match dice.roll(6) {
+            0 => port.service().unwrap(),
+            1 | 2 => {
+                port.rx_burst(&mut held, 1 + dice.roll(64) as usize);
+            }
+            3 => {
+                for packet in &mut held {
+                    let _ = packet.prepend(dice.roll(300) as usize);
+                    let _ = packet.trim_front(dice.roll(80) as usize);
+                    let _ = packet.truncate(dice.roll(2000) as usize);
+                }
+                port.tx_burst(&mut held);
+            }
+            4 => port.recycle(&mut held),
+            // A careless caller: dropped, not recycled.
+            _ => drop(held.split_off(dice.roll(held.len() as u32 + 1) as usize)),
         }
         let ledger = quiet(&memory);
-        assert_eq!((ledger.worker, ledger.transmitting), (0, 0), "{ledger:?}");
-        // Every frame still works: all of them go through the ring once more and come back.
-        let mut all: Vec<Frame> = std::iter::from_fn(|| ports[0].take()).collect();
-        assert_eq!(all.len() + ledger.receiving, ledger.total);
-        let places: HashSet<_> = all.iter().map(|f| f.data().as_ptr()).collect();
-        assert_eq!(places.len(), all.len(), "two tokens for one frame");
-        for packet in &mut all {
-            packet.prepend(64).unwrap().copy_from_slice(&frame(0, 64));
-        }
-        while !all.is_empty() {
-            ports[0].tx_burst(&mut all);
-            assert!(ports[0].drain(PATIENCE));
-        }
-        for port in &ports {
-            let statistics = port.statistics().unwrap();
-            assert_eq!(statistics.tx_invalid_descs, 0, "{statistics:?}");
-            assert_eq!(statistics.rx_invalid_descs, 0, "{statistics:?}");
-        }
-    });
+        let frames = held.len()..=run * held.len();
+        assert!(frames.contains(&ledger.worker), "round {round}: {ledger:?}");
+    }
+    ports[0].recycle(&mut held);
+    for port in &mut ports {
+        assert!(port.drain(PATIENCE));
+        port.service().unwrap();
+    }
+    let ledger = quiet(&memory);
+    assert_eq!((ledger.worker, ledger.transmitting), (0, 0), "{ledger:?}");
+    // Every frame still works: all of them go through the ring once more and come back.
+    let mut all: Vec<Frame> = std::iter::from_fn(|| ports[0].take(64)).collect();
+    all.extend(std::iter::from_fn(|| {
+        (run > 1).then(|| ports[0].take(9000)).flatten()
+    }));
+    let now = quiet(&memory);
+    assert_eq!((now.free, now.worker + now.receiving), (0, ledger.total));
+    let places: HashSet<_> = all.iter().map(|f| f.data().as_ptr()).collect();
+    assert_eq!(places.len(), all.len(), "two tokens for one frame");
+    for packet in &mut all {
+        packet.prepend(64).unwrap().copy_from_slice(&frame(0, 64));
+    }
+    while !all.is_empty() {
+        ports[0].tx_burst(&mut all);
+        assert!(ports[0].drain(PATIENCE));
+    }
+    for port in &ports {
+        let statistics = port.statistics().unwrap();
+        assert_eq!(statistics.tx_invalid_descs, 0, "{statistics:?}");
+        assert_eq!(statistics.rx_invalid_descs, 0, "{statistics:?}");
+    }
 }
 
 #[test]
@@ -435,7 +458,7 @@ fn a_device_that_goes_down_or_away_is_an_error_and_not_a_hang() {
         ip("link del ap");
         let error = ports[0].service().unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENXIO), "{error}");
-        let mut own = ports[0].take().unwrap();
+        let mut own = ports[0].take(64).unwrap();
         own.prepend(64).unwrap().copy_from_slice(&frame(1, 64));
         ports[0].tx_burst(&mut vec![own]);
         assert!(ports[0].service().is_err());
@@ -498,16 +521,19 @@ fn refusals_say_what_to_do() {
         };
         let (text, error) = refused(
             PortSpec {
-                mtu: 9000,
+                mtu: 65_255,
                 ..wire.spec()
             },
             Want::Auto,
         );
         assert!(matches!(
             error,
-            PortError::MtuTooLarge { largest: 3814, .. }
+            PortError::MtuTooLarge {
+                largest: 65_254,
+                ..
+            }
         ));
-        assert!(text.contains("ip link set ap mtu 3814"), "{text}");
+        assert!(text.contains("ip link set ap mtu 65254"), "{text}");
         let (text, _) = refused(
             PortSpec {
                 queue: 5,
@@ -542,35 +568,132 @@ fn refusals_say_what_to_do() {
 }
 
 #[test]
-fn a_jumbo_port_makes_all_frames_larger() {
-    static LARGEST: AtomicU32 = AtomicU32::new(3814);
+fn a_larger_mtu_makes_all_frames_larger() {
     in_namespace(|| {
-        let mtu = LARGEST.load(Ordering::Relaxed);
-        let mut wires = [Wire::new("a")];
-        ip(&format!("link set ap mtu {mtu}"));
-        ip(&format!("link set aw mtu {mtu}"));
-        let spec = PortSpec {
-            mtu,
-            ..wires[0].spec()
-        };
-        // Native XDP on veth wants a smaller MTU than this, so the program is attached generically.
-        let (mut ports, memory) = open_ports(&[spec], Want::Copy, SMALL_RINGS)
-            .unwrap()
-            .into_parts();
+        let mut wires = [Wire::of_mtu("a", SINGLE_BUFFER_MTU)];
+        let (mut ports, memory) = open(&mut wires, SMALL_RINGS);
         assert_eq!(memory.frame_size(), 4096);
-        let steer = RedirectAll::load(1).unwrap();
-        steer.steer(0, ports[0].fd().as_raw_fd()).unwrap();
-        wires[0]._link = Some(
-            steer
-                .program
-                .attach(index_of("ap").unwrap(), false)
-                .unwrap(),
-        );
-        let sent = frame(1, mtu as usize + 14);
+        let sent = frame(1, SINGLE_BUFFER_MTU as usize + 14);
         wires[0].send(&sent);
         let mut burst = receive(&mut ports[0], 1);
         assert_eq!(burst[0].data(), sent);
         ports[0].recycle(&mut burst);
         quiet(&memory);
+    });
+}
+
+/// Two ports that take packets in several frames each, and how many frames are at rest.
+fn jumbo_wires() -> [Wire; 2] {
+    [Wire::of_mtu("a", 9000), Wire::of_mtu("b", 9000)]
+}
+
+#[test]
+fn a_packet_in_several_frames_is_one_and_leaves_in_pieces() {
+    in_namespace(|| {
+        let mut wires = jumbo_wires();
+        let (mut ports, memory) = open(&mut wires, SMALL_RINGS);
+        let at_rest = quiet(&memory);
+        // Around what one, two and three frames take, and around the ends of frames when headers are put in front.
+        let edges = [3840, 4096, 7680, 8192, 9014];
+        for len in edges
+            .into_iter()
+            .flat_map(|edge| edge - 80..=edge.min(9014 - 38))
+        {
+            let sent = frame(len as u32, len);
+            wires[0].send(&sent);
+            let mut burst = receive(&mut ports[0], 1);
+            assert_eq!(burst[0].data(), sent, "{len} bytes");
+            let front = frame(8, 38);
+            burst[0].prepend(38).unwrap()[..38].copy_from_slice(&front);
+            assert_eq!(ports[1].tx_burst(&mut burst), 1);
+            assert!(ports[1].drain(PATIENCE));
+            assert_eq!(
+                wires[1].receive(),
+                [front, sent.clone()].concat(),
+                "{len} bytes"
+            );
+            // And the other way: shorter in front and behind.
+            wires[1].send(&sent);
+            let mut burst = receive(&mut ports[1], 1);
+            burst[0].trim_front(38).unwrap();
+            burst[0].truncate(len - 38 - 100).unwrap();
+            // Its ethertype is what the far end listens for.
+            burst[0].data_mut()[12..14].copy_from_slice(&ETHERTYPE.to_be_bytes());
+            let left = burst[0].data().to_vec();
+            assert_eq!(left[14..], sent[52..len - 100]);
+            ports[0].tx_burst(&mut burst);
+            assert!(ports[0].drain(PATIENCE));
+            assert_eq!(wires[0].receive(), left, "{len} bytes");
+        }
+        let now = quiet(&memory);
+        assert_eq!(
+            (now.worker, now.transmitting, now.free + now.receiving),
+            (0, 0, at_rest.total)
+        );
+    });
+}
+
+#[test]
+fn a_full_ring_takes_no_half_packet() {
+    in_namespace(|| {
+        let mut wires = jumbo_wires();
+        let (mut ports, memory) = open(&mut wires, SMALL_RINGS);
+        let mut own = |number: u32, len: usize| {
+            let mut own = ports[1].take(len).expect("a free frame");
+            own.prepend(len)
+                .unwrap()
+                .copy_from_slice(&frame(number, len));
+            own
+        };
+        // Small ones between them shift where the ring ends.
+        let len = |number: u32| if number % 5 == 0 { 64 } else { 9000 };
+        let mut burst: Vec<Frame> = (0..120).map(|n| own(n, len(n))).collect();
+        // Nothing is kicked here: 256 frames, by threes and ones.
+        let sent = ports[0].tx_burst(&mut burst);
+        let frames = |n: u32| if len(n) == 64 { 1 } else { 3 };
+        let taken: u32 = (0..sent as u32).map(frames).sum();
+        assert!(
+            taken <= 256 && taken + frames(sent as u32) > 256,
+            "{sent} packets in {taken} frames"
+        );
+        assert_eq!(ports[0].tx_burst(&mut burst), 0);
+        assert_eq!(quiet(&memory).transmitting, taken as usize);
+        assert!(ports[0].drain(PATIENCE));
+        while !burst.is_empty() {
+            ports[0].tx_burst(&mut burst);
+            assert!(ports[0].drain(PATIENCE));
+        }
+        for n in 0..120 {
+            assert_eq!(wires[0].receive(), frame(n, len(n)), "packet {n}");
+        }
+        assert_eq!(ports[0].statistics().unwrap().tx_invalid_descs, 0);
+        assert_eq!(quiet(&memory).worker, 0);
+    });
+}
+
+#[test]
+fn large_packets_wait_while_there_is_no_room_to_put_them_together() {
+    in_namespace(|| {
+        let mut wires = jumbo_wires();
+        let (mut ports, memory) = open(&mut wires, SMALL_RINGS);
+        let mut held: Vec<Frame> = std::iter::from_fn(|| ports[0].take(9000)).collect();
+        for n in 0..20 {
+            wires[0].send(&frame(n, 9000));
+        }
+        ports[0].service().unwrap();
+        let mut burst = Vec::new();
+        assert_eq!(ports[0].rx_burst(&mut burst, 64), 0);
+        assert_eq!(quiet(&memory).worker, 3 * held.len());
+        // Room for one after the other.
+        for n in 0..20 {
+            ports[0].recycle(&mut vec![held.pop().unwrap()]);
+            let packet = receive(&mut ports[0], 1).pop().unwrap();
+            assert_eq!(packet.data(), frame(n, 9000));
+            held.push(packet);
+        }
+        ports[0].recycle(&mut held);
+        let now = quiet(&memory);
+        assert_eq!((now.worker, now.free + now.receiving), (0, now.total));
+        assert_eq!(ports[0].statistics().unwrap().rx_dropped, 0);
     });
 }

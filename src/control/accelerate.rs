@@ -218,7 +218,7 @@ fn tunnel(link: &Link, t: &KernelTunnel, settings: Settings) -> Result<TunnelCon
         mode,
         local,
         remote,
-        peers: Arc::default(),
+        peers: Peers::none(),
         ikey: key(t.iflags, t.ikey),
         okey: key(t.oflags, t.okey),
         icsum: t.iflags & GRE_CSUM != 0,

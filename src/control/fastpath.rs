@@ -22,13 +22,16 @@ use super::{
 use crate::{
     datapath::{Mates, Snapshot, TunnelRecord, mates, punt_queue},
     fib::{Fib, OnPort, PortId},
-    xdp::{PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want, open_ports},
+    xdp::{
+        Attachment, PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want,
+        open_ports,
+    },
 };
 
 /// Packets that wait for the slow path, per worker.
 const PUNTS: usize = 1024;
-/// The largest packet that can be punted, in bytes: what fits a frame.
-const PUNT_LEN: usize = 4096;
+/// The largest packet that can be punted, in bytes, is a device's MTU and what headers it may have got by then.
+const PUNT_HEADERS: usize = 256;
 
 /// What a frame has beyond its device's MTU, in bytes: Ethernet header and two VLAN tags.
 const FRAME_OVERHEAD: u32 = 14 + 2 * 4;
@@ -190,7 +193,8 @@ impl FastPath {
         let mut mates = self.mates(config.spread, &wakers, found).into_iter();
         for ((id, cpu), waker) in cpus.into_iter().enumerate().zip(wakers) {
             let way = (waker, mates.next());
-            let worker = self.start_worker((id as u32, cpu), config.xdp, found, slow, way)?;
+            let how = (config.xdp, config.busy_poll);
+            let worker = self.start_worker((id as u32, cpu), how, found, slow, way)?;
             for (device, socket) in self.devices.iter().zip(&worker.sockets) {
                 steer.set_socket(device.ifindex, worker.id, socket.as_fd())?;
             }
@@ -219,10 +223,19 @@ impl FastPath {
         steer: &mut Steer,
     ) -> Result<(), FastPathError> {
         let (name, ifindex) = (device.name.as_str(), device.ifindex);
-        let attached = match steer.attach(ifindex, name, queues, mode == XdpMode::Generic) {
+        let wanted = Attachment {
+            queues,
+            generic: mode == XdpMode::Generic,
+            mtu: device.mtu,
+        };
+        let attached = match steer.attach(ifindex, name, wanted) {
             Err(why @ SteerError::Attach { .. }) if mode == XdpMode::Auto => {
                 tracing::warn!("{name}: no native XDP ({why}); trying generic");
-                steer.attach(ifindex, name, queues, true)?
+                let generic = Attachment {
+                    generic: true,
+                    ..wanted
+                };
+                steer.attach(ifindex, name, generic)?
             }
             other => other?,
         };
@@ -288,7 +301,7 @@ impl FastPath {
     fn start_worker(
         &self,
         (id, cpu): (u32, usize),
-        mode: XdpMode,
+        (mode, busy_poll): (XdpMode, bool),
         found: &[FoundDevice],
         slow: &SlowPath,
         (waker, mates): (Waker, Option<Mates>),
@@ -306,10 +319,16 @@ impl FastPath {
                 mtu: device.mtu,
             })
             .collect();
-        let ports = open_ports(&specs, want, RingOptions::default())?;
-        let (queue, source) = punt_queue(PUNTS, PUNT_LEN, Box::new(slow.waker()));
+        let largest = specs.iter().map(|spec| spec.mtu as usize).max();
+        let mut ports = open_ports(&specs, want, RingOptions::default())?;
+        if busy_poll {
+            ports.prefer_busy_poll()?;
+        }
+        let len = largest.unwrap_or(0) + PUNT_HEADERS;
+        let (queue, source) = punt_queue(PUNTS, len, Box::new(slow.waker()));
         slow.add_punts(id, source);
-        let worker = WorkerHandle::start((id, cpu), ports, queue, waker, mates);
+        let way = (waker, mates, busy_poll);
+        let worker = WorkerHandle::start((id, cpu), ports, queue, way);
         let worker = worker.map_err(FastPathError::Thread)?;
         let first = worker.sockets.first();
         let got = first.map_or("no", |socket| socket.mode.as_str());

@@ -145,7 +145,7 @@ impl Port for MemoryPort {
         self.pool.borrow_mut().append(burst);
     }
 
-    fn take(&mut self) -> Option<MemoryBuf> {
+    fn take(&mut self, _len: usize) -> Option<MemoryBuf> {
         let mut frame = self.pool.borrow_mut().pop()?;
         (frame.start, frame.end) = (FRAME_LEN, FRAME_LEN);
         Some(frame)

@@ -27,7 +27,7 @@ pub trait Port {
     /// Gives buffers back to the free frames.
     fn recycle(&mut self, burst: &mut Vec<Self::Buf>);
 
-    /// A free frame with an empty packet at the frame's very end, so that `prepend` makes room for a packet of any
-    /// length and leaves it headroom; none when all frames are in use.
-    fn take(&mut self) -> Option<Self::Buf>;
+    /// A free frame for a packet of `len` bytes, with an empty packet at its very end, so that `prepend` makes room and
+    /// leaves headroom; none when all frames are in use.
+    fn take(&mut self, len: usize) -> Option<Self::Buf>;
 }

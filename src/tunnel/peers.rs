@@ -1,6 +1,9 @@
 //! The other ends of a tunnel that has no remote of its own.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, LazyLock},
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
@@ -19,6 +22,12 @@ pub struct Peers {
 }
 
 impl Peers {
+    /// No peers: one for all the tunnels that have a remote, for it is not small.
+    pub fn none() -> Arc<Self> {
+        static NONE: LazyLock<Arc<Peers>> = LazyLock::new(Arc::default);
+        NONE.clone()
+    }
+
     /// None yet, and next hops stand for nothing by themselves.
     pub fn closed() -> Self {
         Self {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 /// The counters' names, in the order of `enum steer_reason`.
-pub const REASONS: [&str; 24] = [
+pub const REASONS: [&str; 25] = [
     "redirected_underlay",
     "redirected_overlay",
     "port_off",
@@ -31,6 +31,7 @@ pub const REASONS: [&str; 24] = [
     "kernel_route",
     "too_big",
     "partial_checksum",
+    "split_header",
     "no_socket",
 ];
 

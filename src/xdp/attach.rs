@@ -96,12 +96,7 @@ pub(super) fn foreign_program(ifindex: u32) -> io::Result<Option<u32>> {
 
 /// The ids of the XDP programs on this device, in whatever mode they are attached.
 pub(super) fn programs(ifindex: u32) -> io::Result<impl Iterator<Item = u32>> {
-    let mut query = sys::bpf_xdp_query_opts {
-        sz: mem::size_of::<sys::bpf_xdp_query_opts>() as sys::size_t,
-        ..Default::default()
-    };
-    // SAFETY: `query` outlives the call and states its own size.
-    check(unsafe { sys::bpf_xdp_query(ifindex as i32, 0, &mut query) })?;
+    let query = query(ifindex)?;
     let attached = [
         query.prog_id,
         query.drv_prog_id,
@@ -109,6 +104,32 @@ pub(super) fn programs(ifindex: u32) -> io::Result<impl Iterator<Item = u32>> {
         query.hw_prog_id,
     ];
     Ok(attached.into_iter().filter(|id| *id != 0))
+}
+
+/// Frames in several buffers reach an XDP program (linux/netdev.h).
+const NETDEV_XDP_ACT_RX_SG: u64 = 1 << 5;
+
+/// Whether a device's driver gives an XDP program frames that take several buffers; none where the kernel does not say
+/// (before Linux 6.3), or the driver offers XDP nothing.
+pub fn takes_pieces(ifindex: u32) -> Option<bool> {
+    let features = query(ifindex).ok()?.feature_flags;
+    (features != 0).then_some(features & NETDEV_XDP_ACT_RX_SG != 0)
+}
+
+/// Frames that the driver takes and gives for one packet in zero-copy mode; 0 where the kernel does not say.
+pub(super) fn zero_copy_pieces(ifindex: u32) -> u32 {
+    query(ifindex).map_or(0, |answer| answer.xdp_zc_max_segs)
+}
+
+/// What the kernel says of XDP on a device.
+fn query(ifindex: u32) -> io::Result<sys::bpf_xdp_query_opts> {
+    let mut query = sys::bpf_xdp_query_opts {
+        sz: mem::size_of::<sys::bpf_xdp_query_opts>() as sys::size_t,
+        ..Default::default()
+    };
+    // SAFETY: `query` outlives the call and states its own size.
+    check(unsafe { sys::bpf_xdp_query(ifindex as i32, 0, &mut query) })?;
+    Ok(query)
 }
 
 fn is_ours(id: u32) -> io::Result<bool> {

@@ -234,10 +234,15 @@ pub(super) fn load_shared(limits: Limits) -> libbpf_rs::Result<(SharedMaps, Filt
     Ok((maps, filters))
 }
 
-/// Loads the steering program with the shared maps; with `bound_to`, the one that asks that device for tags.
+/// The kernel may give the program frames in several buffers (linux/bpf.h).
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
+
+/// Loads the steering program with the shared maps; with `bound_to`, the one that asks that device for tags, and with
+/// `longest`, one that takes frames of up to so many bytes in several buffers.
 pub(super) fn load_steering(
     maps: &SharedMaps,
     bound_to: Option<u32>,
+    longest: Option<u32>,
 ) -> libbpf_rs::Result<Program> {
     let mut storage = MaybeUninit::uninit();
     let mut open: OpenSteerSkel = SteerSkelBuilder::default().open(&mut storage)?;
@@ -256,10 +261,20 @@ pub(super) fn load_steering(
     open.progs.greyhound_quiet.set_autoload(false);
     open.progs.greyhound_steer.set_autoload(bound_to.is_none());
     open.progs.greyhound_tags.set_autoload(bound_to.is_some());
+    let flags = match longest {
+        Some(longest) => {
+            if let Some(constants) = &mut open.maps.rodata_data {
+                constants.longest = longest;
+            }
+            BPF_F_XDP_HAS_FRAGS
+        }
+        None => 0,
+    };
+    open.progs.greyhound_steer.set_flags(flags);
     if let Some(ifindex) = bound_to {
         let program = &mut open.progs.greyhound_tags;
         program.set_ifindex(ifindex);
-        program.set_flags(libbpf_rs::libbpf_sys::BPF_F_XDP_DEV_BOUND_ONLY);
+        program.set_flags(libbpf_rs::libbpf_sys::BPF_F_XDP_DEV_BOUND_ONLY | flags);
     }
     let loaded = open.load()?;
     let program = match bound_to {

@@ -10,6 +10,7 @@
 mod abi;
 mod address;
 mod attach;
+mod busy_poll;
 mod error;
 mod frame;
 mod kick;
@@ -17,15 +18,19 @@ mod load;
 mod metadata;
 mod offload;
 mod open;
+mod pieces;
 mod plan;
 mod port;
 mod promiscuous;
+mod runs;
 mod said;
 mod statistics;
 mod steer;
 mod umem;
 mod wire;
 
+pub use attach::takes_pieces;
+pub use busy_poll::BusyPoll;
 pub use error::SteerError;
 pub use frame::Frame;
 pub use kick::KickCounters;
@@ -37,6 +42,6 @@ pub use plan::{
 };
 pub use port::{XskPort, XskStatistics};
 pub use said::listen_to_libbpf;
-pub use steer::{Attached, Steer};
-pub use umem::{LARGEST_MTU, Ledger, Memory};
+pub use steer::{Attached, Attachment, Steer};
+pub use umem::{LARGEST_MTU, Ledger, Memory, SINGLE_BUFFER_MTU};
 pub use wire::{Wire, WireEnd, WireError};

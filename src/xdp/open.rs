@@ -1,7 +1,14 @@
 //! Opening one worker's ports: the frames, the sockets, and the mode that all of them get.
 
 use std::{
-    cell::RefCell, error::Error, ffi::CString, io, os::fd::AsRawFd, rc::Rc, sync::Arc, thread,
+    cell::RefCell,
+    error::Error,
+    ffi::{CStr, CString},
+    io,
+    os::fd::AsRawFd,
+    rc::Rc,
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -12,8 +19,9 @@ use xsk_rs::{
 };
 
 use super::{
+    attach,
     port::{Rings, XskPort},
-    umem::{self, Memory, Pool, Shared},
+    umem::{self, LARGEST_MTU, Layout, Memory, Pool, SINGLE_BUFFER_MTU, Shared},
 };
 
 /// A device queue to open.
@@ -79,22 +87,30 @@ impl RingOptions {
     fn frames(self, ports: usize) -> u32 {
         ports as u32 * (3 * self.ring_size + Self::IN_HAND)
     }
+
+    /// Enough runs for every TX ring to be full of them while the worker has its hands full.
+    fn runs(self, ports: usize, layout: Layout) -> u32 {
+        match layout.in_pieces() {
+            true => ports as u32 * (self.ring_size / layout.run + Self::IN_HAND / 4) + 64,
+            false => 0,
+        }
+    }
 }
 
 /// Bytes that one worker locks for its packets, with a port on each device of these MTUs; none where one of them does
-/// not fit a frame.
+/// not work.
 pub fn locked_bytes(mtus: &[u32]) -> Option<u64> {
-    let sizes = mtus.iter().map(|mtu| umem::frame_size_for(*mtu).ok());
-    let frame_size = sizes.collect::<Option<Vec<u32>>>()?.into_iter().max()?;
-    let frames = RingOptions::default().frames(mtus.len());
-    Some(u64::from(frames) * u64::from(frame_size))
+    let layout = Layout::of(mtus.iter().copied()).ok()?;
+    let rings = RingOptions::default();
+    let frames = rings.frames(mtus.len()) + rings.runs(mtus.len(), layout) * layout.run;
+    Some(u64::from(frames) * u64::from(layout.frame_size))
 }
 
 /// Why ports could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
     #[error(
-        "{device}: MTU {mtu} does not fit an AF_XDP frame; {largest} is the largest that works: `ip link set {device} mtu {largest}`"
+        "{device}: MTU {mtu} is more than AF_XDP carries; {largest} is the largest that works: `ip link set {device} mtu {largest}`"
     )]
     MtuTooLarge {
         device: String,
@@ -113,13 +129,21 @@ pub enum PortError {
         frame_size: u32,
         reason: String,
     },
+    #[error("{device} queue {queue}: no busy polling: {option}: {source}{hint}")]
+    BusyPoll {
+        device: String,
+        queue: u32,
+        option: &'static str,
+        source: io::Error,
+        hint: &'static str,
+    },
     #[error("{device} queue {queue}: no AF_XDP socket in {mode} mode: {source}{hint}", mode = .mode.as_str())]
     Bind {
         device: String,
         queue: u32,
         mode: Mode,
         source: io::Error,
-        hint: &'static str,
+        hint: String,
     },
 }
 
@@ -128,7 +152,7 @@ pub enum PortError {
 /// It is opened where the configuration is and moves whole into the worker's thread, where
 /// [`into_parts`](Self::into_parts) takes it apart; the parts stay there.
 pub struct PortSet {
-    ports: Vec<XskPort>,
+    pub(super) ports: Vec<XskPort>,
     memory: Memory,
 }
 
@@ -209,20 +233,21 @@ fn open_in_mode(
     mode: Mode,
     options: RingOptions,
 ) -> Result<PortSet, PortError> {
-    let mut frame_size = 0;
-    for spec in specs {
-        let size = umem::frame_size_for(spec.mtu).map_err(|largest| PortError::MtuTooLarge {
-            device: spec.device.clone(),
-            mtu: spec.mtu,
-            largest,
-        })?;
-        frame_size = frame_size.max(size);
-    }
-    let pool = Pool::new(options.frames(specs.len()), frame_size, options.ring_size)?;
+    let layout = Layout::of(specs.iter().map(|spec| spec.mtu));
+    let layout = layout.map_err(|at| PortError::MtuTooLarge {
+        device: specs[at].device.clone(),
+        mtu: specs[at].mtu,
+        largest: LARGEST_MTU,
+    })?;
+    let counts = (
+        options.frames(specs.len()),
+        options.runs(specs.len(), layout),
+    );
+    let pool = Pool::new(counts, layout, options.ring_size)?;
     let pool = Rc::new(RefCell::new(pool));
     let mut ports = Vec::with_capacity(specs.len());
     for spec in specs {
-        let mut port = bind(spec, mode, options.ring_size, &pool)?;
+        let mut port = bind(spec, (mode, layout), options.ring_size, &pool)?;
         port.replenish();
         ports.push(port);
     }
@@ -232,12 +257,17 @@ fn open_in_mode(
     })
 }
 
-fn bind(spec: &PortSpec, mode: Mode, ring_size: u32, pool: &Shared) -> Result<XskPort, PortError> {
+fn bind(
+    spec: &PortSpec,
+    (mode, layout): (Mode, Layout),
+    ring_size: u32,
+    pool: &Shared,
+) -> Result<XskPort, PortError> {
     let refused = |source: io::Error| PortError::Bind {
         device: spec.device.clone(),
         queue: spec.queue,
         mode,
-        hint: hint(&source),
+        hint: hint(&source, layout),
         source,
     };
     let name = CString::new(spec.device.as_str())
@@ -247,12 +277,23 @@ fn bind(spec: &PortSpec, mode: Mode, ring_size: u32, pool: &Shared) -> Result<Xs
         Mode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
         Mode::Copy => BindFlags::XDP_COPY,
     };
+    let pieces = match layout.in_pieces() {
+        true => BindFlags::XDP_USE_SG,
+        false => BindFlags::empty(),
+    };
     let config = SocketConfig::builder()
         .rx_queue_size(entries)
         .tx_queue_size(entries)
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(flag | BindFlags::XDP_USE_NEED_WAKEUP)
+        .bind_flags(flag | pieces | BindFlags::XDP_USE_NEED_WAKEUP)
         .build();
+    if mode == Mode::ZeroCopy && layout.in_pieces() {
+        // The kernel refuses one that takes a single frame; one that takes too few would drop silently.
+        let most = attach::zero_copy_pieces(index_of(&name));
+        if (1..=layout.run).contains(&most) {
+            return Err(refused(io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
+        }
+    }
     let umem = pool.borrow().umem().clone();
     // SAFETY: no program is loaded by the library (INHIBIT_PROG_LOAD), which is what this call demands. All
     // frames belong to the free list.
@@ -269,7 +310,15 @@ fn bind(spec: &PortSpec, mode: Mode, ring_size: u32, pool: &Shared) -> Result<Xs
     };
     let got = mode_of(&rings).map_err(refused)?;
     raise_send_budget(&rings, ring_size);
-    Ok(XskPort::new(rings, spec.clone(), got, ring_size, pool))
+    let mut port = XskPort::new(rings, spec.clone(), got, ring_size, pool);
+    port.in_pieces = layout.in_pieces();
+    Ok(port)
+}
+
+/// A device's index in this network namespace; 0 where there is none.
+fn index_of(device: &CStr) -> u32 {
+    // SAFETY: the name ends with a zero byte, and is only read. No frame is touched.
+    unsafe { libc::if_nametoindex(device.as_ptr()) }
 }
 
 /// Asks the socket which mode it got.
@@ -311,15 +360,21 @@ fn raise_send_budget(rings: &Rings, ring_size: u32) {
 }
 
 /// What to do about a refused bind.
-fn hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
+fn hint(source: &io::Error, layout: Layout) -> String {
+    let hint = match source.raw_os_error() {
+        Some(libc::EINVAL) if layout.in_pieces() => {
+            return format!(
+                "; is there such a queue (`ethtool -l`)? An MTU above {SINGLE_BUFFER_MTU} needs Linux 6.6"
+            );
+        }
         Some(libc::EBUSY) => "; another AF_XDP socket holds this queue (`ss --xdp -p` names it)",
         Some(libc::EINVAL) => "; is there such a queue (`ethtool -l`), and does the MTU fit?",
         Some(libc::EOPNOTSUPP) => "; the driver does not offer it",
         Some(libc::EPERM) => "; CAP_NET_RAW and CAP_NET_ADMIN are needed",
         Some(libc::ENOBUFS) => "; raise the memlock limit or grant CAP_IPC_LOCK",
         _ => "",
-    }
+    };
+    hint.into()
 }
 
 /// The operating system's error behind one of xsk-rs's.

@@ -22,7 +22,7 @@ use super::{
 };
 
 /// How many descriptors pass through the rings at a time.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 /// One receive queue of one device.
 ///
@@ -34,17 +34,23 @@ pub struct XskPort {
     pub(super) spec: PortSpec,
     pub(super) mode: Mode,
     pub(super) why_not_zero_copy: Option<Arc<str>>,
-    ring_size: usize,
-    area: Area,
-    umem: Umem,
-    pool: Shared,
+    pub(super) ring_size: usize,
+    pub(super) area: Area,
+    pub(super) umem: Umem,
+    pub(super) pool: Shared,
     /// Frames of this port that are with the kernel for reception, and for transmission.
-    receiving: usize,
-    transmitting: usize,
+    pub(super) receiving: usize,
+    pub(super) transmitting: usize,
     /// The last `rx_burst` found nothing.
     idle: bool,
-    counters: KickCounters,
-    batch: Box<[FrameDesc; BATCH]>,
+    /// An idle port polls its device.
+    pub(super) polls: bool,
+    pub(super) counters: KickCounters,
+    pub(super) batch: Box<[FrameDesc; BATCH]>,
+    /// Packets may come and go in several frames each; what that takes is in `pieces.rs`.
+    pub(super) in_pieces: bool,
+    /// The pieces so far of a packet whose last one has not come yet.
+    pub(super) pieces: Vec<FrameDesc>,
 }
 
 /// The four rings of one socket.
@@ -96,8 +102,11 @@ impl XskPort {
             receiving: 0,
             transmitting: 0,
             idle: true,
+            polls: false,
             counters: KickCounters::default(),
             batch: Box::new([FrameDesc::default(); BATCH]),
+            in_pieces: false,
+            pieces: Vec::with_capacity(BATCH),
         }
     }
 
@@ -179,12 +188,16 @@ impl XskPort {
     }
 
     /// Takes completed transmissions back to the free list.
-    fn reclaim(&mut self) {
+    pub(super) fn reclaim(&mut self) {
         while self.transmitting > 0 {
             // SAFETY: descriptors of this UMEM; their frames were the kernel's and are now the free list's.
             let n = unsafe { self.rings.completion.consume(&mut self.batch[..]) };
             if n == 0 {
                 break;
+            }
+            if self.in_pieces {
+                self.take_back(n);
+                continue;
             }
             let mut pool = self.pool.borrow_mut();
             pool.free.extend_from_slice(&self.batch[..n]);
@@ -234,7 +247,7 @@ impl XskPort {
     }
 
     /// How many packets the TX ring takes now, at most `wanted`.
-    fn room(&mut self, wanted: usize) -> usize {
+    pub(super) fn room(&mut self, wanted: usize) -> usize {
         let wanted = wanted.min(self.ring_size - self.transmitting);
         (self.rings.tx.nb_free(wanted as u32) as usize).min(wanted)
     }
@@ -293,8 +306,9 @@ impl Port for XskPort {
         if kicked {
             self.kick()?;
         }
-        // Nothing else would tell an idle port that its device went down or away.
-        if self.rings.fill.needs_wakeup() || (self.idle && !kicked) {
+        // Nothing else would tell an idle port that its device went down or away. Where busy polling is preferred, it is
+        // this call that polls.
+        if self.rings.fill.needs_wakeup() || (self.idle && (self.polls || !kicked)) {
             self.wake_receiver()?;
         }
         Ok(())
@@ -309,6 +323,13 @@ impl Port for XskPort {
                 break;
             }
             let replaced = self.replenish().min(ready);
+            if self.in_pieces {
+                match self.receive_pieces(burst, replaced) {
+                    Some(packets) => received += packets,
+                    None => break,
+                }
+                continue;
+            }
             if replaced == 0 {
                 break;
             }
@@ -330,6 +351,14 @@ impl Port for XskPort {
             if room == 0 {
                 break;
             }
+            if self.in_pieces {
+                room = self.transmit_pieces(burst, room);
+                sent += room;
+                if room == 0 {
+                    break;
+                }
+                continue;
+            }
             self.transmit(burst, room);
             sent += room;
         }
@@ -343,7 +372,7 @@ impl Port for XskPort {
         }
     }
 
-    fn take(&mut self) -> Option<Frame> {
-        self.pool.borrow_mut().take()
+    fn take(&mut self, len: usize) -> Option<Frame> {
+        self.pool.borrow_mut().take(len)
     }
 }

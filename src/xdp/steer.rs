@@ -21,6 +21,7 @@ use super::{
     metadata,
     plan::{self, Changes, Plan, PrefixStep, PrefixTable, Table, Tables},
     said::expecting,
+    umem::longest_in_pieces,
 };
 
 /// `XDP_REDIRECT` of `enum xdp_action`.
@@ -34,6 +35,17 @@ pub struct Attached {
     /// VLAN tags that the device keeps beside the frame are seen. Where they are not, the device must leave
     /// them in the frame ([`TagsInFrame`](super::TagsInFrame)), or nothing may be steered that could carry one.
     pub sees_tags: bool,
+}
+
+/// How the program is attached to a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attachment {
+    /// Receive queues.
+    pub queues: u32,
+    /// Behind the kernel's buffers instead of in the driver.
+    pub generic: bool,
+    /// The device's MTU in bytes. Frames of a large one come in several buffers each.
+    pub mtu: u32,
 }
 
 /// The steering program, its attachments and its maps.
@@ -66,6 +78,7 @@ struct Device {
     program: Program,
     link: attach::Link,
     slots: Range<u32>,
+    mtu: u32,
 }
 
 impl Steer {
@@ -87,15 +100,14 @@ impl Steer {
         })
     }
 
-    /// Attaches the program to a device of this network namespace with `queues` receive queues, natively or (`generic`)
-    /// behind the kernel's buffers; never by itself the one for the other. From then on the plan holds for it.
-    pub fn attach(
-        &mut self,
-        ifindex: u32,
-        name: &str,
-        queues: u32,
-        generic: bool,
-    ) -> Result<Attached> {
+    /// Attaches the program to a device of this network namespace, natively or generic as is asked; never by itself the one
+    /// for the other. From then on the plan holds for it.
+    pub fn attach(&mut self, ifindex: u32, name: &str, wanted: Attachment) -> Result<Attached> {
+        let Attachment {
+            queues,
+            generic,
+            mtu,
+        } = wanted;
         if self.devices.contains_key(&ifindex) {
             return Err(SteerError::AlreadyAttached { ifindex });
         }
@@ -104,7 +116,7 @@ impl Steer {
             Some((link, generic)) => (Some(link), generic),
             None => (None, generic),
         };
-        let (mut program, sees_tags) = self.load_for(ifindex, generic)?;
+        let (mut program, sees_tags) = self.load_for(ifindex, generic, mtu)?;
         for (vlan, entry) in self.plan.port_entries(ifindex) {
             program.write(
                 vlan,
@@ -125,6 +137,7 @@ impl Steer {
             program,
             link,
             slots,
+            mtu,
         };
         self.devices.insert(ifindex, device);
         Ok(Attached {
@@ -311,13 +324,13 @@ impl Steer {
     }
 
     /// What the program would say of a frame on an attached device, and counts nowhere: it is loaded once more, with the
-    /// same maps and counters of its own. None for a device that is not attached. A frame that does not fit into one page
-    /// with the kernel's own room is refused.
+    /// same maps and counters of its own. None for a device that is not attached. A frame that the program of
+    /// the device could not get is refused.
     pub fn trace(&self, ifindex: u32, frame: &[u8]) -> Result<Option<&'static str>> {
         let Some(device) = self.devices.get(&ifindex) else {
             return Ok(None);
         };
-        let (mut program, _) = self.load_for(ifindex, true)?;
+        let (mut program, _) = self.load_for(ifindex, true, device.mtu)?;
         for (vlan, entry) in &device.program.written {
             program.write(*vlan, *entry)?;
         }
@@ -445,16 +458,17 @@ impl Steer {
     }
 
     /// The program for a device, and whether it is the one that sees tags beside the frame.
-    fn load_for(&self, ifindex: u32, generic: bool) -> Result<(Program, bool)> {
+    fn load_for(&self, ifindex: u32, generic: bool, mtu: u32) -> Result<(Program, bool)> {
+        let longest = longest_in_pieces(mtu);
         if !generic && metadata::reads_vlan_tag(ifindex) {
-            match expecting(|| load_steering(&self.maps, Some(ifindex))) {
+            match expecting(|| load_steering(&self.maps, Some(ifindex), longest)) {
                 Ok(program) => return Ok((program, true)),
                 Err(error) => {
                     tracing::debug!("device {ifindex}: no program that asks for tags: {error:#}");
                 }
             }
         }
-        let program = load_steering(&self.maps, None).map_err(SteerError::Load)?;
+        let program = load_steering(&self.maps, None, longest).map_err(SteerError::Load)?;
         Ok((program, false))
     }
 

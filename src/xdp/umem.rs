@@ -15,7 +15,7 @@ use xsk_rs::{
     umem::UmemCreateError,
 };
 
-use super::{address::AddressSlot, frame::Frame, open::PortError};
+use super::{address::AddressSlot, frame::Frame, open::PortError, runs::Runs};
 
 /// Bytes that XDP keeps free in front of every received packet (`XDP_PACKET_HEADROOM`). Encapsulation grows
 /// into them, so a tunnel header costs no room for data.
@@ -24,23 +24,63 @@ const XDP_HEADROOM: u32 = 256;
 /// that some drivers count in.
 const LINK_OVERHEAD: u32 = 14 + 2 * 4 + 4;
 /// The frame sizes to choose from, in bytes: powers of two, and one page at most (an aligned UMEM).
-const FRAME_SIZES: [u32; 2] = [2048, 4096];
+const SMALL: u32 = 2048;
+const LARGE: u32 = 4096;
+/// Frames that one packet may take: what the kernel sends in one go (MAX_SKB_FRAGS).
+const MOST_FRAMES: u32 = 17;
 
-/// The largest device MTU that a frame of `frame_size` bytes can receive.
-const fn largest_mtu(frame_size: u32) -> u32 {
-    frame_size - XDP_HEADROOM - LINK_OVERHEAD
+/// What a frame of so many bytes can receive.
+const fn room(frame_size: u32) -> u32 {
+    frame_size - XDP_HEADROOM
 }
 
-/// The largest device MTU that any frame can receive.
-pub const LARGEST_MTU: u32 = largest_mtu(FRAME_SIZES[FRAME_SIZES.len() - 1]);
+/// The largest device MTU that drivers take natively where each packet has one buffer: a page, less the room in front of
+/// the packet and the kernel's own behind it (`struct skb_shared_info`). Drivers differ by a few bytes; this suits all.
+pub const SINGLE_BUFFER_MTU: u32 = 3498;
 
-/// The smallest frame size, in bytes, that receives what a device with this MTU delivers; otherwise the largest
-/// MTU that works.
-pub(super) fn frame_size_for(mtu: u32) -> Result<u32, u32> {
-    FRAME_SIZES
-        .into_iter()
-        .find(|&size| mtu <= largest_mtu(size))
-        .ok_or(LARGEST_MTU)
+/// The largest device MTU that works.
+pub const LARGEST_MTU: u32 = MOST_FRAMES * room(LARGE) - LINK_OVERHEAD;
+
+/// The longest frame, in bytes, that a device with this MTU delivers in several buffers; none where each has one.
+pub(super) fn longest_in_pieces(mtu: u32) -> Option<u32> {
+    (mtu > SINGLE_BUFFER_MTU).then_some(mtu + LINK_OVERHEAD)
+}
+
+/// How the packets of a worker's devices lie in its frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Bytes of a frame.
+    pub frame_size: u32,
+    /// Frames of a run, which holds the largest packet; 1 where each packet has one frame, and there are no runs.
+    pub run: u32,
+}
+
+impl Layout {
+    /// The smallest that holds what devices of these MTUs deliver; otherwise the place of an MTU that is too large.
+    pub fn of(mtus: impl Iterator<Item = u32>) -> Result<Layout, usize> {
+        let mut layout = Layout {
+            frame_size: SMALL,
+            run: 1,
+        };
+        for (at, mtu) in mtus.enumerate() {
+            if mtu > LARGEST_MTU {
+                return Err(at);
+            }
+            if mtu + LINK_OVERHEAD > room(SMALL) {
+                layout.frame_size = LARGE;
+            }
+            if let Some(longest) = longest_in_pieces(mtu) {
+                let run = (XDP_HEADROOM + longest).div_ceil(LARGE).max(2);
+                layout.run = layout.run.max(run);
+            }
+        }
+        Ok(layout)
+    }
+
+    /// Whether packets come and go in several frames each.
+    pub fn in_pieces(self) -> bool {
+        self.run > 1
+    }
 }
 
 /// Where one worker's frames are, at this moment. A frame is in exactly one place, so the places always add
@@ -75,7 +115,7 @@ impl Memory {
         let pool = self.0.borrow();
         Ledger {
             total: pool.total,
-            free: pool.free.len(),
+            free: pool.free.len() + pool.runs.free() * pool.runs.frames,
             receiving: pool.receiving,
             worker: pool.lent,
             transmitting: pool.transmitting,
@@ -113,8 +153,8 @@ fn prefetch(start: NonNull<u8>) {
 pub(super) struct Area {
     base: NonNull<u8>,
     bytes: usize,
-    frame_size: usize,
-    slot: AddressSlot,
+    pub frame_size: usize,
+    pub slot: AddressSlot,
 }
 
 impl Area {
@@ -138,7 +178,7 @@ impl Area {
     /// A frame's beginning as an offset from the UMEM's start. Panics for a frame of another UMEM: the kernel
     /// must never be given an address that is not the token's own.
     #[inline]
-    fn offset(&self, start: NonNull<u8>) -> usize {
+    pub fn offset(&self, start: NonNull<u8>) -> usize {
         let offset = (start.as_ptr() as usize).wrapping_sub(self.base.as_ptr() as usize);
         assert!(offset < self.bytes, "a frame of another worker's memory");
         offset
@@ -156,6 +196,17 @@ impl Area {
         std::mem::forget(frame);
     }
 
+    /// A byte of the UMEM.
+    ///
+    /// # Safety
+    ///
+    /// The offset is that of a frame's byte, or of the end of the last one.
+    #[inline]
+    pub unsafe fn at(&self, offset: usize) -> NonNull<u8> {
+        // SAFETY: the caller says that it lies inside the mapping, or at its end.
+        unsafe { self.base.add(offset) }
+    }
+
     /// A descriptor for the frame that begins at `chunk`, with no packet in it.
     #[inline]
     fn retire(&self, chunk: NonNull<u8>) -> FrameDesc {
@@ -171,6 +222,7 @@ impl Area {
 /// aligned mode the kernel masks an address to its frame, so descriptors come back as they are.
 pub(super) struct Pool {
     pub free: Vec<FrameDesc>,
+    pub runs: Runs,
     pub area: Area,
     umem: Umem,
     total: usize,
@@ -184,8 +236,15 @@ pub(super) struct Pool {
 
 impl Pool {
     /// Maps and registers nothing yet (the first socket does), but allocates all of it: `frames` frames of
-    /// `frame_size` bytes, with fill and completion rings of `ring_size` entries.
-    pub fn new(frames: u32, frame_size: u32, ring_size: u32) -> Result<Self, PortError> {
+    /// the layout's size, and `runs` runs, with fill and completion rings of `ring_size` entries.
+    pub fn new(
+        (frames, runs): (u32, u32),
+        layout: Layout,
+        ring_size: u32,
+    ) -> Result<Self, PortError> {
+        let frame_size = layout.frame_size;
+        let alone = frames;
+        let frames = alone + runs * layout.run;
         let refused = |reason: String| PortError::Memory {
             frames,
             frame_size,
@@ -199,18 +258,27 @@ impl Pool {
             .map_err(|e| refused(e.to_string()))?;
         let count = NonZeroU32::new(frames).ok_or_else(|| refused("no frames".into()))?;
         let slot = AddressSlot::locate().ok_or(PortError::AddressHidden)?;
-        let (umem, free) = Umem::new(config, count, false).map_err(|e| refused(explain(&e)))?;
+        let (umem, mut free) = Umem::new(config, count, false).map_err(|e| refused(explain(&e)))?;
         let first = FrameDesc::default();
         // SAFETY: no socket exists yet, so this thread owns every frame; the borrow ends here.
         let base = NonNull::from(unsafe { umem.data(&first) }.contents()).cast::<u8>();
+        let total = free.len();
+        free.truncate(alone as usize);
+        let frame_size = frame_size as usize;
         Ok(Self {
             area: Area {
                 base,
-                bytes: frames as usize * frame_size as usize,
-                frame_size: frame_size as usize,
+                bytes: frames as usize * frame_size,
+                frame_size,
                 slot,
             },
-            total: free.len(),
+            runs: Runs::new(
+                free.len() * frame_size,
+                runs,
+                layout.run as usize,
+                frame_size,
+            ),
+            total,
             free,
             umem,
             lent: 0,
@@ -234,21 +302,31 @@ impl Pool {
     #[inline]
     fn put_chunk(&mut self, chunk: NonNull<u8>) {
         let desc = self.area.retire(chunk);
-        self.free.push(desc);
-        self.lent -= 1;
+        match self.runs.of(desc.addr()) {
+            None => {
+                self.free.push(desc);
+                self.lent -= 1;
+            }
+            Some(run) => {
+                self.runs.put(run);
+                self.lent -= self.runs.frames;
+            }
+        }
     }
 
-    /// A free frame with an empty packet at its very end: all of it is headroom.
-    pub fn take(&mut self) -> Option<Frame> {
-        let mut desc = self.free.pop()?;
-        let chunk = desc.addr() & !(self.area.frame_size - 1);
-        self.area.slot.set(&mut desc, chunk);
-        self.lent += 1;
-        // SAFETY: the frame was free and is now this token's alone; its end is at most the mapping's end.
-        unsafe {
-            let end = self.area.base.add(chunk + self.area.frame_size);
-            Some(Frame::new(end, self.area.frame_size as u32, 0))
-        }
+    /// A free frame, or a run where a packet of `len` bytes needs one, with an empty packet at its very end: all of it is
+    /// headroom.
+    pub fn take(&mut self, len: usize) -> Option<Frame> {
+        let frame_size = self.area.frame_size;
+        let (chunk, frames) =
+            match len + XDP_HEADROOM as usize > frame_size && self.runs.count() > 0 {
+                true => (self.runs.take()?, self.runs.frames),
+                false => (self.free.pop()?.addr() & !(frame_size - 1), 1),
+            };
+        self.lent += frames;
+        let size = frames * frame_size;
+        // SAFETY: the frames were free and are now this token's alone; their end is at most the mapping's end.
+        unsafe { Some(Frame::new(self.area.at(chunk + size), size as u32, 0)) }
     }
 }
 
@@ -314,13 +392,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ordinary_mtus_take_half_a_page_and_jumbo_is_refused_with_the_largest_that_works() {
-        assert_eq!(frame_size_for(1500), Ok(2048));
-        assert_eq!(frame_size_for(1766), Ok(2048));
-        assert_eq!(frame_size_for(1767), Ok(4096));
-        assert_eq!(frame_size_for(3814), Ok(4096));
-        assert_eq!(frame_size_for(3815), Err(3814));
-        assert_eq!(frame_size_for(9000), Err(3814));
+    fn ordinary_mtus_take_half_a_page_and_large_ones_several() {
+        let layout = |mtus: &[u32]| Layout::of(mtus.iter().copied()).map(|l| (l.frame_size, l.run));
+        assert_eq!(layout(&[1500]), Ok((2048, 1)));
+        assert_eq!(layout(&[1766]), Ok((2048, 1)));
+        assert_eq!(layout(&[1500, 1767]), Ok((4096, 1)));
+        assert_eq!(layout(&[3498]), Ok((4096, 1)));
+        assert_eq!(layout(&[3499]), Ok((4096, 2)));
+        assert_eq!(layout(&[9000, 1500]), Ok((4096, 3)));
+        assert_eq!(layout(&[65_254]), Ok((4096, 16)));
+        assert_eq!(layout(&[1500, 65_255]), Err(1));
     }
 
     #[test]

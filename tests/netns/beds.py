@@ -55,11 +55,11 @@ class Single:
         "address": ["10.200.0.1/30", "fd00:200::1/64"], "routes": ["10.2.0.0/16", "fd02::/64"],
     }
 
-    def __init__(self, directory: pathlib.Path, tunnel: dict | None = None, *, mtu: int = 1500, queues: int = 1,
-                 start: bool = True, **router):
+    def __init__(self, directory: pathlib.Path, tunnel: dict | None = None, *, mtu: int = 1500, inner: int = 1500,
+                 queues: int = 1, start: bool = True, **router):
         self._stack = contextlib.ExitStack()
         try:
-            self.bench = self._stack.enter_context(Bench(mtu, queues))
+            self.bench = self._stack.enter_context(Bench(mtu, queues, inner))
             self.host, self.router, self.far = self.bench.host, self.bench.router, self.bench.far
             self.greyhound = self._stack.enter_context(contextlib.closing(Greyhound(self.router, directory)))
             self.inside = self._stack.enter_context(contextlib.closing(Tap(self.host, "h0")))
@@ -244,10 +244,11 @@ class Pair:
 
     LAB = Lab
 
-    def __init__(self, directory: pathlib.Path, *tunnels: dict, mtu: int = 1500, start: bool = True, **router):
+    def __init__(self, directory: pathlib.Path, *tunnels: dict, mtu: int = 1500, inner: int = 1500, start: bool = True,
+                 **router):
         self._stack = contextlib.ExitStack()
         try:
-            lab = self._stack.enter_context(self.LAB(mtu))
+            lab = self._stack.enter_context(self.LAB(mtu, inner))
             self.lab = lab
             self.host_a, self.router_a, self.router_b, self.host_b = lab.host_a, lab.router_a, lab.router_b, lab.host_b
             self.a = self._stack.enter_context(contextlib.closing(Greyhound(self.router_a, directory, "A")))

@@ -189,17 +189,17 @@ class Bench(Bed):
     FAR_MAC, OUTER_MAC = "02:00:00:00:02:02", "52:54:00:4b:50:10"
     LOCAL, REMOTE = "10.9.0.1", "10.9.0.2"
 
-    def __init__(self, mtu: int = 1500, queues: int = 1):
+    def __init__(self, mtu: int = 1500, queues: int = 1, inner: int = 1500):
         super().__init__()
         try:
-            self._build(mtu, queues)
+            self._build(mtu, queues, inner)
         except BaseException:
             self._stack.close()
             raise
 
-    def _build(self, mtu: int, queues: int) -> None:
+    def _build(self, mtu: int, queues: int, inner: int) -> None:
         self.host, self.router, self.far = (self.namespace(role) for role in ("host", "router", "far"))
-        veth(self.host, "h0", self.router, "inner0", queues=queues)
+        veth(self.host, "h0", self.router, "inner0", inner, queues)
         veth(self.far, "f0", self.router, "outer0", mtu, queues)
         for ns, name, mac in (
             (self.host, "h0", self.HOST_MAC),
@@ -228,20 +228,20 @@ class Lab(Bed):
     hostA a0 ── lan routerA wan ── wan routerB lan ── b0 hostB
     """
 
-    def __init__(self, mtu: int = 1500):
+    def __init__(self, mtu: int = 1500, inner: int = 1500):
         super().__init__()
         try:
-            self._build(mtu)
+            self._build(mtu, inner)
         except BaseException:
             self._stack.close()
             raise
 
-    def _build(self, mtu: int) -> None:
+    def _build(self, mtu: int, inner: int) -> None:
         self.host_a, self.router_a, self.router_b, self.host_b = (
             self.namespace(role) for role in ("hostA", "routerA", "routerB", "hostB")
         )
-        veth(self.host_a, "a0", self.router_a, "lan")
-        veth(self.host_b, "b0", self.router_b, "lan")
+        veth(self.host_a, "a0", self.router_a, "lan", inner)
+        veth(self.host_b, "b0", self.router_b, "lan", inner)
         self._wire(mtu)
         sides = ((self.host_a, "a0", self.router_a, 1), (self.host_b, "b0", self.router_b, 2))
         for host, device, router, n in sides:

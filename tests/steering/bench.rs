@@ -8,7 +8,8 @@ use std::{
 };
 
 use greyhound::xdp::{
-    Attached, Limits, Plan, PortPlan, PrefixAction, PrefixPlan, Steer, TunnelClass, TunnelMatch,
+    Attached, Attachment, Limits, Plan, PortPlan, PrefixAction, PrefixPlan, Steer, TunnelClass,
+    TunnelMatch,
 };
 use ipnet::IpNet;
 use socket2::{Domain, Socket, Type};
@@ -19,6 +20,15 @@ use crate::{
 };
 
 pub const LO: u32 = 1;
+
+/// An attachment to a device with an ordinary MTU.
+pub fn how(queues: u32, generic: bool) -> Attachment {
+    Attachment {
+        queues,
+        generic,
+        mtu: 1500,
+    }
+}
 
 pub fn tunnel(
     local: impl Into<IpAddr>,
@@ -120,9 +130,18 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Bench {
+        Bench::of_mtu(1500)
+    }
+
+    /// As if the device had this MTU.
+    pub fn of_mtu(mtu: u32) -> Bench {
         let namespace = Namespace::enter("bench");
         let mut steer = Steer::load(Limits::default()).unwrap();
-        let attached = steer.attach(LO, "lo", 1, true).unwrap();
+        let wanted = Attachment {
+            mtu,
+            ..how(1, true)
+        };
+        let attached = steer.attach(LO, "lo", wanted).unwrap();
         assert_eq!(
             attached,
             Attached {

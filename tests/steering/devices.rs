@@ -52,7 +52,7 @@ impl Pair {
         let mut plan = plan(port);
         plan.ports = [(near, port)].into();
         steer.apply(&plan).unwrap();
-        let attached = steer.attach(near, "near", 1, generic).unwrap();
+        let attached = steer.attach(near, "near", how(1, generic)).unwrap();
         let socket = Socket::new(Domain::from(libc::AF_XDP), Type::RAW, None).unwrap();
         steer.set_socket(near, 0, socket.as_fd()).unwrap();
         Pair {
@@ -211,7 +211,7 @@ fn other_programs_are_named_and_ours_goes_with_us() {
     let near = pair.near;
     assert_eq!(Steer::foreign_program(near).unwrap(), None);
     let mut second = Steer::load(Limits::default()).unwrap();
-    let error = second.attach(near, "near", 1, false).unwrap_err();
+    let error = second.attach(near, "near", how(1, false)).unwrap_err();
     assert!(
         matches!(&error, SteerError::Busy { device, program } if device == "near" && *program > 0)
     );
@@ -225,12 +225,12 @@ fn other_programs_are_named_and_ours_goes_with_us() {
     drop(steer);
     let other = no_op_xdp(near);
     let id = Steer::foreign_program(near).unwrap().unwrap();
-    let error = second.attach(near, "near", 1, false).unwrap_err();
+    let error = second.attach(near, "near", how(1, false)).unwrap_err();
     assert!(matches!(error, SteerError::Busy { program, .. } if program == id));
     assert!(error.to_string().contains(&format!("id {id}")), "{error}");
     drop(other);
     eventually(|| Steer::foreign_program(near).unwrap().is_none());
-    second.attach(near, "near", 1, false).unwrap();
+    second.attach(near, "near", how(1, false)).unwrap();
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn a_refusal_to_attach_says_what_to_do() {
     let mut steer = Steer::load(Limits::default()).unwrap();
     let mut refused = |ifindex| {
         steer
-            .attach(ifindex, "near", 1, false)
+            .attach(ifindex, "near", how(1, false))
             .unwrap_err()
             .to_string()
     };

@@ -52,11 +52,11 @@ fn slots_outlive_no_attachment() {
     bench.steer.apply(&plan(BOTH)).unwrap();
     bench.steer.detach(LO);
     assert!(bench.steer.judge(LO, &ours(0, 0)).is_err());
-    bench.steer.attach(LO, "lo", 1, true).unwrap();
+    bench.steer.attach(LO, "lo", how(1, true)).unwrap();
     // The plan holds for the new attachment, the old socket does not.
     assert_eq!(bench.reason(&ours(0, 0)), "no_socket");
     assert!(matches!(
-        bench.steer.attach(LO, "lo", 1, true),
+        bench.steer.attach(LO, "lo", how(1, true)),
         Err(SteerError::AlreadyAttached { ifindex: LO })
     ));
 }
@@ -66,8 +66,8 @@ fn every_device_has_slots_of_its_own() {
     let mut bench = Bench::new();
     ip(&["link", "add", "near", "type", "veth", "peer", "name", "far"]);
     let (near, far) = (host::ifindex("near"), host::ifindex("far"));
-    bench.steer.attach(near, "near", 1, true).unwrap();
-    bench.steer.attach(far, "far", 0, true).unwrap();
+    bench.steer.attach(near, "near", how(1, true)).unwrap();
+    bench.steer.attach(far, "far", how(0, true)).unwrap();
     let mut plan = plan(BOTH);
     plan.ports = [LO, near, far].map(|ifindex| (ifindex, BOTH)).into();
     bench.steer.apply(&plan).unwrap();
@@ -183,7 +183,7 @@ fn a_plan_beyond_the_limits_is_refused_whole() {
         "{error}"
     );
     assert!(steer.verify().unwrap());
-    let error = steer.attach(LO, "lo", 2, true).unwrap_err();
+    let error = steer.attach(LO, "lo", how(2, true)).unwrap_err();
     assert!(
         matches!(
             error,

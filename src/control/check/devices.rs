@@ -6,11 +6,11 @@ use super::{
 };
 use crate::{
     control::config::{Config, TunnelConfig, XdpMode},
-    xdp::LARGEST_MTU,
+    xdp::{LARGEST_MTU, SINGLE_BUFFER_MTU},
 };
 
-/// What fits one page beside the room that XDP and drivers want in it, in bytes.
-const SINGLE_BUFFER_MTU: u32 = 3498;
+/// The kernel from which on AF_XDP takes packets in several buffers (XDP_USE_SG).
+const IN_PIECES: (u32, u32) = (6, 6);
 /// The kernel that lets an XDP program read a tag that the device took off the frame (bpf_xdp_metadata_rx_vlan_tag).
 pub(super) const READS_TAGS: (u32, u32) = (6, 8);
 /// The virtual kinds whose drivers run XDP themselves; all others have it done for them after the fact (generic).
@@ -63,7 +63,7 @@ fn socket(config: &Config, host: &Host, link: &Link) -> Vec<Finding> {
     let xdp = config.router.xdp;
     let mut findings = Vec::from_iter(kind(xdp, link));
     findings.extend(program(host, link));
-    findings.extend(jumbo(link));
+    findings.extend(jumbo(xdp, host, link));
     findings.extend(vlans(config, host, link));
     findings.extend(offloads(xdp, host, link));
     findings
@@ -202,27 +202,47 @@ fn program(host: &Host, link: &Link) -> Option<Finding> {
     Some(Finding::fail("xdp", &link.name, format!("{found} of somebody else")).mend(mend))
 }
 
-fn jumbo(link: &Link) -> Option<Finding> {
-    if link.mtu <= SINGLE_BUFFER_MTU {
+/// A device whose packets need not fit one buffer each.
+fn jumbo(xdp: XdpMode, host: &Host, link: &Link) -> Option<Finding> {
+    let (name, mtu) = (&link.name, link.mtu);
+    if mtu <= SINGLE_BUFFER_MTU {
         return None;
     }
-    if link.mtu > LARGEST_MTU {
+    let smaller = |mtu| format!("ip link set {name} mtu {mtu}, or set xdp = \"off\"");
+    if mtu > LARGEST_MTU {
         let found = format!(
-            "MTU {} does not fit an AF_XDP frame; {LARGEST_MTU} is the largest that works",
-            link.mtu
+            "MTU {mtu} is more than AF_XDP carries; {LARGEST_MTU} is the largest that works"
         );
-        let mend = format!(
-            "ip link set {} mtu {LARGEST_MTU}, or set xdp = \"off\"",
-            link.name
-        );
-        return Some(Finding::fail("mtu", &link.name, found).mend(mend));
+        return Some(Finding::fail("mtu", name, found).mend(smaller(LARGEST_MTU)));
     }
-    let found = format!(
-        "MTU {} may not fit one buffer per packet; {SINGLE_BUFFER_MTU} does",
-        link.mtu
-    );
-    let mend = format!("ip link set {} mtu {SINGLE_BUFFER_MTU}", link.name);
-    Some(Finding::warn("mtu", &link.name, found).mend(mend))
+    let pieces = format!("MTU {mtu} takes several buffers per packet");
+    if host
+        .kernel_version()
+        .is_some_and(|version| version < IN_PIECES)
+    {
+        let found = format!("{pieces}, and AF_XDP takes these from Linux 6.6 on");
+        return Some(Finding::fail("mtu", name, found).mend(smaller(SINGLE_BUFFER_MTU)));
+    }
+    Some(match link.in_pieces {
+        _ if xdp == XdpMode::Generic => Finding::ok(
+            "mtu",
+            name,
+            format!("{pieces}, and generic XDP puts them together"),
+        ),
+        Some(true) => Finding::ok(
+            "mtu",
+            name,
+            format!("{pieces}, and the driver gives XDP all"),
+        ),
+        Some(false) => {
+            let found = format!("{pieces}, and the driver gives XDP one only: generic XDP is left");
+            Finding::warn("mtu", name, found).mend(smaller(SINGLE_BUFFER_MTU))
+        }
+        None => {
+            let found = format!("{pieces}, and whether the driver gives XDP all is not known");
+            Finding::warn("mtu", name, found).mend(smaller(SINGLE_BUFFER_MTU))
+        }
+    })
 }
 
 /// VLAN devices above a port that are no ports: their frames belong to the kernel, so their tags must be seen.

@@ -24,6 +24,7 @@ use crate::{
         socket::{Client, Request},
     },
     tunnel::{Family, GRE_IN_UDP_PORT},
+    xdp,
 };
 
 /// AF_XDP (linux/socket.h).
@@ -86,10 +87,14 @@ fn number(path: &str) -> Option<u64> {
 
 fn card(name: &str) -> Card {
     // -1 where the machine has one node.
-    let node = number(&format!("/sys/class/net/{name}/device/numa_node"));
+    let of_device = |file: &str| number(&format!("/sys/class/net/{name}/{file}"));
+    let node = of_device("device/numa_node");
     Card {
         node: node.and_then(|node| node.try_into().ok()),
         ring: programs::ring(name),
+        spreads_over: programs::queues_of_rss(name),
+        sees_udp_ports: ["udp4", "udp6"].map(|kind| programs::hashes_ports(name, kind)),
+        deferral: of_device("napi_defer_hard_irqs").zip(of_device("gro_flush_timeout")),
     }
 }
 
@@ -224,12 +229,13 @@ fn legacy_tables() -> Vec<String> {
     tables
 }
 
-/// Adds what netlink does not tell: how many queues are in use (it tells how many there could be), and the name of the
-/// XDP program.
+/// Adds what netlink does not tell: how many queues are in use (it tells how many there could be), the name of the XDP
+/// program, and what the driver offers to one.
 fn complete(link: &mut Link) {
     if let Some((id, name)) = &mut link.xdp {
         *name = programs::bpf_name(*id);
     }
+    link.in_pieces = xdp::takes_pieces(link.index);
     let device = format!("/sys/class/net/{}", link.name);
     // /sys may be another namespace's: believe it only where it means the same device.
     let index = fs::read_to_string(format!("{device}/ifindex")).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! A tunnel's ends: `local`, `remote`, and the `[[tunnel.peer]]` tables of a tunnel that has no remote.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -64,9 +64,12 @@ fn multicast(value: &Value<'_>, mode: Mode, group: IpAddr) -> Result<IpAddr, Con
 }
 
 /// The peers of a tunnel without a remote; none is well too, for routes can name them.
-pub(super) fn peers(section: &Section<'_>, mode: Mode) -> Result<Peers, ConfigError> {
-    let mut peers = Peers::default();
+pub(super) fn peers(section: &Section<'_>, mode: Mode) -> Result<Arc<Peers>, ConfigError> {
     let tables = section.tables("peer")?;
+    if tables.is_empty() {
+        return Ok(Peers::none());
+    }
+    let mut peers = Peers::default();
     if let (Some(first), true) = (tables.first(), section.get("remote").is_some()) {
         let message = "not beside remote: expected no remote, which then each peer has";
         return Err(first.error(message));
@@ -82,7 +85,7 @@ pub(super) fn peers(section: &Section<'_>, mode: Mode) -> Result<Peers, ConfigEr
         let remote = endpoint(&table.need("remote", expected)?, mode, expected)?;
         peers.insert(address, remote);
     }
-    Ok(peers)
+    Ok(Arc::new(peers))
 }
 
 const INNER: &str = "an inner address or prefix such as \"172.16.0.3\" or \"10.0.3.0/24\"";

@@ -62,6 +62,11 @@ pub const ROUTER: &[Key] = &[
         meaning: r#"whether a worker passes [tunnel packets on by the flow inside](#one-queue-many-workers) to the other workers: `true`, `false`, or `"auto"`: while one queue receives nearly all of them"#,
     },
     Key {
+        names: &["busy_poll"],
+        default: "`false`",
+        meaning: "workers [poll their devices](docs/performance.md#busy-polling) and never sleep: the first packet waits for no interrupt, and each worker takes a whole CPU",
+    },
+    Key {
         names: &["control"],
         default: r#"`"/run/greyhound/control.sock"`"#,
         meaning: "the control socket, mode 0660; `--socket` of the other verbs",

@@ -70,6 +70,8 @@ pub struct RouterConfig {
     pub metrics: Option<SocketAddr>,
     /// Whether flows that come by one queue are spread over the workers.
     pub spread: Spread,
+    /// Workers poll their devices and never sleep.
+    pub busy_poll: bool,
 }
 
 /// Whether the worker that receives a tunnel packet leaves its flow to others.
@@ -241,6 +243,7 @@ impl Config {
             known.add(&tunnel);
             tunnels.push(tunnel);
         }
+        tunnels.shrink_to_fit();
         Ok(Config { router, tunnels })
     }
 

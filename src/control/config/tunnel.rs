@@ -3,7 +3,6 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
-    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -87,7 +86,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<TunnelConfig, ConfigError> 
         mode,
         local,
         remote,
-        peers: Arc::new(peers),
+        peers,
         ikey: ikey.or(group),
         okey: okey.or(group),
         icsum,
