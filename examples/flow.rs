@@ -126,7 +126,7 @@ fn send(args: &Args) -> anyhow::Result<()> {
     while start.elapsed().as_secs_f64() < args.seconds {
         let due = (start.elapsed().as_secs_f64() * args.rate as f64) as u64;
         // What it has missed in a pause of its own follows at once.
-        for _ in number..due {
+        for _ in 0..due.saturating_sub(number) {
             frame[at..].copy_from_slice(&number.to_be_bytes());
             match socket.send(&frame) {
                 Ok(_) => number += 1,

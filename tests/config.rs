@@ -82,6 +82,7 @@ fn absent_keys_have_the_kernels_defaults() {
     );
     assert!(config.router.persist && config.router.metrics.is_none());
     assert_eq!(config.router.spread, Spread::Auto);
+    assert!(!config.router.busy_poll);
     for (value, spread) in [("true", Spread::On), ("false", Spread::Off)] {
         let config = parse(&with(&[&format!("spread = {value}")], &[])).unwrap();
         assert_eq!(config.router.spread, spread);
@@ -345,7 +346,7 @@ const TUNNEL_KEYS: &str = "name, mode, local, remote, peer, key, ikey, okey, csu
      tos, tclass, dscp, flowlabel, encaplimit, encap, encap_sport, encap_csum, encap_csum6, pmtudisc, ignore_df, mtu, \
      clamp_mss, keepalive, bridge, nvgre, dev, address, routes";
 const ROUTER_KEYS: &str =
-    "underlay, overlay, workers, xdp, spread, control, persist, accelerate, metrics";
+    "underlay, overlay, workers, xdp, spread, busy_poll, control, persist, accelerate, metrics";
 
 /// Edits of the good configuration's `[router]` (`underlay` is line 2, `overlay` 3, new keys 4) and the complaint.
 const BROKEN_ROUTERS: &[(&str, &str)] = &[
@@ -450,8 +451,8 @@ const BROKEN_ROUTERS: &[(&str, &str)] = &[
         r#"6: tunnel "gre1": name = "gre1": in router.accelerate, which names devices of the kernel's own: expected another name"#,
     ),
     (
-        "busy_poll = true",
-        "4: [router]: busy_poll is not available in this version; accepted: {router}",
+        "busy_poll = 50",
+        "4: [router]: busy_poll = 50: expected true or false",
     ),
     (
         "persists = true",

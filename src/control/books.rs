@@ -31,6 +31,7 @@ fn closed(mut worker: WorkerReport) -> WorkerReport {
     for port in &mut worker.ports {
         port.mode = "ended".to_owned();
         port.why_not_zero_copy = None;
+        port.busy_poll = None;
     }
     worker
 }

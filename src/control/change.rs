@@ -232,6 +232,7 @@ fn router_difference(old: &RouterConfig, new: &RouterConfig) -> Result<Change, C
         accelerate,
         metrics,
         spread,
+        busy_poll,
     } = old;
     for (key, same) in [
         ("control", *control == new.control),
@@ -248,6 +249,7 @@ fn router_difference(old: &RouterConfig, new: &RouterConfig) -> Result<Change, C
         ("workers", *workers == new.workers),
         ("xdp", *xdp == new.xdp),
         ("spread", *spread == new.spread),
+        ("busy_poll", *busy_poll == new.busy_poll),
     ]
     .into_iter()
     .filter(|(_, same)| !same)

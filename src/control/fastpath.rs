@@ -204,7 +204,8 @@ impl FastPath {
         let mut mates = self.mates(config.spread, &wakers, found).into_iter();
         for ((id, cpu), waker) in cpus.into_iter().enumerate().zip(wakers) {
             let way = (waker, mates.next());
-            let worker = self.start_worker((id as u32, cpu), config.xdp, found, slow, way)?;
+            let how = (config.xdp, config.busy_poll);
+            let worker = self.start_worker((id as u32, cpu), how, found, slow, way)?;
             for (device, socket) in self.devices.iter().zip(&worker.sockets) {
                 steer.set_socket(device.ifindex, worker.id, socket.as_fd())?;
             }
@@ -311,7 +312,7 @@ impl FastPath {
     fn start_worker(
         &self,
         (id, cpu): (u32, usize),
-        mode: XdpMode,
+        (mode, busy_poll): (XdpMode, bool),
         found: &[FoundDevice],
         slow: &SlowPath,
         (waker, mates): (Waker, Option<Mates>),
@@ -330,7 +331,10 @@ impl FastPath {
             })
             .collect();
         let largest = specs.iter().map(|spec| spec.mtu as usize).max();
-        let ports = open_on(cpu, &specs, want)?;
+        let mut ports = open_on(cpu, &specs, want)?;
+        if busy_poll {
+            ports.prefer_busy_poll()?;
+        }
         let pages = match ports.in_huge_pages() {
             true => ", huge pages",
             false => "",
@@ -338,7 +342,8 @@ impl FastPath {
         let len = largest.unwrap_or(0) + PUNT_HEADERS;
         let (queue, source) = punt_queue(PUNTS, len, Box::new(slow.waker()));
         slow.add_punts(id, source);
-        let worker = WorkerHandle::start((id, cpu), ports, queue, waker, mates);
+        let way = (waker, mates, busy_poll);
+        let worker = WorkerHandle::start((id, cpu), ports, queue, way);
         let worker = worker.map_err(FastPathError::Thread)?;
         let first = worker.sockets.first();
         let got = first.map_or("no", |socket| socket.mode.as_str());

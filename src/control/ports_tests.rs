@@ -50,6 +50,7 @@ fn config(underlay: &[&str], overlay: &[&str]) -> RouterConfig {
         metrics: None,
         accelerate: Default::default(),
         spread: Default::default(),
+        busy_poll: false,
     }
 }
 

@@ -277,6 +277,9 @@ pub struct PortReport {
     /// What the kernel said to zero-copy, where it was tried and refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why_not_zero_copy: Option<String>,
+    /// How the worker polls the device, where it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy_poll: Option<BusyPollReport>,
     /// Frames that the worker received here.
     pub rx_packets: u64,
     /// Frames that the transmit ring took, and those that it did not take (`tx_ring_full` among the worker's drops).
@@ -293,6 +296,18 @@ pub struct PortReport {
     pub tx_invalid: u64,
     /// Times that the kernel looked for something to send and found nothing (`tx_ring_empty_descs`).
     pub tx_ring_empty: u64,
+}
+
+/// What an AF_XDP socket says of its busy polling.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BusyPollReport {
+    /// `SO_BUSY_POLL`.
+    pub microseconds: u32,
+    /// `SO_BUSY_POLL_BUDGET`: packets in one poll.
+    pub budget: u32,
+    /// The device's NAPI that is polled; 0 where the kernel does not know it, so that the device works as without.
+    pub napi: u32,
 }
 
 /// What the slow path did.

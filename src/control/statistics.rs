@@ -14,8 +14,9 @@ use super::{
     compile::{OuterHop, PeerStatus, TunnelStatus},
     fastpath::FastPath,
     report::{
-        ErrorsReport, IcmpReport, NextHopReport, PathMtuReport, PathShare, PeerReport, PortReport,
-        Reasons, SlowPathReport, Traffic, TunnelReport, UnreachableReport, WorkerReport,
+        BusyPollReport, ErrorsReport, IcmpReport, NextHopReport, PathMtuReport, PathShare,
+        PeerReport, PortReport, Reasons, SlowPathReport, Traffic, TunnelReport, UnreachableReport,
+        WorkerReport,
     },
     slowpath::SlowStats,
     tunnels::TunnelEntry,
@@ -244,6 +245,11 @@ fn port(socket: &SocketHandle, counted: &PortStats, path: &FastPath) -> PortRepo
         queue: socket.queue,
         mode: mode.to_owned(),
         why_not_zero_copy: socket.why_not_zero_copy.clone(),
+        busy_poll: socket.busy_poll().map(|poll| BusyPollReport {
+            microseconds: poll.microseconds,
+            budget: poll.budget,
+            napi: poll.napi,
+        }),
         rx_packets: counted.rx_packets.get(),
         tx_packets: counted.tx_packets.get(),
         tx_ring_full: counted.tx_dropped.get(),

@@ -23,7 +23,7 @@ use crate::{
         Handover, Links, Mate, Mates, PuntQueue, Snapshot, Spent, TAPS, Worker, WorkerStats,
         capture::Tap,
     },
-    xdp::{Memory, Mode, PortSet, XskPort, XskStatistics},
+    xdp::{BusyPoll, Memory, Mode, PortSet, XskPort, XskStatistics},
 };
 
 /// Empty turns before a worker goes to sleep: enough to bridge the gaps of a busy link, too few to be seen in `top`.
@@ -99,6 +99,11 @@ impl SocketHandle {
     pub fn statistics(&self) -> io::Result<XskStatistics> {
         XskStatistics::of(self.fd.as_fd())
     }
+
+    /// What the socket says of its busy polling, if it is on.
+    pub fn busy_poll(&self) -> Option<BusyPoll> {
+        BusyPoll::of(&self.fd)
+    }
 }
 
 impl AsFd for SocketHandle {
@@ -120,6 +125,8 @@ pub struct WorkerHandle {
     pub waker: Waker,
     /// The worker as its mates see it, where it has any.
     pub mate: Option<Arc<Mate>>,
+    /// It polls its devices: it goes round even where its books say that it sleeps.
+    polls: bool,
     snapshots: Sender<Snapshot>,
     spent: Receiver<Spent>,
     stop: Arc<AtomicBool>,
@@ -129,13 +136,13 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts worker `id` on `cpu` over `ports`, to be woken by `waker`. The first worker owns the sequence numbers.
+    /// Starts worker `id` on `cpu` over `ports`, to be woken by `waker`, or never to sleep where it polls. The first worker owns
+    /// the sequence numbers.
     pub fn start(
         (id, cpu): (u32, usize),
         ports: PortSet,
         punts: PuntQueue,
-        waker: Waker,
-        mates: Option<Mates>,
+        (waker, mates, polls): (Waker, Option<Mates>, bool),
     ) -> io::Result<Self> {
         let sockets: Vec<_> = ports
             .ports()
@@ -159,6 +166,7 @@ impl WorkerHandle {
         let stop = Arc::<AtomicBool>::default();
         let thread = Thread {
             waker: waker.clone(),
+            polls,
             stop: stop.clone(),
             stats: stats.clone(),
             frames: frames.clone(),
@@ -189,6 +197,7 @@ impl WorkerHandle {
             taps,
             waker,
             mate,
+            polls,
             snapshots,
             spent,
             stop,
@@ -218,7 +227,7 @@ impl WorkerHandle {
     /// Whether the worker has not gone round for [`HANG`], and does not sleep.
     pub fn hangs(&mut self) -> bool {
         let turns = self.stats.turns.get();
-        if turns != self.seen.0 || self.stats.is_asleep() {
+        if turns != self.seen.0 || (self.stats.is_asleep() && !self.polls) {
             self.seen = (turns, Instant::now());
         }
         self.seen.1.elapsed() >= HANG
@@ -272,6 +281,7 @@ fn join(thread: JoinHandle<()>, limit: Duration) -> bool {
 /// What the thread itself holds.
 struct Thread {
     waker: Waker,
+    polls: bool,
     stop: Arc<AtomicBool>,
     stats: Arc<WorkerStats>,
     frames: Arc<FrameGauges>,
@@ -302,10 +312,7 @@ impl Thread {
             if idle >= IDLE_TURNS {
                 idle = 0;
                 self.frames.note(&memory);
-                if worker.lie_down() {
-                    self.sleep(worker.ports());
-                    worker.rise();
-                }
+                self.rest(&mut worker);
             }
         }
         worker.part();
@@ -331,6 +338,22 @@ impl Thread {
         }
     }
 
+    /// Sleeps until there is something to do, unless there is already. A worker that polls goes round meanwhile: to the books it
+    /// sleeps all the same, so that they tell how busy it is.
+    fn rest(&self, worker: &mut Worker<XskPort>) {
+        if !worker.lie_down() {
+            return;
+        }
+        self.stats.fall_asleep(monotonic());
+        match self.polls {
+            true => while worker.turn() == 0 && !self.stop.load(Relaxed) {},
+            false => self.sleep(worker.ports()),
+        }
+        self.stats.wake_up(monotonic());
+        self.waker.clear();
+        worker.rise();
+    }
+
     /// Sleeps until a packet comes, or somebody wakes the worker.
     fn sleep(&self, ports: &[XskPort]) {
         let sending = ports.iter().any(|port| port.transmitting() > 0);
@@ -341,10 +364,7 @@ impl Thread {
                 .iter()
                 .map(|port| PollFd::from_borrowed_fd(port.fd(), PollFlags::IN)),
         );
-        self.stats.fall_asleep(monotonic());
         let _ = poll(&mut fds, Some(if sending { &NAP } else { &SLEEP }));
-        self.stats.wake_up(monotonic());
-        self.waker.clear();
     }
 }
 

@@ -147,7 +147,6 @@ impl<P: Port> Worker<P> {
     /// handled.
     pub fn turn(&mut self) -> usize {
         self.state.stats.turns.add(1);
-        self.adopt_snapshot();
         self.adopt_taps();
         self.service();
         let mut handled = 0;
@@ -156,8 +155,10 @@ impl<P: Port> Worker<P> {
         }
         handled += self.take_handovers();
         handled += self.take_spread();
-        if handled > 0 {
-            self.state.stats.busy_turns.add(1);
+        match handled {
+            // Whoever has packets has looked behind them.
+            0 => self.adopt_snapshot(),
+            _ => self.state.stats.busy_turns.add(1),
         }
         self.transmit();
         if let Some(port) = self.ports.first_mut() {
@@ -253,6 +254,10 @@ impl<P: Port> Worker<P> {
         if let Some(port) = self.state.stats.ports.get(index) {
             port.rx_packets.add(n as u64);
         }
+        if n > 0 {
+            // A packet may come as soon as the snapshot that it needs is on its way.
+            self.adopt_snapshot();
+        }
         let watched = n > 0 && self.is_watched();
         let mut mates = self.mates.take();
         let spreads = n > 0 && mates.as_ref().is_some_and(|mates| mates.is_on());
@@ -313,7 +318,7 @@ impl<P: Port> Worker<P> {
         };
         let mut taken = 0;
         if mates.is_waited_for() {
-            // The mate may know a snapshot already that came here since this turn began.
+            // As for those that were received here.
             self.adopt_snapshot();
             let watched = self.is_watched();
             taken = mates.drain(|socket, frame| self.go_on_with(frame, socket, watched));

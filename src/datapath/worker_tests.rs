@@ -286,6 +286,16 @@ fn a_packet_is_handed_over_under_the_snapshot_that_was_published_before_it() {
     assert_eq!(bed.stats.drops.total(), 0);
 }
 
+#[test]
+fn a_packet_is_received_under_the_snapshot_that_was_published_before_it() {
+    let mut bed = Bed::new(8, 4);
+    bed.worker.ports[1].wire_in.push_back(packet(0));
+    assert_eq!(bed.worker.receive(1), 1);
+    bed.worker.transmit();
+    assert_eq!(bed.stats.tx_packets.get(), 1);
+    assert_eq!(bed.stats.drops.total(), 0);
+}
+
 #[path = "worker_capture_tests.rs"]
 mod capture;
 #[path = "worker_spread_tests.rs"]

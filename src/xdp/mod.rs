@@ -10,6 +10,7 @@
 mod abi;
 mod address;
 mod attach;
+mod busy_poll;
 mod error;
 mod frame;
 mod kick;
@@ -29,6 +30,7 @@ mod umem;
 mod wire;
 
 pub use attach::takes_pieces;
+pub use busy_poll::BusyPoll;
 pub use error::SteerError;
 pub use frame::Frame;
 pub use kick::KickCounters;

@@ -129,6 +129,14 @@ pub enum PortError {
         frame_size: u32,
         reason: String,
     },
+    #[error("{device} queue {queue}: no busy polling: {option}: {source}{hint}")]
+    BusyPoll {
+        device: String,
+        queue: u32,
+        option: &'static str,
+        source: io::Error,
+        hint: &'static str,
+    },
     #[error("{device} queue {queue}: no AF_XDP socket in {mode} mode: {source}{hint}", mode = .mode.as_str())]
     Bind {
         device: String,
@@ -144,7 +152,7 @@ pub enum PortError {
 /// It is opened where the configuration is and moves whole into the worker's thread, where
 /// [`into_parts`](Self::into_parts) takes it apart; the parts stay there.
 pub struct PortSet {
-    ports: Vec<XskPort>,
+    pub(super) ports: Vec<XskPort>,
     memory: Memory,
 }
 

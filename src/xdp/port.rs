@@ -43,6 +43,8 @@ pub struct XskPort {
     pub(super) transmitting: usize,
     /// The last `rx_burst` found nothing.
     idle: bool,
+    /// An idle port polls its device.
+    pub(super) polls: bool,
     pub(super) counters: KickCounters,
     pub(super) batch: Box<[FrameDesc; BATCH]>,
     /// Packets may come and go in several frames each; what that takes is in `pieces.rs`.
@@ -100,6 +102,7 @@ impl XskPort {
             receiving: 0,
             transmitting: 0,
             idle: true,
+            polls: false,
             counters: KickCounters::default(),
             batch: Box::new([FrameDesc::default(); BATCH]),
             in_pieces: false,
@@ -303,8 +306,9 @@ impl Port for XskPort {
         if kicked {
             self.kick()?;
         }
-        // Nothing else would tell an idle port that its device went down or away.
-        if self.rings.fill.needs_wakeup() || (self.idle && !kicked) {
+        // Nothing else would tell an idle port that its device went down or away. Where busy polling is preferred, it is
+        // this call that polls.
+        if self.rings.fill.needs_wakeup() || (self.idle && (self.polls || !kicked)) {
             self.wake_receiver()?;
         }
         Ok(())

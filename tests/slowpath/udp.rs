@@ -5,7 +5,7 @@ use std::{net::UdpSocket, os::fd::BorrowedFd};
 use greyhound::{
     control::slowpath::{SlowPath, SlowSnapshot},
     datapath::DropReason,
-    tunnel::{Family, Mode, Tunnel, TunnelId, UdpEncap},
+    tunnel::{Mode, Tunnel, TunnelId, UdpEncap},
 };
 
 use super::{Lab, Router, count, eventually, fib, inner, tunnel, tunnel_of};
@@ -189,7 +189,7 @@ fn udp_1_a_datagram_that_is_no_tunnels_is_counted() {
 fn the_udp_port_is_taken_where_a_tunnel_needs_it_and_shared_with_nobody() {
     Lab::run(|_| {
         let mut slow = SlowPath::start(None).unwrap();
-        let no_filter = |_: BorrowedFd<'_>, _: Family| {};
+        let no_filter = |_: BorrowedFd<'_>| {};
         let open = || {
             let has = |file: &str| {
                 let table =

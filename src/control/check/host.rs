@@ -137,6 +137,12 @@ pub(super) struct Card {
     pub node: Option<u32>,
     /// Descriptors of each receive ring, now and at the most.
     pub ring: Option<(u32, u32)>,
+    /// So many queues stand in its RSS indirection table.
+    pub spreads_over: Option<u32>,
+    /// It looks at the ports of UDP over IPv4, and over IPv6, when it chooses a queue.
+    pub sees_udp_ports: [Option<bool>; 2],
+    /// `napi_defer_hard_irqs`, and `gro_flush_timeout` in nanoseconds.
+    pub deferral: Option<(u64, u64)>,
 }
 
 /// A base chain of nftables.

@@ -16,6 +16,7 @@ mod observe;
 mod placement;
 mod programs;
 mod queues;
+mod sharing;
 mod system;
 #[cfg(test)]
 mod tests;
@@ -174,6 +175,7 @@ fn judge(config: &Config, host: &host::Host) -> Vec<Finding> {
     findings.extend(devices::judge(config, host));
     findings.extend(bridge::judge(config, host));
     findings.extend(queues::judge(config, host));
+    findings.extend(sharing::judge(config, host));
     findings.extend(placement::judge(config, host));
     findings.extend(endpoints::judge(config, host));
     findings.extend(accelerate::judge(host));

@@ -91,9 +91,13 @@ fn number(path: &str) -> Option<u64> {
 }
 
 fn card(name: &str) -> Card {
+    let of_device = |file: &str| number(&format!("/sys/class/net/{name}/{file}"));
     Card {
         node: placement::node_of(Path::new(placement::SYS), name),
         ring: programs::ring(name),
+        spreads_over: programs::queues_of_rss(name),
+        sees_udp_ports: ["udp4", "udp6"].map(|kind| programs::hashes_ports(name, kind)),
+        deferral: of_device("napi_defer_hard_irqs").zip(of_device("gro_flush_timeout")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What other programs and the BPF subsystem say: nft, ethtool, loaded programs.
 
-use std::{io, process::Command};
+use std::{collections::BTreeSet, io, process::Command};
 
 use libbpf_rs::query::ProgInfoIter;
 use serde_json::Value;
@@ -88,6 +88,30 @@ fn read_ring(text: &str) -> Option<(u32, u32)> {
     Some((sizes.next()??, most))
 }
 
+/// How many queues stand in a device's RSS indirection table; none where it has none.
+pub(super) fn queues_of_rss(device: &str) -> Option<u32> {
+    read_indirection(&output("ethtool", &["-x", device]).ok()?)
+}
+
+/// The lines of the table begin with the number of their first entry.
+fn read_indirection(text: &str) -> Option<u32> {
+    let table = text
+        .lines()
+        .skip(1)
+        .take_while(|line| !line.starts_with("RSS"));
+    let entries = table.filter_map(|line| line.split_once(':'));
+    let entries = entries.flat_map(|(_, queues)| queues.split_whitespace());
+    let queues: Option<BTreeSet<u32>> = entries.map(|queue| queue.parse().ok()).collect();
+    Some(queues?.len() as u32).filter(|queues| *queues > 0)
+}
+
+/// Whether a device looks at ports when it chooses a queue for packets of `kind`; none where it does not say.
+pub(super) fn hashes_ports(device: &str, kind: &str) -> Option<bool> {
+    let said = output("ethtool", &["-n", device, "rx-flow-hash", kind]).ok()?;
+    said.contains("Hash flow key")
+        .then(|| said.contains("L4 bytes 0 & 1"))
+}
+
 fn output(program: &str, arguments: &[&str]) -> Seen<String> {
     let output = Command::new(program).args(arguments).output();
     let output = output.map_err(|e| match e.kind() {
@@ -113,6 +137,20 @@ mod tests {
         assert_eq!(read_ring(text), Some((256, 4096)));
         assert_eq!(read_ring(&text.replace("RX:\t\t4096", "RX:\t\tn/a")), None);
         assert_eq!(read_ring("netlink error: Operation not supported\n"), None);
+    }
+
+    #[test]
+    fn the_indirection_table_is_read_as_ethtool_prints_it() {
+        let text = "RX flow hash indirection table for eth0 with 4 RX ring(s):\n    0:      0     1     2     3     0     1\n    \
+                    8:      0     1     2     3     0     1\nRSS hash key:\n6d:5a:56:da\nRSS hash function:\n    toeplitz: on\n";
+        assert_eq!(read_indirection(text), Some(4));
+        assert_eq!(read_indirection(&text.replace('3', "0")), Some(3));
+        assert_eq!(
+            read_indirection(
+                "RX flow hash indirection table for eth0 with 1 RX ring(s):\nOperation not supported\n"
+            ),
+            None
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Finding, Report, Severity,
-    host::{Chain, Host, IpSettings, Link, Offloads, Policy, RouteTo},
+    host::{Card, Chain, Host, IpSettings, Link, Offloads, Policy, RouteTo},
     judge,
 };
 use crate::{
@@ -284,6 +284,87 @@ fn a_foreign_xdp_program_is_named_and_our_own_is_not_foreign() {
             &[],
         );
     }
+}
+
+#[test]
+fn what_one_queue_gets_is_named_with_what_mends_it() {
+    let two = |host: &mut Host| {
+        host.change("eth0", |link| link.queues = (2, 2));
+        host.change("eth1", |link| link.queues = (2, 2));
+    };
+    let card = |host: &mut Host, card: Card| {
+        two(host);
+        host.cards.insert("eth0".to_owned(), card);
+    };
+    with_config("", "", two, &[]);
+    with_config(
+        "spread = false",
+        "",
+        two,
+        &[
+            "warn eth0 spread: tunnel packets have no ports: those between two ends come by one queue, and spread = \
+             false leaves them to one worker | spread = \"auto\", or encap = \"gre-in-udp\" at both ends",
+        ],
+    );
+    with_config(
+        "spread = true",
+        "",
+        |_| {},
+        &[
+            "warn eth0 spread: one queue, and so one worker: there is no other to spread flows over | ethtool -L eth0 \
+             combined N, the same on every device",
+        ],
+    );
+    let blind = Card {
+        spreads_over: Some(1),
+        sees_udp_ports: [Some(false), Some(false)],
+        ..Card::default()
+    };
+    let rss = "warn eth0 rss: RSS spreads over 1 of 2 queues: the other workers get nothing | ethtool -X eth0 equal 2";
+    with_config("", "", |host| card(host, blind), &[rss]);
+    with_config(
+        "spread = false",
+        "encap = \"gre-in-udp\"",
+        |host| card(host, blind),
+        &[
+            rss,
+            "warn eth0 rss: does not look at UDP ports when it chooses a queue: GRE in UDP between two ends comes by one | \
+             ethtool -N eth0 rx-flow-hash udp4 sdfn",
+        ],
+    );
+    let seeing = Card {
+        spreads_over: Some(2),
+        sees_udp_ports: [Some(true), None],
+        ..Card::default()
+    };
+    with_config("", "encap = \"gre-in-udp\"", |host| card(host, seeing), &[]);
+}
+
+#[test]
+fn busy_polling_wants_interrupts_deferred() {
+    let deferral = |host: &mut Host, deferral| {
+        let card = Card {
+            deferral,
+            ..Card::default()
+        };
+        host.cards.insert("eth0".to_owned(), card);
+    };
+    let line = "warn eth0 busy_poll: interrupts are not deferred: they do the polling's work beside it | echo 2 > \
+                /sys/class/net/eth0/napi_defer_hard_irqs; echo 200000 > /sys/class/net/eth0/gro_flush_timeout";
+    with_config(
+        "busy_poll = true",
+        "",
+        |host| deferral(host, Some((0, 200_000))),
+        &[line],
+    );
+    with_config(
+        "busy_poll = true",
+        "",
+        |host| deferral(host, Some((2, 200_000))),
+        &[],
+    );
+    with_config("busy_poll = true", "", |host| deferral(host, None), &[]);
+    with_config("", "", |host| deferral(host, Some((0, 0))), &[]);
 }
 
 #[test]
@@ -1224,6 +1305,7 @@ fn hardware_far_from_its_workers_is_named() {
     let near = |node| Card {
         node: Some(node),
         ring: Some((1024, 4096)),
+        ..Card::default()
     };
     with_config("workers = [1]", "", card(near(1)), &[]);
     with_config(
@@ -1268,8 +1350,13 @@ fn short_receive_rings_are_named() {
     let ring = |now, most| {
         move |host: &mut Host| {
             let ring = Some((now, most));
-            host.cards
-                .insert("eth0".to_owned(), Card { node: None, ring });
+            host.cards.insert(
+                "eth0".to_owned(),
+                Card {
+                    ring,
+                    ..Card::default()
+                },
+            );
         }
     };
     one_change(

@@ -49,7 +49,7 @@ pub const ROUTER: &[Key] = &[
     Key {
         names: &["workers"],
         default: r#"`"auto"`"#,
-        meaning: r#"CPUs of the workers, e.g. `[2, 3]`; queue n runs on the n-th. `"auto"`: from the last CPU down"#,
+        meaning: r#"CPUs of the workers, e.g. `[2, 3]`; queue n runs on the n-th. `"auto"`: those of the devices' memory node first, from the last one down"#,
     },
     Key {
         names: &["xdp"],
@@ -60,6 +60,11 @@ pub const ROUTER: &[Key] = &[
         names: &["spread"],
         default: r#"`"auto"`"#,
         meaning: r#"whether a worker passes [tunnel packets on by the flow inside](#one-queue-many-workers) to the other workers: `true`, `false`, or `"auto"`: while one queue receives nearly all of them"#,
+    },
+    Key {
+        names: &["busy_poll"],
+        default: "`false`",
+        meaning: "workers [poll their devices](docs/performance.md#busy-polling) and never sleep: the first packet waits for no interrupt, and each worker takes a whole CPU",
     },
     Key {
         names: &["control"],

@@ -70,6 +70,8 @@ pub struct RouterConfig {
     pub metrics: Option<SocketAddr>,
     /// Whether flows that come by one queue are spread over the workers.
     pub spread: Spread,
+    /// Workers poll their devices and never sleep.
+    pub busy_poll: bool,
 }
 
 /// Whether the worker that receives a tunnel packet leaves its flow to others.

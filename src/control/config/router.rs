@@ -7,7 +7,7 @@ use super::{
     reader::{Section, Value},
 };
 
-const LATER: &[&str] = &["busy_poll"];
+const LATER: &[&str] = &[];
 
 /// The longest path that `struct sockaddr_un` holds, in bytes (unix(7)).
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -52,6 +52,7 @@ pub(super) fn parse(section: &Section<'_>) -> Result<RouterConfig, ConfigError> 
         persist: section.optional("persist", true, |v| v.boolean())?,
         metrics: section.optional("metrics", None, |v| metrics(v).map(Some))?,
         spread: section.optional("spread", Spread::Auto, spread)?,
+        busy_poll: section.optional("busy_poll", false, |v| v.boolean())?,
     })
 }
 

@@ -29,6 +29,7 @@ pub fn statistics(statistics: &Statistics) -> String {
         text.push('\n');
         text += &port_table(&statistics.workers);
         text.extend(statistics.workers.iter().flat_map(why_not_zero_copy));
+        text.extend(statistics.workers.iter().flat_map(busy_polling));
     }
     let (icmp, slow) = (icmp(statistics), slow_path(&statistics.slow_path));
     let mut reasons = vec![
@@ -457,6 +458,22 @@ fn why_not_zero_copy(worker: &WorkerReport) -> Vec<String> {
     reasons.dedup();
     let line = |why| format!("worker {}: not zero-copy: {why}\n", worker.id);
     reasons.into_iter().map(line).collect()
+}
+
+/// Which device's NAPI each socket polls.
+fn busy_polling(worker: &WorkerReport) -> Vec<String> {
+    let line = |port: &PortReport| {
+        let what = match port.busy_poll?.napi {
+            0 => "but the kernel does not know the device's NAPI: only the rings are polled"
+                .to_owned(),
+            napi => format!("NAPI {napi}"),
+        };
+        let (id, device, queue) = (worker.id, &port.device, port.queue);
+        Some(format!(
+            "worker {id}: {device} queue {queue}: busy polling, {what}\n"
+        ))
+    };
+    worker.ports.iter().filter_map(line).collect()
 }
 
 /// Aligned columns: the first `words` of them to the left, the numbers after them to the right.
