@@ -5,6 +5,7 @@
 //! and every packet ends in exactly one counted [`Verdict`].
 
 pub mod capture;
+mod express;
 pub mod filter;
 mod forward;
 pub mod memory;

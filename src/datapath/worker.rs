@@ -8,6 +8,7 @@ use super::{
     DropReason, ForwardState, Handover, Mates, Port, PuntQueue, PuntReason, PuntTo, Verdict,
     WorkerStats,
     capture::{Tap, Trail, TrailNotes},
+    express::Express,
     forward,
     forward::HandoverKind,
     forward_handover, receiver,
@@ -57,11 +58,14 @@ pub struct Worker<P: Port> {
     links: Links,
     fib: Arc<Fib>,
     state: ForwardState,
+    express: Express,
     /// Finished frames by egress port.
     outgoing: Vec<Vec<P::Buf>>,
     /// Frames that are done with.
     done: Vec<P::Buf>,
     burst: Vec<P::Buf>,
+    /// Those of a burst that no other worker has got.
+    own: Vec<P::Buf>,
     taps: Vec<Tap>,
     /// The other workers, where there are any and flows may be spread over them.
     mates: Option<Box<Mates>>,
@@ -78,11 +82,13 @@ impl<P: Port> Worker<P> {
                 .collect(),
             done: Vec::with_capacity(BURST * (ports.len() + 1)),
             burst: Vec::with_capacity(BURST),
+            own: Vec::with_capacity(BURST),
             taps: Vec::with_capacity(TAPS),
             mates: None,
             ports,
             links,
             fib: Arc::default(),
+            express: Express::default(),
             state: ForwardState {
                 stats,
                 tunnels: Vec::new(),
@@ -259,28 +265,64 @@ impl<P: Port> Worker<P> {
             self.adopt_snapshot();
         }
         let watched = n > 0 && self.is_watched();
-        let mut mates = self.mates.take();
-        let spreads = n > 0 && mates.as_ref().is_some_and(|mates| mates.is_on());
-        for mut packet in burst.drain(..) {
-            let from = receiver(packet.data(), socket, &self.fib);
-            if let (true, Some(mates)) = (spreads, &mut mates) {
-                if let Some(to) = self.owner(packet.data(), from, mates) {
-                    self.pass_on(packet, (to, socket), mates, watched);
-                    continue;
-                }
-            }
+        if n > 0 {
+            self.spread(&mut burst, socket, watched);
+            self.forward_burst(&mut burst, socket, watched);
+        }
+        self.burst = burst;
+        n
+    }
+
+    /// Forwards all packets of a burst that the socket of a port has received.
+    fn forward_burst(&mut self, burst: &mut Vec<P::Buf>, socket: PortId, watched: bool) {
+        if !watched {
+            (self.express).look(burst, socket, &self.fib, &self.state);
+        }
+        for (nth, mut packet) in burst.drain(..).enumerate() {
             if watched {
                 self.watch(packet.data(), Some(socket));
+            } else if let Some(port) = self.express(nth, &mut packet) {
+                self.send(packet, port);
+                continue;
             }
+            let from = receiver(packet.data(), socket, &self.fib);
             let verdict = forward(&mut packet, from, &self.fib, &mut self.state);
             self.carry_out(packet, verdict, from);
         }
-        if let (true, Some(mates)) = (spreads, &mut mates) {
-            mates.flush();
+    }
+
+    /// Forwards the burst's packet `nth` if that is an ordinary one.
+    #[inline]
+    fn express(&mut self, nth: usize, packet: &mut P::Buf) -> Option<PortId> {
+        let seen = self.express.seen(nth)?;
+        self.express.carry(packet, seen, &self.fib, &self.state)
+    }
+
+    #[inline]
+    fn send(&mut self, packet: P::Buf, port: PortId) {
+        match self.outgoing.get_mut(port.index()) {
+            Some(queue) => queue.push(packet),
+            None => self.discard_packet(packet, DropReason::TxRingFull),
         }
-        self.mates = mates;
-        self.burst = burst;
-        n
+    }
+
+    /// Passes on what other workers are to forward, where flows are spread over them.
+    fn spread(&mut self, burst: &mut Vec<P::Buf>, socket: PortId, watched: bool) {
+        let Some(mut mates) = self.mates.take_if(|mates| mates.is_on()) else {
+            return;
+        };
+        let mut own = mem::take(&mut self.own);
+        for packet in burst.drain(..) {
+            let from = receiver(packet.data(), socket, &self.fib);
+            match self.owner(packet.data(), from, &mates) {
+                Some(to) => self.pass_on(packet, (to, socket), &mut mates, watched),
+                None => own.push(packet),
+            }
+        }
+        mem::swap(burst, &mut own);
+        self.own = own;
+        mates.flush();
+        self.mates = Some(mates);
     }
 
     /// The other worker that a tunnel packet from the underlay goes to, by the flow inside.
@@ -392,7 +434,7 @@ impl<P: Port> Worker<P> {
         match verdict {
             Verdict::Transmit(port) if port.index() < self.outgoing.len() => {
                 self.seen(Some(packet.data()), verdict);
-                self.outgoing[port.index()].push(packet);
+                self.send(packet, port);
             }
             Verdict::Transmit(_) => self.discard_packet(packet, DropReason::TxRingFull),
             Verdict::Punt(reason, to) => self.punt(packet, reason, to, from),

@@ -166,6 +166,12 @@ impl Direct {
         });
     }
 
+    /// Whether the prefixes lie in many pieces.
+    #[inline]
+    pub fn is_large(&self) -> bool {
+        self.0.below.iter().flatten().count() > 2
+    }
+
     /// The value of the longest prefix that contains `address`.
     #[inline]
     pub fn lookup(&self, address: u32) -> Option<u32> {

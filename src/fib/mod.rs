@@ -7,6 +7,7 @@
 mod cache;
 mod direct;
 mod multipath;
+mod own;
 mod prefixes;
 mod routes;
 mod shared;
@@ -14,7 +15,7 @@ mod trie;
 mod used;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::IpAddr,
     sync::{
         Arc,
@@ -26,6 +27,7 @@ use rustc_hash::FxBuildHasher;
 
 pub use cache::ResolutionCache;
 pub use multipath::Multipath;
+use own::Own;
 pub use prefixes::{Net, Prefixes};
 pub use routes::{HopId, RouteTable, Routes};
 use shared::Sharded;
@@ -33,7 +35,7 @@ pub use used::{Mark, Used, is_marked};
 
 use crate::{
     packet::{MacAddr, Vid},
-    tunnel::{Tunnel, TunnelId, TunnelTable},
+    tunnel::{Doors, Tunnel, TunnelId, TunnelTable},
 };
 
 /// A port: the index of a device in the router's list of devices. Devices that workers have sockets on come first, and a
@@ -173,7 +175,11 @@ pub struct Egress {
 struct Tunnels {
     table: TunnelTable,
     egress: Vec<Egress>,
+    doors: Doors,
 }
+
+/// Tunnels and next hops that a first cache of 32 kB holds, with the packets.
+const SMALL: usize = 64;
 
 /// The forwarding table in use. A clone shares everything with it, and a change of the clone copies what it touches.
 #[derive(Debug, Clone, Default)]
@@ -186,7 +192,7 @@ pub struct Fib {
     routes: Routes,
     neighbours: Sharded<(PortId, IpAddr), MacAddr>,
     /// The router's own addresses: nobody else may send from them.
-    own: Arc<HashSet<IpAddr, FxBuildHasher>>,
+    own: Arc<Own>,
     /// Policy rules decide where packets go, which only the kernel can follow.
     has_rules: bool,
     /// Two tables with different contents never have the same number; the empty one's is 0.
@@ -238,7 +244,13 @@ impl Fib {
             egress[slot] = out;
             tunnel
         }));
-        self.tunnels = Arc::new(Tunnels { table, egress });
+        let forwards = |id: TunnelId| egress[id.index()].forwards.v4;
+        let doors = Doors::new(&table, forwards);
+        self.tunnels = Arc::new(Tunnels {
+            table,
+            egress,
+            doors,
+        });
         self.number = next_number();
     }
 
@@ -279,13 +291,43 @@ impl Fib {
 
     /// The addresses of the router.
     pub fn set_own(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
-        self.own = Arc::new(addresses.into_iter().collect());
+        self.own = Arc::new(Own::new(addresses));
     }
 
     /// Whether it is an address of the router.
     #[inline]
     pub fn is_own(&self, address: IpAddr) -> bool {
-        self.own.contains(&address)
+        self.own.contains(address)
+    }
+
+    /// The same of an IPv4 address.
+    #[inline]
+    pub fn is_own_v4(&self, address: u32) -> bool {
+        self.own.contains_v4(address)
+    }
+
+    /// Two tables that lead a packet different ways never have the same number.
+    #[inline]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Policy rules decide, so that every packet is the kernel's.
+    #[inline]
+    pub fn has_rules(&self) -> bool {
+        self.has_rules
+    }
+
+    /// Where ordinary packets come out.
+    #[inline]
+    pub fn doors(&self) -> &Doors {
+        &self.tunnels.doors
+    }
+
+    /// Whether there is so much in the table that a processor's first cache does not hold it.
+    #[inline]
+    pub fn is_large(&self) -> bool {
+        self.tunnels.egress.len() > SMALL || self.routes.is_large()
     }
 
     #[inline]
@@ -360,11 +402,16 @@ impl Fib {
             return Resolution::Kernel;
         }
         match self.routes.lookup(destination) {
-            Some(id) => match self.routes.hop(id) {
-                NextHop::Multipath(_) => Resolution::Multipath(id),
-                hop => self.follow(hop, destination),
-            },
+            Some(id) => self.resolve_hop(id, destination),
             None => Resolution::Kernel,
+        }
+    }
+
+    /// Where a packet for `destination` goes whose route has this next hop.
+    pub fn resolve_hop(&self, id: HopId, destination: IpAddr) -> Resolution {
+        match self.routes.hop(id) {
+            NextHop::Multipath(_) => Resolution::Multipath(id),
+            hop => self.follow(hop, destination),
         }
     }
 

@@ -47,6 +47,18 @@ impl Routes {
         found.map(HopId)
     }
 
+    /// Whether there are many next hops, or prefixes all over the address space.
+    #[inline]
+    pub fn is_large(&self) -> bool {
+        self.v4.is_large()
+    }
+
+    /// The same for an IPv4 destination; [`HopId::KERNEL`] where no prefix contains it.
+    #[inline]
+    pub fn lookup_v4(&self, destination: u32) -> HopId {
+        HopId(self.v4.lookup(destination).unwrap_or(HopId::KERNEL.0))
+    }
+
     /// A next hop; [`NextHop::Kernel`] for a number that there is not.
     #[inline]
     pub fn hop(&self, id: HopId) -> &NextHop {

@@ -118,12 +118,28 @@ impl<'a> Ipv4<'a> {
     /// Whether the header checksum is right (options included).
     #[inline(always)]
     pub fn has_valid_checksum(&self) -> bool {
-        // The length of a plain header is known when this is compiled: no loop.
-        let fixed = Checksum::new().add_bytes(self.fixed);
-        fixed
-            .add_bytes(&self.packet[HEADER_LEN..self.header_len])
+        if !self.has_options() {
+            return is_valid(self.fixed);
+        }
+        Checksum::new()
+            .add_bytes(&self.packet[..self.header_len])
             .is_valid()
     }
+}
+
+/// Whether the checksum of a header without options is right.
+#[inline(always)]
+pub fn is_valid(header: &[u8; HEADER_LEN]) -> bool {
+    let word = |at: usize| {
+        u64::from(u32::from_ne_bytes([
+            header[at],
+            header[at + 1],
+            header[at + 2],
+            header[at + 3],
+        ]))
+    };
+    // The sum of a header is not zero, so it is 0xffff in one's complement where 0xffff divides it.
+    (word(0) + word(4) + word(8) + word(12) + word(16)) % 0xffff == 0
 }
 
 /// The fields of a header without options, as they are to be written.
@@ -194,8 +210,11 @@ pub fn decrement_ttl(bytes: &mut [u8]) -> bool {
     let Some(ttl) = header[8].checked_sub(1) else {
         return false;
     };
-    let protocol = header[9];
-    patch(header, 8, [ttl, protocol]);
+    header[8] = ttl;
+    // RFC 1624, equation 3, where the new word is 0x0100 less than the old one: ~m + m' is 0xfeff.
+    let sum = u32::from(!u16::from_be_bytes([header[10], header[11]])) + 0xfeff;
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
     true
 }
 

@@ -5,6 +5,7 @@
 //! everything else about a tunnel is immutable and comes from the control room.
 
 mod decapsulate;
+mod door;
 mod ecn;
 mod encapsulate;
 mod flow;
@@ -17,8 +18,10 @@ mod quoted;
 mod size;
 mod state;
 mod table;
+mod template;
 
 pub use decapsulate::{Inside, Outer, decapsulate, look_inside, take_out};
+pub use door::{Door, Doors};
 pub use encapsulate::encapsulate;
 pub use flow::flow_inside;
 pub use kind::{Family, Kind, Mode, Payload, Shim};
@@ -28,6 +31,7 @@ pub use quoted::Quoted;
 pub use size::Size;
 pub use state::{Counter, Sequences, TunnelCounters, TunnelState};
 pub use table::{Class, TunnelTable};
+pub use template::Template;
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -83,6 +83,8 @@ fn tag(class: Class, key: Option<GreKey>) -> u64 {
 struct Matches<A: Address> {
     ids: HashMap<(A::Pair, u64), Vec<TunnelId>, FxBuildHasher>,
     wildcards: bool,
+    /// One of those is bound to a device.
+    bound_wildcards: bool,
 }
 
 impl<A: Address> Default for Matches<A> {
@@ -90,6 +92,7 @@ impl<A: Address> Default for Matches<A> {
         Self {
             ids: HashMap::default(),
             wildcards: false,
+            bound_wildcards: false,
         }
     }
 }
@@ -102,7 +105,9 @@ impl<A: Address> Matches<A> {
         } else {
             (local, remote)
         };
-        self.wildcards |= local == A::ANY || remote == A::ANY;
+        let any = local == A::ANY || remote == A::ANY;
+        self.wildcards |= any;
+        self.bound_wildcards |= any && tunnel.dev.is_some();
         for class in Class::of(tunnel) {
             let wanted = (local.with(remote), tag(*class, tunnel.ikey));
             self.ids.entry(wanted).or_default().push(tunnel.id);
@@ -187,6 +192,22 @@ impl TunnelTable {
     #[inline]
     pub fn get(&self, id: TunnelId) -> Option<&Tunnel> {
         self.tunnels.get(id.index())?.as_ref()
+    }
+
+    /// Whether packets between the tunnel's addresses with its key can be no other tunnel's, whatever device they come by.
+    pub fn is_alone(&self, tunnel: &Tunnel) -> bool {
+        let (IpAddr::V4(local), IpAddr::V4(remote)) = (tunnel.local, tunnel.remote) else {
+            return false;
+        };
+        let same = |class: &Class| (local.with(remote), tag(*class, tunnel.ikey));
+        let mut same = Class::of(tunnel).iter().map(same);
+        let alone = |wanted| {
+            self.v4
+                .ids
+                .get(&wanted)
+                .is_some_and(|ids| ids[..] == [tunnel.id])
+        };
+        !self.v4.bound_wildcards && same.all(alone)
     }
 
     /// Every tunnel, by slot.

@@ -15,6 +15,7 @@ mod error;
 mod frame;
 mod kick;
 mod load;
+mod memory;
 mod metadata;
 mod offload;
 mod open;
@@ -35,6 +36,7 @@ pub use error::SteerError;
 pub use frame::Frame;
 pub use kick::KickCounters;
 pub use load::Limits;
+pub use memory::RingPort;
 pub use offload::TagsInFrame;
 pub use open::{Mode, PortError, PortSet, PortSpec, RingOptions, Want, locked_bytes, open_ports};
 pub use plan::{

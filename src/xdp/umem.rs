@@ -138,7 +138,7 @@ pub(super) type Shared = Rc<RefCell<Pool>>;
 /// Has the processor fetch the headers of a packet, which another core or the device has just written, while the
 /// rest of the burst is claimed: two cache lines, the second for what lies behind a tunnel's headers.
 #[inline]
-fn prefetch(start: NonNull<u8>) {
+pub(super) fn prefetch(start: NonNull<u8>) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
