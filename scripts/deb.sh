@@ -27,6 +27,7 @@ mkdir "$TREE"
 cp -r packaging/debian "$TREE/debian"
 cp packaging/greyhound.service "$TREE/debian/"
 cp "$PROGRAM" packaging/greyhound.toml "$PAGES"/* README.md "$TREE/"
+cp -r docs "$TREE/"
 mkdir "$TREE/bash"
 mv "$TREE/greyhound.bash" "$TREE/bash/greyhound" # the name that bash-completion looks for
 printf 'greyhound (%s-%s) unstable; urgency=medium\n\n  * %s.\n\n -- The Greyhound authors <greyhound@packages.invalid>  %s\n' \

@@ -41,6 +41,6 @@ install -D -m 644 "$PAGES/greyhound.fish" "$TREE/share/fish/vendor_completions.d
 install -D -m 644 packaging/greyhound.toml "$TREE/share/greyhound/greyhound.toml"
 mkdir -p "$TREE/lib/systemd/system" "$TREE/share/doc/greyhound"
 sed 's|/usr/sbin/|/usr/local/sbin/|' packaging/greyhound.service >"$TREE/lib/systemd/system/greyhound.service"
-install -m 644 README.md LICENSE-* bpf/LICENSE.* "$TREE/share/doc/greyhound/"
+install -m 644 README.md docs/*.md LICENSE-* bpf/LICENSE.* "$TREE/share/doc/greyhound/"
 tar -C "$WORK" --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=go=rX -cJf "target/$NAME.tar.xz" "$NAME"
 ok "target/$NAME.tar.xz: unpack it into /usr/local with --strip-components 1"

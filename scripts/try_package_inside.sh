@@ -100,7 +100,7 @@ until_it_works /tarball/sbin/greyhound tunnel show gre1
 kill -TERM "$ROUTER"
 wait "$ROUTER"
 for file in share/man/man8/greyhound.8 share/man/man5/greyhound.toml.5 share/bash-completion/completions/greyhound \
-    lib/systemd/system/greyhound.service share/doc/greyhound/LICENSE-MIT; do
+    lib/systemd/system/greyhound.service share/doc/greyhound/LICENSE-MIT share/doc/greyhound/troubleshooting.md; do
     [[ -s /tarball/$file ]]
 done
 grep -q '^ExecStart=/usr/local/sbin/greyhound ' /tarball/lib/systemd/system/greyhound.service

@@ -15,6 +15,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import svg  # noqa: E402
 import table  # noqa: E402
 from bed import ROOT, Bed, Trouble, run  # noqa: E402
 from calm import calm  # noqa: E402
@@ -38,12 +39,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", metavar="NAME,…", help="of: " + " ".join(c.key for c in CONTESTANTS))
     parser.add_argument("--sizes", metavar="BYTES,…", help="lengths of the plain Ethernet frame (64 to 1400), or IMIX (default: all of the table)")
     parser.add_argument("--flows", type=int, default=256, help="how many flows (default 256)")
-    parser.add_argument("--rounds", type=int, help="how often everything is measured (default 5)")
+    parser.add_argument("--rounds", type=int, help="how often everything is measured (default 5); 0 shows again what stands in the JSON file")
     parser.add_argument("--seconds", type=float, help="length of each measurement (default 1)")
     parser.add_argument("--parts", default=",".join(PARTS), metavar="PART,…",
                         help="rate: at saturation; calm: without loss, how long packets are under way, at most 3 rounds (default both)")
     parser.add_argument("--quick", action="store_true", help="64 bytes and IMIX alone, two rounds of half a second")
     parser.add_argument("--json", metavar="FILE", help="write everything there")
+    parser.add_argument("--svg", metavar="FILE", help="draw the rates there")
+    parser.add_argument("--readme", metavar="FILE", help="replace the tables in that Markdown file, between its lines <!-- bench --> and <!-- /bench -->")
     parser.add_argument("--add", action="store_true", help="the rounds are added to those in the JSON file")
     links = parser.add_argument_group("real links (default: veth pairs)", "Four devices of this machine: source to in, out to sink. They are moved "
                                       "into namespaces meanwhile; they must have no addresses.")
@@ -51,7 +54,8 @@ def arguments() -> argparse.Namespace:
         links.add_argument(f"--{end}", metavar="DEVICE")
     parser.add_argument("--dry", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.rounds = args.rounds or (2 if args.quick else 5)
+    if args.rounds is None:
+        args.rounds = 2 if args.quick else 5
     args.seconds = args.seconds or (0.5 if args.quick else 1.0)
     try:
         args.sizes = [s if s == IMIX else int(s) for s in args.sizes.split(",")] if args.sizes else [64, IMIX] if args.quick else SIZES
@@ -70,8 +74,8 @@ def arguments() -> argparse.Namespace:
     args.given = given if any(given.values()) else None
     if args.given and not all(given.values()):
         parser.error("real links: all of --source, --in, --out, --sink")
-    if args.add and not args.json:
-        parser.error("--add: to which --json?")
+    if (args.add or not args.rounds) and not args.json:
+        parser.error("--add and --rounds 0: which --json?")
     return args
 
 
@@ -89,6 +93,13 @@ def commit() -> str:
     return done or "unknown"
 
 
+def command(argv: list[str]) -> str:
+    """How it was called, but for where the report goes."""
+    files = ("--json", "--svg", "--readme")
+    kept = [word for before, word in zip(["", *argv], argv) if word not in files and before not in files and not word.startswith(files)]
+    return " ".join(["scripts/bench.sh", *kept])
+
+
 class Bench:
     """A run: everything in turns, and what is kept of it."""
 
@@ -96,7 +107,7 @@ class Bench:
         self.args, self.bed = args, bed
         self.report = {
             "machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat(),
-            "command": " ".join(["scripts/bench.sh", *sys.argv[1:]]),
+            "command": command(sys.argv[1:]),
             "devices": "given: " + " ".join(f"{e}={d}" for e, d in args.given.items()) if args.given else "veth pairs, one queue",
             "sizes": args.sizes, "flows": args.flows, "seconds": args.seconds, "rounds": 0,
             "imix": "frames of 64, 576 and 1400 bytes, 7:4:1",
@@ -144,7 +155,7 @@ class Bench:
                 for direction in DIRECTIONS:
                     for contestant in self.contestants:
                         self.turn_calm(contestant, direction)
-                self.save()
+                save(self.args, self.report)
 
     def turn_calm(self, contestant: Contestant, direction: str) -> None:
         rates = [row["median_pps"] for row in table.summary(self.report)
@@ -163,7 +174,7 @@ class Bench:
                 for size in self.args.sizes:
                     self.turn(number, direction, size)
             self.report["rounds"] += 1
-            self.save()
+            save(self.args, self.report)
 
     def turn(self, number: int, direction: str, size: int | str) -> None:
         """Everybody once, one after another; who begins changes from round to round."""
@@ -187,10 +198,28 @@ class Bench:
                 print(f"    again: {trouble}", flush=True)
         raise AssertionError("no try is left")
 
-    def save(self) -> None:
-        self.report["summary"], self.report["calm_summary"] = table.summary(self.report), table.calm_summary(self.report)
-        if self.args.json:
-            pathlib.Path(self.args.json).write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
+
+def save(args: argparse.Namespace, report: dict) -> None:
+    """Writes the files that were asked for."""
+    report["summary"], report["calm_summary"] = table.summary(report), table.calm_summary(report)
+    if args.json:
+        pathlib.Path(args.json).write_text(as_json(report), encoding="utf-8")
+    if args.svg and report["results"]:
+        pathlib.Path(args.svg).write_text(svg.chart(report), encoding="utf-8")
+    if args.readme:
+        table.put_into(pathlib.Path(args.readme), report)
+
+
+def as_json(report: dict) -> str:
+    """A line for each entry of a list: a run's differences can be read."""
+    parts = []
+    for name, value in report.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = "[\n  " + ",\n  ".join(json.dumps(one) for one in value) + "\n ]"
+        else:
+            value = json.dumps(value)
+        parts.append(f" {json.dumps(name)}: {value}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def main() -> None:
@@ -199,6 +228,11 @@ def main() -> None:
         return
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))
+    if not args.rounds:
+        report = json.loads(pathlib.Path(args.json).read_text(encoding="utf-8"))
+        save(args, report)
+        print("\n".join(table.text(report)))
+        return
     with contextlib.ExitStack() as stack:
         directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="greyhound-bench-")))
         bench = Bench(args, stack.enter_context(Bed(directory, args.given)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pathlib
 import statistics
+
+from bed import Trouble
 
 NAMES = {"encapsulate": "Encapsulation", "decapsulate": "Decapsulation"}
 
@@ -115,11 +118,45 @@ def text(report: dict) -> list[str]:
     return lines
 
 
+def markdown(report: dict) -> str:
+    """The tables for the README."""
+    lines = []
+
+    def table(heads: list[str], rows: list[tuple[str, list[str]]]) -> None:
+        lines.extend(["", "| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)])
+        lines.extend("| " + " | ".join([name, *cells]) + " |" for name, cells in rows)
+
+    for direction, name in NAMES.items():
+        table([f"{name}, Mpps (ratio)", *columns(report)], rows_of(report, direction, both))
+    for direction, name in NAMES.items():
+        rows = calm_rows(report, direction)
+        if rows:
+            table([f"{name}, 64 B", "without loss, Mpps", "p50 µs", "p99 µs", "p99.9 µs", "from idle, µs", "idle CPU", "user clocks"], rows)
+    return "\n".join([*lines[1:], "", "  \n".join(notes(report))])
+
+
+def both(row: dict) -> str:
+    return f"{row['median_pps'] / 1e6:.2f}" + (f" ({row['ratio']:.2f})" if "ratio" in row else "")
+
+
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+
+
+def put_into(file: pathlib.Path, report: dict) -> None:
+    """Replaces what stands between the two marks of a Markdown file."""
+    words = file.read_text(encoding="utf-8")
+    head, _, rest = words.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not end:
+        raise Trouble(f"{file}: the lines {BEGIN} and {END} are not there")
+    file.write_text(f"{head}{BEGIN}\n{markdown(report)}\n{END}{tail}", encoding="utf-8")
+
+
 def notes(report: dict) -> list[str]:
     machine = report["machine"]
     kind = "virtual machine, " if machine["virtual"] else ""
     lines = [f"{machine['cpu']} ({kind}{machine['cpus']} CPUs), Linux {machine['kernel']}, commit {report['commit']}, {report['date']}",
              f"{report['devices']}; {report['flows']} flows; IMIX: {report['imix']}; rounds of {report['seconds']:g} s, in turns; source on CPU 0"]
-    lines += [f"{c['title']}: {c['cores']}" for c in report["contestants"]]
+    lines.append("; ".join(f"{c['title']}: {c['cores']}" for c in report["contestants"]))
     lines += [f"not measured: {m['title']}: {m['reason']}" for m in report["missing"].values()]
     return lines

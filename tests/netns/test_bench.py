@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import subprocess
+from xml.etree import ElementTree
 
 import pytest
 
@@ -59,6 +60,21 @@ def test_every_frame_is_accounted_for(report):
         if result["contestant"] in ("greyhound", "bare"):
             # Behind the rings nothing is lost.
             assert frames["lost"] == frames["no_room"] + sum(result.get("drops", {}).values()), result
+
+
+def test_the_chart_shows_everybody(report, tmp_path):
+    """Again from the JSON alone: a bar for every row, and the same medians."""
+    file, chart, readme = tmp_path / "bench.json", tmp_path / "bench.svg", tmp_path / "README.md"
+    file.write_text(json.dumps({name: value for name, value in report.items() if name != "terminal"}))
+    readme.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
+    done = bench("--rounds", "0", "--json", str(file), "--svg", str(chart), "--readme", str(readme))
+    assert done.returncode == 0, done.stderr
+    titles = [e.text for e in ElementTree.parse(chart).iter("{http://www.w3.org/2000/svg}title")]
+    for contestant in report["contestants"]:
+        assert len([t for t in titles if t.startswith(contestant["title"])]) == 2
+        assert f"| {contestant['title']} | " in readme.read_text()
+    assert readme.read_text().startswith("before\n") and readme.read_text().endswith("after\n") and "old" not in readme.read_text()
+    assert json.loads(file.read_text())["summary"] == report["summary"]
 
 
 def test_a_ratio_is_that_of_the_same_round(report):

@@ -25,6 +25,8 @@ const ELSEWHERE: &[DropReason] = &[
     DropReason::ForwardingOff,
     DropReason::TxRingFull,
     DropReason::NoFrame,
+    // Between two workers alone.
+    DropReason::SpreadFull,
 ];
 
 /// How a packet gets there.

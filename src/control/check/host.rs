@@ -131,12 +131,14 @@ pub(super) struct Offloads {
 }
 
 /// Hardware.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Card {
     /// Its memory node; none where the machine has one only.
     pub node: Option<u32>,
     /// Descriptors of each receive ring, now and at the most.
     pub ring: Option<(u32, u32)>,
+    /// Its interrupts, each with the CPUs that get it.
+    pub interrupts: Vec<(u32, Vec<usize>)>,
     /// So many queues stand in its RSS indirection table.
     pub spreads_over: Option<u32>,
     /// It looks at the ports of UDP over IPv4, and over IPv6, when it chooses a queue.

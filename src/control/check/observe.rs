@@ -95,10 +95,26 @@ fn card(name: &str) -> Card {
     Card {
         node: placement::node_of(Path::new(placement::SYS), name),
         ring: programs::ring(name),
+        interrupts: interrupts(name),
         spreads_over: programs::queues_of_rss(name),
         sees_udp_ports: ["udp4", "udp6"].map(|kind| programs::hashes_ports(name, kind)),
         deferral: of_device("napi_defer_hard_irqs").zip(of_device("gro_flush_timeout")),
     }
+}
+
+/// A card's message interrupts, and where they go (Documentation/core-api/irq/irq-affinity.rst).
+fn interrupts(name: &str) -> Vec<(u32, Vec<usize>)> {
+    let entries = fs::read_dir(format!("/sys/class/net/{name}/device/msi_irqs"));
+    let names = entries.into_iter().flatten();
+    let numbers = names.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut all: Vec<(u32, Vec<usize>)> = numbers
+        .filter_map(|irq: u32| {
+            let list = format!("/proc/irq/{irq}/effective_affinity_list");
+            Some((irq, cpu_list(fs::read_to_string(list).ok()?.trim())?))
+        })
+        .collect();
+    all.sort_unstable();
+    all
 }
 
 fn capabilities() -> Seen<u64> {

@@ -1,6 +1,6 @@
-//! Where hardware sits: memory nodes and receive rings.
+//! Where hardware sits: memory nodes, interrupts and receive rings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Finding,
@@ -18,6 +18,7 @@ pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     let mut findings = Vec::from_iter(huge_pages(config, host));
     for (name, card) in &host.cards {
         findings.extend(node(config, &host.nodes, name, card));
+        findings.extend(interrupts(host, name, card));
         findings.extend(ring(name, card));
     }
     findings
@@ -74,6 +75,31 @@ fn huge_pages(config: &Config, host: &Host) -> Option<Finding> {
         ),
     };
     Some(Finding::ok("hugepages", "host", found))
+}
+
+/// The kernel's share of a packet's way is done where the card's interrupts go: all on one CPU, or on another node, it is
+/// the bottleneck before the workers are.
+fn interrupts(host: &Host, name: &str, card: &Card) -> Option<Finding> {
+    let cpus: BTreeSet<usize> = (card.interrupts.iter())
+        .flat_map(|(_, cpus)| cpus.iter().copied())
+        .collect();
+    let (count, first) = (card.interrupts.len(), card.interrupts.first()?.0);
+    let spread = "stop irqbalance, then for each";
+    let near = card.node.and_then(|node| host.nodes.get(&node));
+    let far = near.filter(|near| cpus.iter().any(|cpu| !near.contains(cpu)));
+    let found = format!("{count} interrupts on CPUs {cpus:?}");
+    let mend = |to: &str| format!("{spread}: echo {to} > /proc/irq/{first}/smp_affinity_list");
+    Some(match (far, cpus.len()) {
+        (Some(near), _) if host.nodes.len() > 1 => {
+            let found = format!("{found}, and its memory is near CPUs {near:?}");
+            Finding::warn("irq", name, found).mend(mend("one of these"))
+        }
+        (_, 1) if count > 1 && host.cpus.as_ref().is_ok_and(|all| all.len() > 1) => {
+            let found = format!("all its {count} interrupts are on CPU {cpus:?}");
+            Finding::warn("irq", name, found).mend(mend("another CPU"))
+        }
+        _ => Finding::ok("irq", name, found),
+    })
 }
 
 /// What a worker does not fetch in time is lost: a ring holds what comes in meanwhile.

@@ -321,11 +321,11 @@ fn what_one_queue_gets_is_named_with_what_mends_it() {
         ..Card::default()
     };
     let rss = "warn eth0 rss: RSS spreads over 1 of 2 queues: the other workers get nothing | ethtool -X eth0 equal 2";
-    with_config("", "", |host| card(host, blind), &[rss]);
+    with_config("", "", |host| card(host, blind.clone()), &[rss]);
     with_config(
         "spread = false",
         "encap = \"gre-in-udp\"",
-        |host| card(host, blind),
+        |host| card(host, blind.clone()),
         &[
             rss,
             "warn eth0 rss: does not look at UDP ports when it chooses a queue: GRE in UDP between two ends comes by one | \
@@ -337,7 +337,12 @@ fn what_one_queue_gets_is_named_with_what_mends_it() {
         sees_udp_ports: [Some(true), None],
         ..Card::default()
     };
-    with_config("", "encap = \"gre-in-udp\"", |host| card(host, seeing), &[]);
+    with_config(
+        "",
+        "encap = \"gre-in-udp\"",
+        |host| card(host, seeing.clone()),
+        &[],
+    );
 }
 
 #[test]
@@ -1299,7 +1304,7 @@ fn hardware_far_from_its_workers_is_named() {
     let card = |card: Card| {
         move |host: &mut Host| {
             host.nodes = BTreeMap::from([(0, vec![0]), (1, vec![1])]);
-            host.cards.insert("eth0".to_owned(), card);
+            host.cards.insert("eth0".to_owned(), card.clone());
         }
     };
     let near = |node| Card {
@@ -1342,6 +1347,31 @@ fn huge_pages_are_said_and_never_a_complaint() {
         said(20, 15).as_deref(),
         Some("15 of 20 free; packet memory takes 13 pages of 2048 KiB, or small pages")
     );
+}
+
+#[test]
+fn interrupts_in_the_wrong_place_are_named() {
+    use super::host::Card;
+    let card = |node, interrupts: &[(u32, usize)]| {
+        let interrupts = interrupts.iter().map(|(irq, cpu)| (*irq, vec![*cpu]));
+        let card = Card {
+            node,
+            interrupts: interrupts.collect(),
+            ..Card::default()
+        };
+        move |host: &mut Host| {
+            host.nodes = BTreeMap::from([(0, vec![0]), (1, vec![1])]);
+            host.cpus = Ok(vec![0, 1]);
+            host.cards.insert("eth0".to_owned(), card.clone());
+        }
+    };
+    let apart = "warn eth0 irq: 2 interrupts on CPUs {0, 1}, and its memory is near CPUs [1] | stop irqbalance, then for each: echo one of these > /proc/irq/30/smp_affinity_list";
+    let both = [(30, 0), (31, 1)];
+    with_config("workers = [1]", "", card(Some(1), &both), &[apart]);
+    with_config("workers = [1]", "", card(None, &both), &[]);
+    let one = "warn eth0 irq: all its 2 interrupts are on CPU {1} | stop irqbalance, then for each: echo another CPU > /proc/irq/30/smp_affinity_list";
+    with_config("workers = [1]", "", card(None, &[(30, 1), (31, 1)]), &[one]);
+    with_config("workers = [1]", "", card(None, &[(30, 1)]), &[]);
 }
 
 #[test]
