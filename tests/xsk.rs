@@ -697,3 +697,46 @@ fn large_packets_wait_while_there_is_no_room_to_put_them_together() {
         assert_eq!(ports[0].statistics().unwrap().rx_dropped, 0);
     });
 }
+
+/// Sets aside so many huge pages more than now; how many there were.
+fn more_huge_pages(more: u64) -> u64 {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+    let now: u64 = std::fs::read_to_string(FILE)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    std::fs::write(FILE, (now + more).to_string()).unwrap();
+    now
+}
+
+/// Whether this process has a mapping in huge pages.
+fn maps_huge_pages() -> bool {
+    let all = std::fs::read_to_string("/proc/self/maps").unwrap();
+    all.lines().any(|line| line.contains("anon_hugepage"))
+}
+
+#[test]
+fn frames_are_in_huge_pages_where_there_are_any() {
+    in_namespace(|| {
+        let before = more_huge_pages(128);
+        let mut wires = jumbo_wires();
+        let (mut ports, memory) = open(&mut wires, SMALL_RINGS);
+        // Pages in use stay until they are given back.
+        std::fs::write("/proc/sys/vm/nr_hugepages", before.to_string()).unwrap();
+        assert!(memory.in_huge_pages());
+        assert!(maps_huge_pages());
+        // The kernel unmaps whole pages only.
+        assert_eq!(memory.ledger().total * memory.frame_size() % (2 << 20), 0);
+        for len in [60, 4000, 9014] {
+            let sent = frame(1, len);
+            wires[0].send(&sent);
+            let mut burst = receive(&mut ports[0], 1);
+            assert_eq!(burst[0].data(), sent);
+            ports[1].tx_burst(&mut burst);
+            assert!(ports[1].drain(PATIENCE));
+            assert_eq!(wires[1].receive(), sent);
+        }
+        quiet(&memory);
+    });
+}

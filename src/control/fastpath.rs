@@ -4,13 +4,16 @@ use std::{
     collections::BTreeMap,
     fs, io,
     os::fd::AsFd,
+    path::Path,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
 use super::{
     compile::Device,
     config::{RouterConfig, Spread, Workers, XdpMode},
+    placement,
     ports::FoundDevice,
     report::WorkerReport,
     slowpath::{Owner, SlowPath},
@@ -23,8 +26,8 @@ use crate::{
     datapath::{Mates, Snapshot, TunnelRecord, mates, punt_queue},
     fib::{Fib, OnPort, PortId},
     xdp::{
-        Attachment, PortError, PortSpec, RingOptions, Steer, SteerError, TagsInFrame, Want,
-        open_ports,
+        Attachment, PortError, PortSet, PortSpec, RingOptions, Steer, SteerError, TagsInFrame,
+        Want, open_ports,
     },
 };
 
@@ -126,24 +129,32 @@ fn common_queues(found: &[FoundDevice]) -> Result<u32, FastPathError> {
     Ok(wanted)
 }
 
-/// The CPU of each worker: as configured, or from the last one down, because interrupts tend to the first.
-fn cpus(workers: &Workers, queues: u32) -> Vec<usize> {
+/// The CPU of each worker: as configured, or near the devices.
+fn cpus(workers: &Workers, queues: u32, found: &[FoundDevice]) -> Vec<usize> {
     let pool: Vec<usize> = match workers {
         Workers::Cpus(cpus) => cpus.clone(),
         Workers::Auto => {
-            let mut ids: Vec<usize> = core_affinity::get_core_ids()
-                .unwrap_or_default()
-                .into_iter()
-                .map(|core| core.id)
-                .collect();
-            ids.sort_unstable();
-            ids.reverse();
-            ids
+            let ids = core_affinity::get_core_ids().unwrap_or_default();
+            let ids = ids.into_iter().map(|core| core.id).collect();
+            let devices: Vec<&str> = with_sockets(found).map(|d| d.name.as_str()).collect();
+            placement::order(Path::new(placement::SYS), ids, &devices)
         }
     };
     (0..queues as usize)
         .map(|n| pool.get(n % pool.len().max(1)).copied().unwrap_or(0))
         .collect()
+}
+
+/// Opens a worker's ports on its CPU: memory is had from the node of whoever touches it first.
+fn open_on(cpu: usize, specs: &[PortSpec], want: Want) -> Result<PortSet, PortError> {
+    let open = || {
+        core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
+        open_ports(specs, want, RingOptions::default())
+    };
+    thread::scope(|scope| match scope.spawn(open).join() {
+        Ok(opened) => opened,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
 }
 
 impl FastPath {
@@ -187,7 +198,7 @@ impl FastPath {
         for device in found {
             self.note_vlan(device);
         }
-        let cpus = cpus(&config.workers, queues);
+        let cpus = cpus(&config.workers, queues, found);
         let wakers: io::Result<Vec<Waker>> = cpus.iter().map(|_| Waker::new()).collect();
         let wakers = wakers.map_err(FastPathError::Thread)?;
         let mut mates = self.mates(config.spread, &wakers, found).into_iter();
@@ -320,10 +331,14 @@ impl FastPath {
             })
             .collect();
         let largest = specs.iter().map(|spec| spec.mtu as usize).max();
-        let mut ports = open_ports(&specs, want, RingOptions::default())?;
+        let mut ports = open_on(cpu, &specs, want)?;
         if busy_poll {
             ports.prefer_busy_poll()?;
         }
+        let pages = match ports.in_huge_pages() {
+            true => ", huge pages",
+            false => "",
+        };
         let len = largest.unwrap_or(0) + PUNT_HEADERS;
         let (queue, source) = punt_queue(PUNTS, len, Box::new(slow.waker()));
         slow.add_punts(id, source);
@@ -334,8 +349,10 @@ impl FastPath {
         let got = first.map_or("no", |socket| socket.mode.as_str());
         let why = first.and_then(|socket| socket.why_not_zero_copy.as_deref());
         match why {
-            Some(why) => tracing::info!("worker {id}: CPU {cpu}, {got} mode; not zero-copy: {why}"),
-            None => tracing::info!("worker {id}: CPU {cpu}, {got} mode"),
+            Some(why) => {
+                tracing::info!("worker {id}: CPU {cpu}, {got} mode{pages}; not zero-copy: {why}")
+            }
+            None => tracing::info!("worker {id}: CPU {cpu}, {got} mode{pages}"),
         }
         Ok(worker)
     }
@@ -471,7 +488,7 @@ impl FastPath {
                 true => quiet += 1,
                 false => {
                     quiet = 0;
-                    std::thread::sleep(Duration::from_micros(100));
+                    thread::sleep(Duration::from_micros(100));
                 }
             }
         }

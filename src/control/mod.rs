@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod netlink;
 pub mod path_mtu;
+mod placement;
 mod ports;
 mod privileges;
 mod quiet;

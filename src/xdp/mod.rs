@@ -45,5 +45,5 @@ pub use plan::{
 pub use port::{XskPort, XskStatistics};
 pub use said::listen_to_libbpf;
 pub use steer::{Attached, Attachment, Steer};
-pub use umem::{LARGEST_MTU, Ledger, Memory, SINGLE_BUFFER_MTU};
+pub use umem::{HugePages, LARGEST_MTU, Ledger, Memory, SINGLE_BUFFER_MTU};
 pub use wire::{Wire, WireEnd, WireError};

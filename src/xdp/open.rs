@@ -167,6 +167,11 @@ impl PortSet {
         &self.ports
     }
 
+    /// Whether the frames are in huge pages.
+    pub fn in_huge_pages(&self) -> bool {
+        self.memory.in_huge_pages()
+    }
+
     /// Takes the set apart, in the thread that will work with it.
     pub fn into_parts(self) -> (Vec<XskPort>, Memory) {
         umem::adopt(&self.memory.0);

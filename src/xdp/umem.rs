@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     error::Error,
-    io,
+    fs, io,
     num::NonZeroU32,
     ptr::NonNull,
     rc::{Rc, Weak},
@@ -122,6 +122,11 @@ impl Memory {
         }
     }
 
+    /// Whether the frames are in huge pages.
+    pub fn in_huge_pages(&self) -> bool {
+        self.0.borrow().huge
+    }
+
     /// The size of a frame in bytes.
     pub fn frame_size(&self) -> usize {
         self.0.borrow().area.frame_size
@@ -225,6 +230,7 @@ pub(super) struct Pool {
     pub runs: Runs,
     pub area: Area,
     umem: Umem,
+    huge: bool,
     total: usize,
     /// Frames that live as tokens.
     pub lent: usize,
@@ -243,10 +249,9 @@ impl Pool {
         ring_size: u32,
     ) -> Result<Self, PortError> {
         let frame_size = layout.frame_size;
-        let alone = frames;
-        let frames = alone + runs * layout.run;
+        let needed = frames + runs * layout.run;
         let refused = |reason: String| PortError::Memory {
-            frames,
+            frames: needed,
             frame_size,
             reason,
         };
@@ -256,19 +261,25 @@ impl Pool {
             .comp_queue_size(QueueSize::new(ring_size).map_err(|e| refused(e.to_string()))?)
             .build()
             .map_err(|e| refused(e.to_string()))?;
-        let count = NonZeroU32::new(frames).ok_or_else(|| refused("no frames".into()))?;
+        let count = NonZeroU32::new(needed).ok_or_else(|| refused("no frames".into()))?;
         let slot = AddressSlot::locate().ok_or(PortError::AddressHidden)?;
-        let (umem, mut free) = Umem::new(config, count, false).map_err(|e| refused(explain(&e)))?;
+        let in_huge =
+            in_huge_pages(count, frame_size).and_then(|n| Umem::new(config, n, true).ok());
+        let huge = in_huge.is_some();
+        let (umem, mut free) = match in_huge {
+            Some(made) => made,
+            None => Umem::new(config, count, false).map_err(|e| refused(explain(&e)))?,
+        };
         let first = FrameDesc::default();
         // SAFETY: no socket exists yet, so this thread owns every frame; the borrow ends here.
         let base = NonNull::from(unsafe { umem.data(&first) }.contents()).cast::<u8>();
         let total = free.len();
-        free.truncate(alone as usize);
+        free.truncate(total - (runs * layout.run) as usize);
         let frame_size = frame_size as usize;
         Ok(Self {
             area: Area {
                 base,
-                bytes: frames as usize * frame_size,
+                bytes: total * frame_size,
                 frame_size,
                 slot,
             },
@@ -278,6 +289,7 @@ impl Pool {
                 layout.run as usize,
                 frame_size,
             ),
+            huge,
             total,
             free,
             umem,
@@ -337,6 +349,43 @@ impl Drop for Pool {
         if self.lent > 0 {
             std::mem::forget(self.umem.clone());
         }
+    }
+}
+
+/// How many frames, at least so many, fill huge pages to the last byte (munmap(2) asks for that); none where the kernel has
+/// none to give.
+fn in_huge_pages(frames: NonZeroU32, frame_size: u32) -> Option<NonZeroU32> {
+    let huge = HugePages::of(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    let bytes = u64::from(frames.get()) * u64::from(frame_size);
+    let pages = bytes.div_ceil(huge.bytes);
+    let frames = pages * huge.bytes / u64::from(frame_size);
+    let enough = huge.free >= pages;
+    NonZeroU32::new(u32::try_from(frames).ok().filter(|_| enough)?)
+}
+
+/// The huge pages that were set aside on this host (`vm.nr_hugepages`), of the size that a mapping gets unasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HugePages {
+    /// Bytes of one.
+    pub bytes: u64,
+    pub total: u64,
+    /// Neither in use nor promised to anybody.
+    pub free: u64,
+}
+
+impl HugePages {
+    /// What /proc/meminfo says; none where the kernel has no huge pages.
+    pub fn of(meminfo: &str) -> Option<HugePages> {
+        let field = |name: &str| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        let promised = field("HugePages_Rsvd:")?;
+        Some(HugePages {
+            bytes: field("Hugepagesize:")? << 10,
+            total: field("HugePages_Total:")?,
+            free: field("HugePages_Free:")?.saturating_sub(promised),
+        })
     }
 }
 
@@ -402,6 +451,19 @@ mod tests {
         assert_eq!(layout(&[9000, 1500]), Ok((4096, 3)));
         assert_eq!(layout(&[65_254]), Ok((4096, 16)));
         assert_eq!(layout(&[1500, 65_255]), Err(1));
+    }
+
+    #[test]
+    fn huge_pages_that_are_promised_are_not_free() {
+        let meminfo = "MemTotal: 1 kB\nHugePages_Total:      20\nHugePages_Free:       18\n\
+                       HugePages_Rsvd:        3\nHugepagesize:       2048 kB\n";
+        let seen = HugePages {
+            bytes: 2 << 20,
+            total: 20,
+            free: 15,
+        };
+        assert_eq!(HugePages::of(meminfo), Some(seen));
+        assert_eq!(HugePages::of("MemTotal: 1 kB\n"), None);
     }
 
     #[test]

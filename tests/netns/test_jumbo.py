@@ -89,3 +89,50 @@ def test_bulk_both_ways(pair, xdp, kind):
                        for way in ("rx", "tx")]
             # Half of the packets are acknowledgements.
             assert min(carried) > 3000, carried
+
+
+def test_a_smaller_underlay_decides(single, xdp):
+    """Inside 9000, outside 1500: who sends too much is told so or is cut, and what fits passes; and the other way round."""
+    bed = single(mtu=1500, inner=MTU, xdp=xdp)
+    bed.warm()
+    assert bed.router.link("gre1")["mtu"] == 1476
+    for size in (1477, 3600, 9000):
+        packet = sized4(size, flags="DF")
+        bed.send_inside(packet)
+        error = bed.inside.expect(lambda frame: ICMP in frame and frame[ICMP].type == 3, "ICMP 3/4")
+        assert (error[ICMP].code, error[ICMP].nexthopmtu) == (4, 1476)
+        packet = sized4(size, id=0x5000 + size)
+        bed.send_inside(packet)
+        pieces = -(-(size - 20) // 1456)
+        frames = bed.outside.collect(lambda f: is_gre(f) and IP in f[GRE] and f[GRE][IP].id == packet.id, pieces, "pieces")
+        parts = sorted((frame[GRE][IP] for frame in frames), key=lambda part: part.frag)
+        assert b"".join(ip_bytes(part)[20:] for part in parts) == bytes(packet)[20:]
+    packet = sized4(1476, flags="DF")
+    assert ip_bytes(bed.encapsulated(packet)[GRE].payload) == forwarded(packet)
+    if xdp != "off":
+        at_rest(bed)
+
+
+def test_a_smaller_overlay_decides(single, xdp):
+    """Outside 9000, inside 1500: a large packet out of the tunnel is answered through it, and the books balance."""
+    bed = single(mtu=MTU, inner=1500, xdp=xdp)
+    bed.warm()
+    for size in (1501, 3600, 8976):
+        bed.send_outside(bed.around(back(sized4(size, flags="DF"))))
+        error = bed.outside.expect(lambda f: is_gre(f) and f.haslayer(ICMP) and f[ICMP].type == 3, "ICMP 3/4")
+        assert error[ICMP].nexthopmtu == 1500
+    if xdp != "off":
+        assert bed.greyhound.stats()["workers"][0]["punts"]["too_big"] >= 3
+        at_rest(bed)
+
+
+def test_what_workers_cannot_finish_arrives_whole(single):
+    """Large packets that are found unfit only inside a worker go on by the slow path, as they came."""
+    bed = single(mtu=MTU, inner=MTU)
+    bed.warm()
+    before = bed.greyhound.stats()["workers"][0]["punted"]
+    for size in (3600, 8900):
+        inner = back(sized4(size, options=b"\1\1\1\1"))
+        assert ip_bytes(bed.decapsulated(inner))[24:] == bytes(inner)[24:]
+    assert bed.greyhound.stats()["workers"][0]["punted"] >= before + 2
+    at_rest(bed)

@@ -12,6 +12,7 @@ use crate::{
         ports::Nature,
     },
     tunnel::Family,
+    xdp::HugePages,
 };
 
 /// An observation that may have been impossible, and then says why.
@@ -57,6 +58,8 @@ pub(super) struct Host {
     pub cards: BTreeMap<String, Card>,
     /// The CPUs of each memory node.
     pub nodes: BTreeMap<u32, Vec<usize>>,
+    /// Huge pages that were set aside; none where the kernel has none.
+    pub huge_pages: Option<HugePages>,
     /// Connections that this network namespace tracks; none without connection tracking.
     pub connections: Option<u64>,
     /// The kernel's packet sampler is loaded, which sFlow agents use.

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
 };
 
 use rustix::process::{Resource, getrlimit};
@@ -20,11 +21,12 @@ use crate::{
         accelerated::settings as settings_of_host,
         config::{Accelerate, Config, XdpMode},
         mirror::{Monitor, Options},
+        placement::{self, cpu_list},
         report::Status,
         socket::{Client, Request},
     },
     tunnel::{Family, GRE_IN_UDP_PORT},
-    xdp,
+    xdp::{self, HugePages},
 };
 
 /// AF_XDP (linux/socket.h).
@@ -54,7 +56,10 @@ pub(super) async fn host(config: &Config) -> Host {
         udp_ports: udp_ports(config),
         offloads: BTreeMap::new(),
         cards: BTreeMap::new(),
-        nodes: nodes(),
+        nodes: placement::nodes(Path::new(placement::SYS)),
+        huge_pages: fs::read_to_string("/proc/meminfo")
+            .ok()
+            .and_then(|text| HugePages::of(&text)),
         connections: number("/proc/sys/net/netfilter/nf_conntrack_count"),
         sampler: fs::exists("/sys/module/psample").unwrap_or(false),
         settings: settings(config),
@@ -86,11 +91,9 @@ fn number(path: &str) -> Option<u64> {
 }
 
 fn card(name: &str) -> Card {
-    // -1 where the machine has one node.
     let of_device = |file: &str| number(&format!("/sys/class/net/{name}/{file}"));
-    let node = of_device("device/numa_node");
     Card {
-        node: node.and_then(|node| node.try_into().ok()),
+        node: placement::node_of(Path::new(placement::SYS), name),
         ring: programs::ring(name),
         interrupts: interrupts(name),
         spreads_over: programs::queues_of_rss(name),
@@ -112,21 +115,6 @@ fn interrupts(name: &str) -> Vec<(u32, Vec<usize>)> {
         .collect();
     all.sort_unstable();
     all
-}
-
-/// The memory nodes with their CPUs, as /sys lists them.
-fn nodes() -> BTreeMap<u32, Vec<usize>> {
-    let entries = fs::read_dir("/sys/devices/system/node")
-        .into_iter()
-        .flatten();
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let numbers = names.filter_map(|name| name.strip_prefix("node")?.parse().ok());
-    numbers
-        .filter_map(|node: u32| {
-            let list = format!("/sys/devices/system/node/node{node}/cpulist");
-            Some((node, cpu_list(fs::read_to_string(list).ok()?.trim())?))
-        })
-        .collect()
 }
 
 fn capabilities() -> Seen<u64> {
@@ -152,17 +140,6 @@ fn af_xdp() -> Seen<()> {
 fn cpus() -> Seen<Vec<usize>> {
     let text = fs::read_to_string("/sys/devices/system/cpu/online").map_err(|e| e.to_string())?;
     cpu_list(text.trim()).ok_or_else(|| format!("cannot read {text:?} as a list of CPUs"))
-}
-
-/// The kernel's list format: `0-3,5`.
-fn cpu_list(text: &str) -> Option<Vec<usize>> {
-    let mut cpus = Vec::new();
-    for part in text.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
-        cpus.extend(first..=last);
-    }
-    Some(cpus)
 }
 
 fn kernel_tunnels() -> Vec<String> {
@@ -269,16 +246,4 @@ fn complete(link: &mut Link) {
         of_kind.count() as u32
     };
     link.queues = (count(b"rx-"), count(b"tx-"));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_kernels_list_of_cpus_is_read() {
-        assert_eq!(cpu_list("0"), Some(vec![0]));
-        assert_eq!(cpu_list("0-2,5"), Some(vec![0, 1, 2, 5]));
-        assert_eq!(cpu_list(""), None);
-    }
 }

@@ -6,13 +6,16 @@ use super::{
     Finding,
     host::{Card, Host},
 };
-use crate::control::config::{Config, Workers, XdpMode};
+use crate::{
+    control::config::{Config, Workers, XdpMode},
+    xdp,
+};
 
 pub(super) fn judge(config: &Config, host: &Host) -> Vec<Finding> {
     if config.router.xdp == XdpMode::Off {
         return Vec::new();
     }
-    let mut findings = Vec::new();
+    let mut findings = Vec::from_iter(huge_pages(config, host));
     for (name, card) in &host.cards {
         findings.extend(node(config, &host.nodes, name, card));
         findings.extend(interrupts(host, name, card));
@@ -32,9 +35,8 @@ fn node(
     let near = nodes.get(&node)?;
     let mend = format!("workers = {near:?}, or some of these");
     let Workers::Cpus(cpus) = &config.router.workers else {
-        let found =
-            format!("its memory is on node {node}; workers = \"auto\" does not look at that");
-        return Some(Finding::warn("numa", name, found).mend(mend));
+        let found = format!("node {node}; workers = \"auto\" prefers the node of most devices");
+        return Some(Finding::ok("numa", name, found));
     };
     let far: Vec<usize> = (cpus.iter().copied())
         .filter(|cpu| !near.contains(cpu))
@@ -51,6 +53,28 @@ fn node(
             Some(Finding::warn("numa", name, found).mend(mend))
         }
     }
+}
+
+/// Packet memory is in huge pages where enough of them are free; they are for whoever comes first.
+fn huge_pages(config: &Config, host: &Host) -> Option<Finding> {
+    let huge = host.huge_pages?;
+    let links = host.sockets(&config.router);
+    let workers = u64::from(links.first()?.queues.0);
+    let mtus: Vec<u32> = links.iter().map(|link| link.mtu).collect();
+    let needed = workers * xdp::locked_bytes(&mtus)?.div_ceil(huge.bytes);
+    let (size, free) = (huge.bytes >> 10, huge.free);
+    let found = match (host.running, huge.total) {
+        (_, 0) => format!(
+            "none set aside; packet memory would take {needed} pages of {size} KiB (vm.nr_hugepages)"
+        ),
+        (Some(_), total) => {
+            format!("{free} of {total} free, beside what the running greyhound has")
+        }
+        (None, total) => format!(
+            "{free} of {total} free; packet memory takes {needed} pages of {size} KiB, or small pages"
+        ),
+    };
+    Some(Finding::ok("hugepages", "host", found))
 }
 
 /// The kernel's share of a packet's way is done where the card's interrupts go: all on one CPU, or on another node, it is

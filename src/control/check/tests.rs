@@ -16,6 +16,7 @@ use crate::{
         mirror::{Rule, Vlan},
     },
     tunnel::Family,
+    xdp::HugePages,
 };
 
 const REMOTE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -68,6 +69,7 @@ pub(super) fn host() -> Host {
         offloads: BTreeMap::from(offloads),
         cards: BTreeMap::new(),
         nodes: BTreeMap::from([(0, vec![0, 1])]),
+        huge_pages: None,
         connections: None,
         sampler: false,
         chains: Ok(Vec::new()),
@@ -1319,15 +1321,32 @@ fn hardware_far_from_its_workers_is_named() {
             "warn eth0 numa: its memory is on node 0, workers run on CPUs [1] elsewhere | workers = [0], or some of these",
         ],
     );
-    with_config(
-        "",
-        "",
-        card(near(0)),
-        &[
-            "warn eth0 numa: its memory is on node 0; workers = \"auto\" does not look at that | workers = [0], or some of these",
-        ],
-    );
+    with_config("", "", card(near(0)), &[]);
     with_config("xdp = \"off\"", "", card(near(0)), &[]);
+}
+
+#[test]
+fn huge_pages_are_said_and_never_a_complaint() {
+    let said = |total, free| {
+        let mut host = host();
+        host.huge_pages = Some(HugePages {
+            bytes: 2 << 20,
+            total,
+            free,
+        });
+        let findings = super::placement::judge(&config("", ""), &host);
+        let found = findings.into_iter().find(|f| f.check == "hugepages");
+        found.map(|f| f.found)
+    };
+    // Two devices of 1500 bytes, one queue each: 12800 frames of 2048 bytes.
+    assert_eq!(
+        said(0, 0).as_deref(),
+        Some("none set aside; packet memory would take 13 pages of 2048 KiB (vm.nr_hugepages)")
+    );
+    assert_eq!(
+        said(20, 15).as_deref(),
+        Some("15 of 20 free; packet memory takes 13 pages of 2048 KiB, or small pages")
+    );
 }
 
 #[test]

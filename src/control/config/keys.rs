@@ -49,7 +49,7 @@ pub const ROUTER: &[Key] = &[
     Key {
         names: &["workers"],
         default: r#"`"auto"`"#,
-        meaning: r#"CPUs of the workers, e.g. `[2, 3]`; queue n runs on the n-th. `"auto"`: from the last CPU down"#,
+        meaning: r#"CPUs of the workers, e.g. `[2, 3]`; queue n runs on the n-th. `"auto"`: those of the devices' memory node first, from the last one down"#,
     },
     Key {
         names: &["xdp"],
